@@ -1,0 +1,48 @@
+"""The errors that FlexTensor raises on purpose.
+
+    FlexTensorError              every error below; the command line prints its message and exits with 2
+    ├── InputError               what the caller asked for does not exist or makes no sense
+    ├── IllegalConfigError       a configuration that breaks a constraint of its space
+    ├── DeviceError              a device, compiler or worker that is needed is not there
+    └── DatabaseError            a schedule database that cannot be read or written
+
+A message is one line: what is wrong, where, and what to do. A failed *measurement* is no error:
+it is a `flextensor.targets.Trial` with a status and a reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlexTensorError(Exception):
+    """Any error raised on purpose, with a one-line message for a person."""
+
+
+class InputError(FlexTensorError):
+    """What the caller asked for does not exist or makes no sense."""
+
+
+class IllegalConfigError(FlexTensorError):
+    """A configuration that breaks a constraint of its space."""
+
+
+class DeviceError(FlexTensorError):
+    """A device, compiler or worker process that is needed is not there."""
+
+
+class DatabaseError(FlexTensorError):
+    """A schedule database that cannot be read or written."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """An `InputError` that names the nearest known names, or all of them when none is near.
+
+    >>> str(unknown("operator", "gem", ["gemm", "gemv", "shift"]))
+    "unknown operator 'gem'; did you mean gemm, gemv?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return InputError(f"unknown {what} {name!r}; {hint}")

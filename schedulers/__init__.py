@@ -1,0 +1,1 @@
+"""HOW: (workload, target) -> Space; (space, config) -> scheduled IRModule."""

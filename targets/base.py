@@ -1,0 +1,97 @@
+"""What a target is (hardware numbers, build, fingerprint) and what a measured point is."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class Status(enum.StrEnum):
+    """How a measurement ended."""
+
+    OK = "ok"
+    ILLEGAL = "illegal"
+    BUILD_ERROR = "build_error"
+    RUN_ERROR = "run_error"
+    TIMEOUT = "timeout"
+    WRONG_RESULT = "wrong_result"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One measured point.
+
+    `times` are seconds per call, one entry per repeat, empty unless the status is ``ok``.
+    `message` is the reason of a failure, one line. `error` is max|y - y64| / max|y64| of the
+    output against the float64 reference, or None where it was not computed.
+    """
+
+    formulation: str
+    config: Mapping[str, Any]
+    status: Status
+    times: tuple[float, ...] = ()
+    message: str = ""
+    error: float | None = None
+    build_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the point ran, in time, with the right result."""
+        return self.status is Status.OK
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds per call; infinite for a failure."""
+        return statistics.median(self.times) if self.ok and self.times else float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target(ABC):
+    """A device: mostly numbers. Schedulers ask for the numbers and never for the kind.
+
+    Sizes are in bytes, one cache level as one core sees it (L3: shared by all cores).
+    """
+
+    kind: ClassVar[str]
+    """The name on the command line, e.g. ``llvm``."""
+
+    cores: int
+    """Threads that a kernel may use."""
+    vector_bits: int
+    vector_registers: int
+    l1_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    max_unroll: int
+    """Statements that an unrolled loop body may hold before compile time explodes."""
+
+    def lanes(self, dtype: str = "float32") -> int:
+        """Elements of `dtype` in one vector register."""
+        return self.vector_bits // int("".join(filter(str.isdigit, dtype)))
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """The device in words, e.g. ``Intel(R) Xeon(R) Processor, 2 threads``."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Everything that makes measured times comparable: device, features, threads, driver."""
+
+    @abstractmethod
+    def tvm_target(self) -> Any:
+        """The `tvm.target.Target` to compile for."""
+
+    @abstractmethod
+    def peak_flops(self, dtype: str = "float32") -> float:
+        """Measured peak of all cores, FLOP/s; measured once per fingerprint, then cached."""
+
+    @abstractmethod
+    def bandwidth(self) -> float:
+        """Measured main-memory bandwidth of all cores, bytes/s; measured once, then cached."""
