@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from flextensor.errors import InputError, unknown
 
@@ -30,15 +30,21 @@ class Operator(ABC):
 
     name: ClassVar[str]
     """The name on the command line and in keys, e.g. ``conv2d``."""
-    MINIMUM: ClassVar[Mapping[str, int]] = {}
-    """The smallest legal value of an int field, where it is not 1 (``padding`` may be 0)."""
+    has_peer: ClassVar[bool] = True
+    """Whether `torch` exists; a user's own operator has none."""
+    MINIMUM: ClassVar[Mapping[str, int]] = {"padding": 0, "output_padding": 0}
+    """The smallest legal value of an int field, where it is not 1."""
 
     def __post_init__(self) -> None:
         """Check every field, then `check`; raise `InputError` with one line for a person."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int"):
+            if field.type == "int":
                 check_size(f"{self.name}: {field.name}", value, self.MINIMUM.get(field.name, 1))
+            elif field.type == "bool" and not isinstance(value, bool):
+                raise InputError(f"{self.name}: {field.name} must be true or false, got {value!r}")
+            elif field.type == "str" and not isinstance(value, str):
+                raise InputError(f"{self.name}: {field.name} must be a string, got {value!r}")
         self.check()
 
     def check(self) -> None:  # noqa: B027 - a hook, and most operators need none
@@ -68,6 +74,35 @@ class Operator(ABC):
         """Random inputs, or None for standard normal (floats) and small integers (ints)."""
         return None
 
+    def reference(self, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        """The output in float64 for NumPy `inputs`, without any scheduled TVM kernel."""
+        import numpy as np
+        import torch
+
+        tensors = [
+            torch.from_numpy(np.array(x, dtype=np.float64 if x.dtype.kind == "f" else x.dtype))
+            for x in inputs
+        ]
+        with torch.no_grad():
+            return np.asarray(self.torch(*tensors).to(torch.float64).numpy())
+
+    def params(self) -> Mapping[str, Any]:
+        """The parameters by field name, in declared order."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def key(self) -> str:
+        """What identifies the operator with its parameters, e.g. ``gemm(m=64, n=64, k=64)``."""
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.params().items())})"
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> Self:
+        """The operator from fields written as text, ``{"m": "64", "relu": "true"}``."""
+        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        for field in values:
+            if field not in types:
+                raise unknown(f"field of {cls.name}", field, types)
+        return cls(**{k: convert(f"{cls.name}: {k}", v, types[k]) for k, v in values.items()})
+
 
 def check_size(what: str, value: object, minimum: int = 1) -> None:
     """Raise `InputError` unless `value` is an int in [minimum, 2**31)."""
@@ -75,6 +110,24 @@ def check_size(what: str, value: object, minimum: int = 1) -> None:
         raise InputError(f"{what} must be an integer, got {value!r}")
     if not minimum <= value < 2**31:
         raise InputError(f"{what} must be between {minimum} and {2**31 - 1}, got {value}")
+
+
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def convert(what: str, text: str, kind: str) -> Any:
+    """`text` as an ``int``, ``float``, ``bool`` or ``str`` (`kind`), or a one-line `InputError`."""
+    if kind == "bool":
+        if text.lower() not in _BOOLS:
+            raise InputError(f"{what} must be true or false, got {text!r}")
+        return _BOOLS[text.lower()]
+    if kind not in ("int", "float"):
+        return text
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        noun = "an integer" if kind == "int" else "a number"
+        raise InputError(f"{what} must be {noun}, got {text!r}") from None
 
 
 _REGISTRY: dict[str, type[Operator]] = {}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flextensor.operators.base import Operator
+from flextensor.errors import InputError, unknown
+from flextensor.operators.base import Operator, Tensors
 
 if TYPE_CHECKING:
     import numpy as np
+
+ALIGNMENT = 64
+"""Bytes that every array of `Workload.inputs` is aligned to: a cache line, a vector register."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +30,31 @@ class BufferSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffer."""
-        return math.prod(self.shape) * (int("".join(filter(str.isdigit, self.dtype))) // 8)
+        bits = int("".join(filter(str.isdigit, self.dtype)) or 8)  # "bool" has no digits
+        return math.prod(self.shape) * max(bits // 8, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """An operator and its parameters: key, arithmetic, inputs, reference, formulations."""
+    """An operator and its parameters: key, arithmetic, inputs, reference, formulations.
+
+    Raises `InputError` when a tensor of the plain formulation does not fit this machine.
+    """
 
     operator: Operator
+
+    def __post_init__(self) -> None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        for spec in map(_spec, _stages(self._direct[-1])):
+            what = f"{self.operator.name}: tensor {spec.name} of shape {list(spec.shape)}"
+            if spec.nbytes > memory:
+                size, has = spec.nbytes / 2**30, memory / 2**30
+                raise InputError(f"{what} needs {size:.1f} GiB, this machine has {has:.1f} GiB")
+            if math.prod(spec.shape) >= 2**31:
+                raise InputError(f"{what} has more than 2**31 - 1 elements")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Workload, (self.operator,)  # programs are rebuilt, not pickled
 
     @cached_property
     def key(self) -> str:
@@ -41,12 +63,12 @@ class Workload:
         Equal workloads have equal keys in every process and version; a custom operator's key
         comes from the structure of its program, so that renaming it keeps its results.
         """
-        raise NotImplementedError
+        return self.operator.key()
 
     @cached_property
     def params(self) -> Mapping[str, Any]:
         """The operator's parameters by field name."""
-        raise NotImplementedError
+        return self.operator.params()
 
     @cached_property
     def formulations(self) -> tuple[str, ...]:
@@ -55,12 +77,27 @@ class Workload:
 
     def prim_func(self, formulation: str = "direct") -> Any:
         """The unscheduled `tvm.tirx.PrimFunc` of one formulation."""
-        raise NotImplementedError
+        from tvm import te
+
+        if formulation not in self.formulations:
+            raise unknown(f"formulation of {self.operator.name}", formulation, self.formulations)
+        if formulation not in self._programs:
+            tensors = self.operator.formulations()[formulation]()
+            self._programs[formulation] = te.create_prim_func(tensors)
+        return self._programs[formulation]
+
+    @cached_property
+    def _programs(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def _direct(self) -> Tensors:
+        return self.operator.compute()
 
     @cached_property
     def buffers(self) -> tuple[BufferSpec, ...]:
         """Inputs in order, then the output."""
-        raise NotImplementedError
+        return tuple(map(_spec, self._direct))
 
     @property
     def flops(self) -> int:
@@ -73,9 +110,48 @@ class Workload:
         return sum(b.nbytes for b in self.buffers)
 
     def inputs(self, seed: int) -> list[np.ndarray[Any, Any]]:
-        """Random inputs, the same for the same seed."""
-        raise NotImplementedError
+        """Random inputs, the same for the same seed, aligned to `ALIGNMENT` bytes."""
+        import numpy as np
 
-    def reference(self, inputs: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        rng = np.random.default_rng(seed)
+        arrays = self.operator.inputs(rng)
+        if arrays is None:
+            arrays = [_random(rng, b) for b in self.buffers[:-1]]
+        return [_aligned(a, b.dtype) for a, b in zip(arrays, self.buffers, strict=False)]
+
+    def reference(self, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """The output in float64 (ints: exact), computed without any scheduled TVM kernel."""
-        raise NotImplementedError
+        return self.operator.reference(inputs)
+
+
+def _spec(tensor: Any) -> BufferSpec:
+    return BufferSpec(tensor.op.name, tuple(int(n) for n in tensor.shape), str(tensor.dtype))
+
+
+def _stages(output: Any) -> Iterator[Any]:
+    """`output` and every tensor that it is computed from, each once."""
+    seen, stack = set(), [output]
+    while stack:
+        tensor = stack.pop()
+        if tensor not in seen:
+            seen.add(tensor)
+            yield tensor
+            stack.extend(tensor.op.input_tensors)
+
+
+def _random(rng: np.random.Generator, spec: BufferSpec) -> np.ndarray[Any, Any]:
+    if spec.dtype.startswith(("int", "uint", "bool")):
+        return rng.integers(0, 2 if spec.dtype == "bool" else 8, spec.shape)
+    return rng.standard_normal(spec.shape, dtype="float32")
+
+
+def _aligned(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """A copy of `array` in `dtype` that starts at a multiple of `ALIGNMENT` bytes."""
+    import numpy as np
+
+    kind = np.dtype(dtype)
+    raw = np.empty(array.size * kind.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    out = raw[start : start + array.size * kind.itemsize].view(kind).reshape(array.shape)
+    out[...] = array
+    return out

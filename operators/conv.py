@@ -1,0 +1,214 @@
+"""Convolutions in one, two and three dimensions, grouped and dilated, written once.
+
+Input [batch, in_channels, spatial..], weight [out_channels, in_channels/groups, kernel..],
+bias [out_channels], output [batch, out_channels, spatial..]; cross-correlation as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from flextensor.errors import InputError
+from flextensor.operators.base import Operator, Tensors, register
+from flextensor.operators.stages import convolve, epilogue, epilogue_flops, pad
+
+if TYPE_CHECKING:
+    import torch
+
+AXES = ("length", "depth", "height", "width")
+"""Field names of spatial extents; a member has one, two or three of them."""
+
+
+class Convolution(Operator):
+    """What every convolution does; subclasses declare the fields that they have."""
+
+    if TYPE_CHECKING:  # the fields, so that help and keys list them in each member's own order
+
+        @property
+        def batch(self) -> int: ...
+        @property
+        def in_channels(self) -> int: ...
+        @property
+        def out_channels(self) -> int: ...
+        @property
+        def kernel(self) -> int: ...
+        @property
+        def stride(self) -> int: ...
+        @property
+        def padding(self) -> int: ...
+        @property
+        def dilation(self) -> int: ...
+        @property
+        def groups(self) -> int: ...
+        @property
+        def bias(self) -> bool: ...
+        @property
+        def relu(self) -> bool: ...
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Input extents along the spatial axes."""
+        return tuple(getattr(self, axis) for axis in AXES if hasattr(self, axis))
+
+    @property
+    def out_size(self) -> tuple[int, ...]:
+        """Output extents along the spatial axes."""
+        span = self.dilation * (self.kernel - 1)
+        return tuple((n + 2 * self.padding - span - 1) // self.stride + 1 for n in self.size)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        window = (self.kernel,) * len(self.size)
+        return (self.out_channels, self.in_channels // self.groups, *window)
+
+    def check(self) -> None:
+        check_groups(self.name, self.groups, self.in_channels, self.out_channels)
+        check_window(self.name, self.size, self.kernel, self.dilation, self.padding)
+
+    def compute(self) -> Tensors:
+        data, weight, *bias = self.placeholders()
+        around = [0, 0] + [self.padding] * len(self.size)
+        out = convolve(
+            pad(data, around, around),
+            weight,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            name=self.name,
+        )
+        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+
+    def placeholders(self) -> Tensors:
+        """Data, weight and, where there is one, bias."""
+        from tvm import te
+
+        data = te.placeholder((self.batch, self.in_channels, *self.size), name="data")
+        weight = te.placeholder(self.weight_shape, name="weight")
+        bias = [te.placeholder((self.out_channels,), name="bias")] if self.bias else []
+        return [data, weight, *bias]
+
+    def flops(self) -> int:
+        out = (self.batch, self.out_channels, *self.out_size)
+        contraction = 2 * math.prod(out) * math.prod(self.weight_shape[1:])
+        return contraction + epilogue_flops(out, self.bias, self.relu)
+
+    def torch(self, *inputs: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        run = getattr(functional, f"conv{len(self.size)}d")
+        data, weight, *bias = inputs
+        out: torch.Tensor = run(
+            data,
+            weight,
+            bias[0] if bias else None,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return out.relu() if self.relu else out
+
+
+def check_groups(name: str, groups: int, *channels: int) -> None:
+    """Raise `InputError` unless `groups` divides all `channels` (in, out)."""
+    for side, count in zip(("in_channels", "out_channels"), channels, strict=True):
+        if count % groups:
+            raise InputError(f"{name}: {side}={count} is not divisible by groups={groups}")
+
+
+def check_window(
+    name: str, size: tuple[int, ...], kernel: int, dilation: int, padding: int
+) -> None:
+    """Raise `InputError` when the window is larger than the padded input."""
+    window = dilation * (kernel - 1) + 1
+    if window > min(size) + 2 * padding:
+        raise InputError(
+            f"{name}: the window spans {window} (kernel={kernel}, dilation={dilation}) but the "
+            f"padded input only {min(size) + 2 * padding}"
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Conv1d(Convolution):
+    """1-D convolution, NCL: ``out[n,k,x] = sum_{c,r} data[n,c,x*stride+r*dilation] * w[k,c,r]``."""
+
+    name: ClassVar[str] = "conv1d"
+
+    batch: int = 1
+    in_channels: int = 64
+    length: int = 784
+    out_channels: int = 64
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    relu: bool = False
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Conv2d(Convolution):
+    """2-D convolution, NCHW; by default the 3x3 layer of ResNet's first stage, not padded."""
+
+    name: ClassVar[str] = "conv2d"
+
+    batch: int = 1
+    in_channels: int = 64
+    height: int = 56
+    width: int = 56
+    out_channels: int = 64
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    relu: bool = False
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class GroupConv2d(Conv2d):
+    """`Conv2d` in four groups by default."""
+
+    name: ClassVar[str] = "group_conv2d"
+
+    groups: int = 4
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class DilatedConv2d(Conv2d):
+    """`Conv2d` with dilation 2 by default; padding is as given, so that the output may shrink."""
+
+    name: ClassVar[str] = "dilated_conv2d"
+
+    dilation: int = 2
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Conv3d(Convolution):
+    """3-D convolution, NCDHW."""
+
+    name: ClassVar[str] = "conv3d"
+
+    batch: int = 1
+    in_channels: int = 32
+    depth: int = 16
+    height: int = 28
+    width: int = 28
+    out_channels: int = 32
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    relu: bool = False

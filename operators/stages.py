@@ -1,0 +1,85 @@
+"""Stages that several operators are written with: padding, convolution, epilogue.
+
+All take and return `tvm.te.Tensor`; block names are the `name` arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def pad(data: Any, before: Sequence[int], after: Sequence[int]) -> Any:
+    """`data` with zeros around it: axis i grows by ``before[i] + after[i]`` (stage ``pad``)."""
+    from tvm import te, tirx
+
+    if not any(before) and not any(after):
+        return data
+    size = [int(n) for n in data.shape]
+
+    def value(*index: Any) -> Any:
+        inside = []
+        for i, n, low, high in zip(index, size, before, after, strict=True):
+            inside += [i >= low] if low else []
+            inside += [i < low + n] if high else []
+        source = [i - low for i, low in zip(index, before, strict=True)]
+        return tirx.if_then_else(tirx.all(*inside), data(*source), tirx.const(0, data.dtype))
+
+    shape = [low + n + high for n, low, high in zip(size, before, after, strict=True)]
+    return te.compute(shape, value, name="pad")
+
+
+def convolve(
+    data: Any, weight: Any, *, stride: int = 1, dilation: int = 1, groups: int = 1, name: str
+) -> Any:
+    """``out[n,k,q..] = sum_{c,r..} data[n, C/groups*(k//(K/groups)) + c, q*stride + r*dilation..]
+    * weight[k,c,r..]``.
+
+    `data` is [N,C,spatial..] and padded already, `weight` is [K,C/groups,kernel..].
+    """
+    from tvm import te
+
+    out_channels, in_group, *kernel = (int(n) for n in weight.shape)
+    batch, _, *size = (int(n) for n in data.shape)
+    out_size = [
+        (n - dilation * (r - 1) - 1) // stride + 1 for n, r in zip(size, kernel, strict=True)
+    ]
+    per_group = out_channels // groups
+    rc = te.reduce_axis((0, in_group), "rc")
+    window = [te.reduce_axis((0, r), f"r{i}") for i, r in enumerate(kernel)]
+
+    def value(n: Any, k: Any, *position: Any) -> Any:
+        channel = rc if groups == 1 else k // per_group * in_group + rc
+        place = [q * stride + r * dilation for q, r in zip(position, window, strict=True)]
+        return te.sum(data(n, channel, *place) * weight(k, rc, *window), axis=[rc, *window])
+
+    return te.compute([batch, out_channels, *out_size], value, name=name)
+
+
+def epilogue(out: Any, axis: int, bias: Any | None, relu: bool) -> Any:
+    """`out` plus `bias` along `axis` (stage ``bias_add``), then its positive part (``relu``)."""
+    from tvm import te, tirx
+
+    if bias is not None:
+        linear = out
+        out = te.compute(linear.shape, lambda *i: linear(*i) + bias(i[axis]), name="bias_add")
+    if relu:
+        signed = out
+        zero = tirx.const(0, signed.dtype)
+        out = te.compute(signed.shape, lambda *i: tirx.max(signed(*i), zero), name="relu")
+    return out
+
+
+def epilogue_flops(shape: Sequence[int], bias: bool, relu: bool) -> int:
+    """Operations of `epilogue` on an output of `shape`."""
+    return math.prod(shape) * (int(bias) + int(relu))
+
+
+def epilogue_torch(out: Any, axis: int, bias: Any | None, relu: bool) -> Any:
+    """`epilogue` in PyTorch."""
+    if bias is not None:
+        shape = [1] * out.ndim
+        shape[axis] = -1
+        out = out + bias.reshape(shape)
+    return out.relu() if relu else out
