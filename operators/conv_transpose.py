@@ -1,0 +1,292 @@
+"""Transposed convolutions in one, two and three dimensions, written once.
+
+Input [batch, in_channels, spatial..], weight [in_channels, out_channels/groups, kernel..],
+bias [out_channels], output [batch, out_channels, spatial..], as in PyTorch. Along each axis
+
+    out[n,k,y] = sum_{c,x,f : x*stride + f*dilation = y + padding} data[n,c,x] * weight[c,k,f]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flextensor.errors import InputError
+from flextensor.operators.base import Tensors, register
+from flextensor.operators.conv import Convolution, check_groups
+from flextensor.operators.stages import convolve, epilogue, epilogue_flops
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ConvolutionTranspose(Convolution):
+    """What every transposed convolution does; subclasses declare the fields that they have."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def output_padding(self) -> int: ...
+
+    @property
+    def out_size(self) -> tuple[int, ...]:
+        """Output extents along the spatial axes."""
+        span = self.dilation * (self.kernel - 1)
+        grown = span + 1 + self.output_padding - 2 * self.padding
+        return tuple((n - 1) * self.stride + grown for n in self.size)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight: input channels first."""
+        window = (self.kernel,) * len(self.size)
+        return (self.in_channels, self.out_channels // self.groups, *window)
+
+    def check(self) -> None:
+        check_groups(self.name, self.groups, self.in_channels, self.out_channels)
+        if self.output_padding >= max(self.stride, self.dilation):
+            raise InputError(
+                f"{self.name}: output_padding={self.output_padding} must be smaller than "
+                f"stride={self.stride} or dilation={self.dilation}"
+            )
+        if min(self.out_size) < 1:
+            raise InputError(
+                f"{self.name}: the output would be {list(self.out_size)}; reduce padding"
+            )
+
+    def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
+        """``direct``, and ``subpixel`` where there are phases to split the output into."""
+        if self.stride == 1 or self.dilation > 1:
+            return {"direct": self.compute}
+        return {"direct": self.compute, "subpixel": self.compute_subpixel}
+
+    def compute(self) -> Tensors:
+        """A convolution of stride 1 over the input with ``stride - 1`` zeros between elements."""
+        data, weight, *bias = self.placeholders()
+        out = convolve(
+            self._insert_zeros(data),
+            self._flip(weight),
+            dilation=self.dilation,
+            groups=self.groups,
+            name=self.name,
+        )
+        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+
+    def compute_subpixel(self) -> Tensors:
+        """A convolution of stride 1 over the input itself that computes no product with zero.
+
+        With ``y + padding = stride*q + phase``, output y needs the taps ``phase + stride*t`` at
+        the inputs ``q - t``. So the phases become ``stride**ndim`` times more output channels of
+        a convolution with the window ``ceil(kernel / stride)``, and a pixel shuffle spreads them.
+        """
+        data, weight, *bias = self.placeholders()
+        phases = convolve(
+            self._pad_phases(data), self._split(weight), groups=self.groups, name=self.name
+        )
+        out = self._shuffle(phases)
+        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+
+    def _insert_zeros(self, data: Any) -> Any:
+        """``out[j] = data[(j - start) / stride]``, zero where that is no element."""
+        from tvm import te, tirx
+
+        span = self.dilation * (self.kernel - 1)
+        start = span - self.padding
+        size = [n + span for n in self.out_size]
+        if self.stride == 1 and start == 0 and tuple(size) == self.size:
+            return data
+
+        def value(n: Any, c: Any, *index: Any) -> Any:
+            inside, source = [], []
+            for j, extent in zip(index, self.size, strict=True):
+                offset = j - start
+                inside += [offset >= 0, offset <= (extent - 1) * self.stride]
+                inside += [offset % self.stride == 0] if self.stride > 1 else []
+                source.append(offset // self.stride)
+            return tirx.if_then_else(
+                tirx.all(*inside), data(n, c, *source), tirx.const(0, data.dtype)
+            )
+
+        shape = [self.batch, self.in_channels, *size]
+        return te.compute(shape, value, name="insert_zeros" if self.stride > 1 else "pad")
+
+    def _flip(self, weight: Any) -> Any:
+        """The weight as [out_channels, in_channels/groups, kernel..], each axis reversed."""
+        from tvm import te
+
+        per_group, in_group = self.weight_shape[1], self.in_channels // self.groups
+
+        def value(k: Any, c: Any, *taps: Any) -> Any:
+            return weight(self._input(k, c), k % per_group, *(self.kernel - 1 - r for r in taps))
+
+        shape = [self.out_channels, in_group, *self.weight_shape[2:]]
+        return te.compute(shape, value, name="flip_weight")
+
+    def _input(self, k: Any, c: Any) -> Any:
+        """Input channel number `c` of those that output channel `k` reads."""
+        if self.groups == 1:
+            return c
+        return k // self.weight_shape[1] * (self.in_channels // self.groups) + c
+
+    @property
+    def _taps(self) -> int:
+        """Taps of one phase, the last of which may be zero."""
+        return -(-self.kernel // self.stride)
+
+    @property
+    def _first(self) -> int:
+        """The q of the first output."""
+        return self.padding // self.stride
+
+    def _pad_phases(self, data: Any) -> Any:
+        """``out[j] = data[j + first - (taps - 1)]``, zero outside: what the phases slide over."""
+        from tvm import te, tirx
+
+        shift = self._first - (self._taps - 1)
+        last = [(n - 1 + self.padding) // self.stride for n in self.out_size]
+        size = [q - self._first + self._taps for q in last]
+        if shift == 0 and tuple(size) == self.size:
+            return data
+
+        def value(n: Any, c: Any, *index: Any) -> Any:
+            source = [j + shift for j in index]
+            inside = [x >= 0 for x in source]
+            inside += [x < extent for x, extent in zip(source, self.size, strict=True)]
+            return tirx.if_then_else(
+                tirx.all(*inside), data(n, c, *source), tirx.const(0, data.dtype)
+            )
+
+        return te.compute([self.batch, self.in_channels, *size], value, name="pad")
+
+    def _split(self, weight: Any) -> Any:
+        """The weight as [out_channels * phases, in_channels/groups, taps..], in flipped order.
+
+        Output channel ``k * phases + phase`` holds ``weight[c, k, phase + stride*t]`` at
+        position ``taps - 1 - t``; a phase number has one digit in base `stride` for each axis.
+        """
+        from tvm import te, tirx
+
+        per_group, in_group = self.weight_shape[1], self.in_channels // self.groups
+        ndim = len(self.size)
+        phases = self.stride**ndim
+
+        def value(channel: Any, c: Any, *position: Any) -> Any:
+            k, phase = channel // phases, channel % phases
+            taps = [
+                phase // self.stride ** (ndim - 1 - i) % self.stride
+                + self.stride * (self._taps - 1 - t)
+                for i, t in enumerate(position)
+            ]
+            element = weight(self._input(k, c), k % per_group, *taps)
+            if self.kernel % self.stride == 0:
+                return element
+            inside = tirx.all(*(f < self.kernel for f in taps))
+            return tirx.if_then_else(inside, element, tirx.const(0, weight.dtype))
+
+        shape = [self.out_channels * phases, in_group, *[self._taps] * ndim]
+        return te.compute(shape, value, name="phase_weight")
+
+    def _shuffle(self, phases: Any) -> Any:
+        """``out[n,k,y] = phases[n, k*stride + phase, (y + padding)//stride - first]`` in 1-D."""
+        from tvm import te
+
+        def value(n: Any, k: Any, *position: Any) -> Any:
+            channel, place = k, []
+            for y in position:
+                channel = channel * self.stride + (y + self.padding) % self.stride
+                place.append((y + self.padding) // self.stride - self._first)
+            return phases(n, channel, *place)
+
+        shape = [self.batch, self.out_channels, *self.out_size]
+        return te.compute(shape, value, name="pixel_shuffle")
+
+    def flops(self) -> int:
+        """Every input element meets every tap of every output channel of its group."""
+        taps = math.prod(self.weight_shape[1:])
+        contraction = 2 * self.batch * self.in_channels * math.prod(self.size) * taps
+        out = (self.batch, self.out_channels, *self.out_size)
+        return contraction + epilogue_flops(out, self.bias, self.relu)
+
+    def torch(self, *inputs: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        run = getattr(functional, f"conv_transpose{len(self.size)}d")
+        data, weight, *bias = inputs
+        out: torch.Tensor = run(
+            data,
+            weight,
+            bias[0] if bias else None,
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            groups=self.groups,
+            dilation=self.dilation,
+        )
+        return out.relu() if self.relu else out
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ConvTranspose1d(ConvolutionTranspose):
+    """1-D transposed convolution, NCL."""
+
+    name: ClassVar[str] = "conv_transpose1d"
+
+    batch: int = 1
+    in_channels: int = 64
+    length: int = 784
+    out_channels: int = 64
+    kernel: int = 4
+    stride: int = 1
+    padding: int = 0
+    output_padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    relu: bool = False
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ConvTranspose2d(ConvolutionTranspose):
+    """2-D transposed convolution, NCHW."""
+
+    name: ClassVar[str] = "conv_transpose2d"
+
+    batch: int = 1
+    in_channels: int = 64
+    height: int = 28
+    width: int = 28
+    out_channels: int = 64
+    kernel: int = 4
+    stride: int = 1
+    padding: int = 0
+    output_padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    relu: bool = False
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ConvTranspose3d(ConvolutionTranspose):
+    """3-D transposed convolution, NCDHW."""
+
+    name: ClassVar[str] = "conv_transpose3d"
+
+    batch: int = 1
+    in_channels: int = 32
+    depth: int = 8
+    height: int = 14
+    width: int = 14
+    out_channels: int = 32
+    kernel: int = 4
+    stride: int = 1
+    padding: int = 0
+    output_padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    relu: bool = False
