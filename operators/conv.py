@@ -92,8 +92,8 @@ class Convolution(Operator):
 
     def flops(self) -> int:
         out = (self.batch, self.out_channels, *self.out_size)
-        contraction = 2 * math.prod(out) * math.prod(self.weight_shape[1:])
-        return contraction + epilogue_flops(out, self.bias, self.relu)
+        taps = self.in_channels // self.groups * self.kernel ** len(self.size)
+        return 2 * math.prod(out) * taps + epilogue_flops(out, self.bias, self.relu)
 
     def torch(self, *inputs: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional

@@ -202,9 +202,12 @@ class ConvolutionTranspose(Convolution):
         return te.compute(shape, value, name="pixel_shuffle")
 
     def flops(self) -> int:
-        """Every input element meets every tap of every output channel of its group."""
-        taps = math.prod(self.weight_shape[1:])
-        contraction = 2 * self.batch * self.in_channels * math.prod(self.size) * taps
+        """Along each axis one tap in `stride` meets an output, and a tap on padding counts.
+
+        So stride 1 counts as the convolution that it is, which is also how the paper counts.
+        """
+        met = math.prod(-(-n // self.stride) for n in self.out_size)
+        contraction = 2 * self.batch * math.prod(self.weight_shape) * met
         out = (self.batch, self.out_channels, *self.out_size)
         return contraction + epilogue_flops(out, self.bias, self.relu)
 
