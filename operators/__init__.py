@@ -8,6 +8,7 @@ from flextensor.operators.bilinear import Bilinear
 from flextensor.operators.block_circulant import BlockCirculant
 from flextensor.operators.conv import Conv1d, Conv2d, Conv3d, DilatedConv2d, GroupConv2d
 from flextensor.operators.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from flextensor.operators.custom import FunctionOperator, from_file
 from flextensor.operators.depthwise_conv2d import DepthwiseConv2d
 from flextensor.operators.einsum import Einsum
 from flextensor.operators.gemm import Gemm
@@ -32,6 +33,7 @@ __all__ = [
     "DepthwiseConv2d",
     "DilatedConv2d",
     "Einsum",
+    "FunctionOperator",
     "Gemm",
     "Gemv",
     "GroupConv2d",
@@ -41,6 +43,7 @@ __all__ = [
     "Workload",
     "case",
     "cases",
+    "from_file",
     "lookup",
     "parse",
     "register",

@@ -1,0 +1,89 @@
+"""What an unscheduled `tvm.tirx.PrimFunc` says by itself: its key, its arithmetic, its result."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def structural_key(program: Any) -> str:
+    """16 hex digits that equal programs share, whatever their buffers and variables are called."""
+    import tvm_ffi
+
+    nameless = program.without_attr("global_symbol")
+    return f"{tvm_ffi.structural_hash(nameless, map_free_vars=True) & (2**64 - 1):016x}"
+
+
+def flops(program: Any) -> int:
+    """Floating-point operations: those in every block's body times the block's iterations."""
+    import tvm_ffi
+    from tvm import s_tir
+
+    blocks: list[Any] = []
+    tvm_ffi.structural_walk(program.body, (s_tir.SBlock, blocks.append))
+    return sum(
+        math.prod(int(v.dom.extent) for v in block.iter_vars) * _operations(block.body)
+        for block in blocks
+        if not _holds_block(block.body)
+    )
+
+
+def _holds_block(body: Any) -> bool:
+    import tvm_ffi
+    from tvm import s_tir
+
+    inner: list[Any] = []
+    tvm_ffi.structural_walk(body, (s_tir.SBlock, inner.append))
+    return bool(inner)
+
+
+def _operations(body: Any) -> int:
+    """Floating-point operations in `body`, each occurrence; index arithmetic is integer."""
+    import tvm_ffi
+    from tvm import ir, tirx
+
+    kinds = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call)
+    found: list[Any] = []
+    tvm_ffi.structural_walk(body, (kinds, found.append))
+    moves = ("tirx.if_then_else", "tirx.likely")
+    return sum(
+        "float" in str(e.ty) and not (isinstance(e, ir.Call) and getattr(e.op, "name", "") in moves)
+        for e in found
+    )
+
+
+def float64_reference(program: Any, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """The output of the unscheduled `program` for `inputs`, computed in float64 where it can be.
+
+    Where LLVM or TVM refuses the float64 version, the program's own precision is used.
+    """
+    import numpy as np
+    import tvm
+
+    try:
+        wide = promote(program)
+        run = tvm.compile(wide, target="llvm")
+    except Exception:  # an intrinsic without a float64 version, in TVM or in LLVM
+        wide, run = program, tvm.compile(program, target="llvm")
+    arrays = [
+        np.ascontiguousarray(x, dtype=str(p.dtype))
+        for x, p in zip(inputs, wide.params[:-1], strict=True)
+    ]
+    output = wide.params[-1]
+    out = np.empty([int(n) for n in output.shape], str(output.dtype))
+    run(*arrays, out)
+    return out.astype(np.float64)
+
+
+def promote(program: Any) -> Any:
+    """`program` with float64 for every narrower floating-point type."""
+    from tvm import ir
+
+    # every node names its dtype in the graph form, and nothing else has such a pair
+    narrow = re.compile(r'"dtype":\s*"b?float(16|32)"')
+    return ir.load_json(narrow.sub('"dtype":"float64"', ir.save_json(program)))
