@@ -1,0 +1,191 @@
+"""A user's own operator from a function or a file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flextensor.errors import InputError
+from flextensor.operators import FunctionOperator, Workload, from_file, registry
+
+FILE = """
+from __future__ import annotations
+import numpy as np
+from tvm import te, tirx
+
+def scores(n: int = 6, m: int = 5, scale: float = 2.0, act: bool = True):
+    a = te.placeholder((n, m), name="a")
+    b = te.placeholder((m, n), name="b")
+    k = te.reduce_axis((0, m), "k")
+    c = te.compute((n, n), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="c")
+    if not act:
+        return [a, b, c]
+    return a, b, te.compute((n, n), lambda i, j: tirx.exp(c[i, j] / scale), name="d")
+
+def renamed(size: int, *, other=5):
+    x = te.placeholder((size, other), name="same")
+    y = te.placeholder((other, size), name="same")
+    r = te.reduce_axis((0, other), "q")
+    s = te.compute((size, size), lambda u, v: te.sum(x[u, r] * y[r, v], axis=r), name="z")
+    return [x, y, te.compute((size, size), lambda u, v: tirx.exp(s[u, v] / 2.0), name="same")]
+
+def renamed_reference(x, y):
+    assert x.dtype == np.float64
+    return np.exp(x @ y / 2)
+
+def wrong_shape(n: int = 2):
+    a = te.placeholder((n,), name="a")
+    return [a, te.compute((n,), lambda i: a[i] + 1.0, name="b")]
+
+def wrong_shape_reference(a):
+    return np.zeros(7)
+
+def raises(n: int = 1):
+    raise RuntimeError("first\\nsecond")
+
+def nothing(): pass
+def numbers(): return [1, 2]
+def only_input(): return [te.placeholder((3,), name="a")]
+def forgets():
+    a = te.placeholder((3,), name="a")
+    return [te.compute((3,), lambda i: a[i] * 2.0, name="b")]
+def computed_input():
+    a = te.placeholder((3,), name="a")
+    b = te.compute((3,), lambda i: a[i] * 2.0, name="b")
+    return [a, b, te.compute((3,), lambda i: b[i] * 2.0, name="c")]
+def starred(*sizes): pass
+def badly_typed(n: Unknown = 3): pass
+"""
+
+
+@pytest.fixture(scope="module")
+def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("custom") / "ops.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_program_without_reference_is_its_own(
+    ops: Path, error_of: Callable[[Workload, str], float]
+) -> None:
+    workload = Workload(from_file(f"{ops}:scores", {"n": "7", "scale": "3"}))
+    assert workload.params == {"n": 7, "m": 5, "scale": 3.0, "act": True}
+    assert error_of(workload, "direct") < 1e-5
+    a, b = (x.astype("float64") for x in workload.inputs(1))
+    np.testing.assert_allclose(workload.reference([a, b]), np.exp(a @ b / 3), rtol=1e-13)
+    assert workload.flops == 7 * 7 * (2 * 5 + 2)  # multiply and add; divide and exp
+
+
+def test_companion_is_the_reference(ops: Path, error_of: Callable[[Workload, str], float]) -> None:
+    workload = Workload(from_file(f"{ops}:renamed", {"size": "4"}))
+    assert error_of(workload, "direct") < 1e-5
+    assert not workload.operator.has_peer
+    with pytest.raises(InputError, match="no PyTorch peer"):
+        workload.operator.torch()
+
+
+def test_key_is_the_structure(ops: Path) -> None:
+    key = Workload(from_file(f"{ops}:scores", {})).key
+    assert Workload(from_file(f"{ops}:renamed", {"size": 6})).key == key
+    assert Workload(from_file(f"{ops}:scores", {"scale": 2.5})).key != key
+    assert Workload(from_file(f"{ops}:scores", {"n": 7})).key != key
+    assert len(key) == len("custom-") + 16
+
+
+def test_key_is_the_same_in_a_fresh_process(ops: Path) -> None:
+    workload = Workload(from_file(f"{ops}:scores", {"n": 9}))
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).key)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(workload),
+        capture_output=True,
+        env=os.environ | {"PYTHONHASHSEED": "77"},
+    )
+    assert result.stdout.decode().strip() == workload.key, result.stderr
+
+
+def test_files_register_nothing(ops: Path) -> None:
+    before = set(registry())
+    from_file(f"{ops}:scores", {})
+    assert set(registry()) == before
+    assert not any("flextensor_custom" in name for name in sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("function", "params", "message"),
+    [
+        ("score", {}, "unknown function of {file} 'score'; did you mean scores?"),
+        ("np", {}, "unknown function of {file} 'np'; known"),
+        ("scores", {"size": "3"}, "unknown field of scores 'size'; known: act, m"),
+        ("nothing", {"n": "3"}, "nothing has no fields, got n"),
+        ("renamed", {}, "renamed: no value for size; give size=..."),
+        ("scores", {"n": "x"}, "scores: n must be an integer, got 'x'"),
+        ("scores", {"n": 2.5}, "scores: n must be of type int, got 2.5"),
+        ("scores", {"scale": "x"}, "scores: scale must be a number, got 'x'"),
+        ("scores", {"act": "maybe"}, "scores: act must be true or false, got 'maybe'"),
+        ("scores", {"n": 0}, "scores: tensor a has the empty shape [0, 5]"),
+        ("raises", {}, "{file}:34: RuntimeError: first"),
+        ("nothing", {}, "nothing must return a list of TVM tensors, got nothing"),
+        ("numbers", {}, "numbers returned a int among its tensors"),
+        ("only_input", {}, "the last tensor, a, is an input, not the output"),
+        ("forgets", {}, "forgets uses the input a but does not return it"),
+        ("computed_input", {}, "b is computed; only the last tensor may be"),
+        ("starred", {}, "starred: parameter *sizes cannot be given by name"),
+        ("badly_typed", {}, "cannot read the parameters of badly_typed: name 'Unknown'"),
+    ],
+)
+def test_bad_functions(ops: Path, function: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        Workload(from_file(f"{ops}:{function}", params))
+    assert message.format(file=ops) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_reference_of_the_wrong_shape(ops: Path) -> None:
+    workload = Workload(from_file(f"{ops}:wrong_shape", {}))
+    with pytest.raises(InputError, match=r"wrong_shape_reference returned shape \[7\], not \[2\]"):
+        workload.reference(workload.inputs(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nraise KeyError('gone')\n", "broken.py:2: KeyError: 'gone'"),
+        ("def f(:\n", "broken.py:1: SyntaxError: "),
+        ("import sys\nsys.exit(3)\n", "broken.py:2: SystemExit: 3"),
+        ("x = 1\n", "broken.py defines no function, so not 'f'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        from_file(f"{path}:f", {})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["missing.py:f", "no_colon.py", "/:f"])
+def test_missing_files(spec: str) -> None:
+    with pytest.raises(InputError, match="cannot read|is written path.py:function"):
+        from_file(spec, {})
+
+
+def test_plain_function_with_reference() -> None:
+    from tvm import te
+
+    def double(n: int = 3) -> list[Any]:
+        a = te.placeholder((n,), name="a")
+        return [a, te.compute((n,), lambda i: a[i] * 2.0, name="b")]
+
+    workload = Workload(FunctionOperator(double, {"n": 5}, reference=lambda a: 2 * a))
+    assert workload.reference([np.ones(5, "float32")]).tolist() == [2.0] * 5
+    assert workload.operator == FunctionOperator(double, {"n": 5}, workload.operator.companion)  # type: ignore[attr-defined]
