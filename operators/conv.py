@@ -92,7 +92,7 @@ class Convolution(Operator):
 
     def flops(self) -> int:
         out = (self.batch, self.out_channels, *self.out_size)
-        taps = self.in_channels // self.groups * self.kernel ** len(self.size)
+        taps = self.in_channels // self.groups * math.prod(self.weight_shape[2:])
         return 2 * math.prod(out) * taps + epilogue_flops(out, self.bias, self.relu)
 
     def torch(self, *inputs: torch.Tensor) -> torch.Tensor:

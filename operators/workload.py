@@ -117,7 +117,7 @@ class Workload:
         arrays = self.operator.inputs(rng)
         if arrays is None:
             arrays = [_random(rng, b) for b in self.buffers[:-1]]
-        return [_aligned(a, b.dtype) for a, b in zip(arrays, self.buffers, strict=False)]
+        return [aligned(a, b.dtype) for a, b in zip(arrays, self.buffers, strict=False)]
 
     def reference(self, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """The output in float64 (ints: exact), computed without any scheduled TVM kernel."""
@@ -145,7 +145,7 @@ def _random(rng: np.random.Generator, spec: BufferSpec) -> np.ndarray[Any, Any]:
     return rng.standard_normal(spec.shape, dtype="float32")
 
 
-def _aligned(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+def aligned(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     """A copy of `array` in `dtype` that starts at a multiple of `ALIGNMENT` bytes."""
     import numpy as np
 

@@ -84,6 +84,18 @@ def test_program_without_reference_is_its_own(
     assert workload.flops == 7 * 7 * (2 * 5 + 2)  # multiply and add; divide and exp
 
 
+def test_program_that_has_no_float64_version(ops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(program: Any) -> Any:
+        raise ValueError("no float64 version")
+
+    monkeypatch.setattr("flextensor.operators.program.promote", refuse)
+    workload = Workload(from_file(f"{ops}:scores", {}))
+    a, b = workload.inputs(1)
+    out = workload.reference([a, b])
+    assert out.dtype == np.float64
+    np.testing.assert_allclose(out, np.exp(a.astype("float64") @ b / 2), rtol=1e-4)
+
+
 def test_companion_is_the_reference(ops: Path, error_of: Callable[[Workload, str], float]) -> None:
     workload = Workload(from_file(f"{ops}:renamed", {"size": "4"}))
     assert error_of(workload, "direct") < 1e-5
