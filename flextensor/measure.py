@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import itertools
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from flextensor.targets.base import Trial
+from flextensor.errors import DeviceError
+from flextensor.targets import Status, Target, Trial, dump
+from flextensor.targets.process import (
+    RemoteError,
+    Worker,
+    WorkerDied,
+    WorkerError,
+    WorkerTimeout,
+    run_all,
+)
+
+if TYPE_CHECKING:
+    from flextensor.operators.workload import Workload
+
+PREFIX = "flextensor-"
+"""Temporary folders are called flextensor-<pid>-<random>."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,3 +52,300 @@ class Measurer(Protocol):
 
     def close(self) -> None:
         """Stop every worker process."""
+
+
+OnTrial = Callable[[Trial], object]
+
+
+def ignore(trial: Trial) -> None:
+    """The `on_trial` of a measurer whose caller waits for the whole batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a candidate may use before it is given up: seconds and bytes.
+
+    A build or a run that takes longer is a ``timeout``; memory counts per process, without the
+    workload's own buffers. `builders` is the number of parallel builds (0: one per core).
+    """
+
+    build_seconds: float = 15.0
+    run_seconds: float = 10.0
+    memory_bytes: int = 4 << 30
+    builders: int = 0
+
+
+class LocalMeasurer:
+    """Measures on this machine, in worker processes that may crash and hang.
+
+    A batch is built in parallel, then run one candidate at a time, so that no build overlaps a
+    timing. `tolerance` bounds max|y - y64| / max|y64| of every checked output (integers: exact).
+    `on_trial` gets every trial as soon as it is known.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        target: Target,
+        tolerance: float,
+        *,
+        limits: Limits | None = None,
+        on_trial: OnTrial = ignore,
+        seed: int = 0,
+        module: str = "flextensor.worker",
+    ) -> None:
+        self.workload, self.target, self.limits = workload, target, limits or Limits()
+        self.tolerance, self.on_trial, self.seed = tolerance, on_trial, seed
+        self.folder = private_folder()
+        self._number = itertools.count()
+        env = {"TVM_NUM_THREADS": str(target.cores), "OMP_NUM_THREADS": str(target.cores)}
+        buffers = sum(buffer.nbytes for buffer in workload.buffers)
+        memory = self.limits.memory_bytes
+        self._runner = Worker((), env, memory and memory + 8 * buffers, module)
+        self._builders = [
+            Worker([("target", {"target": dump(target)})], env, memory, module)
+            for _ in range(self.limits.builders or target.cores)
+        ]
+        self._programs: set[str] = set()
+        self._transfer_seconds = buffers / 1e8
+
+    def measure(
+        self, candidates: Sequence[Candidate], best_seconds: float = math.inf
+    ) -> list[Trial]:
+        """One trial per candidate, in order; see `Measurer`."""
+        trials: dict[int, Trial] = {}
+        built: dict[int, tuple[Path, float]] = {}
+        paths = [self._path() for _ in candidates]
+        for index, reply in self._build(candidates, paths):
+            failure = build_failure(candidates[index], reply)
+            if failure:
+                trials[index] = failure
+                self.on_trial(failure)
+            elif isinstance(reply, dict):
+                built[index] = paths[index], reply["seconds"]
+        for index, (path, seconds) in sorted(built.items()):
+            trial = dataclasses.replace(
+                self._run(candidates[index], path, best_seconds), build_seconds=seconds
+            )
+            path.unlink(missing_ok=True)
+            trials[index] = trial
+            self.on_trial(trial)
+            best_seconds = min(best_seconds, trial.seconds)
+        return [trials[index] for index in range(len(candidates))]
+
+    def build(self, candidate: Candidate, path: Path) -> Path:
+        """Build one candidate into the shared library `path`; `DeviceError` when it fails."""
+        ((_, reply),) = self._build([candidate], [path])
+        failure = build_failure(candidate, reply)
+        if failure:
+            raise DeviceError(f"{self.workload.key}: {failure.message}")
+        return path
+
+    def compare(
+        self, candidates: Mapping[str, Candidate], peers: Sequence[str] = (), rounds: int = 7
+    ) -> dict[str, list[float]]:
+        """Seconds per call of every candidate and peer, timed in turns in one process.
+
+        `peers` may hold ``torch``: the workload's operator in PyTorch, on the same inputs.
+        Raises `DeviceError` when one of them fails.
+        """
+        kernels = {name: str(self.build(c, self._path())) for name, c in candidates.items()}
+        operator = {"operator": self.workload.operator.name, "params": dict(self.workload.params)}
+        payload = {
+            "kernels": kernels,
+            "peers": {peer: operator for peer in peers},
+            "rounds": rounds,
+            "warm": 0.05,
+        }
+        self._prepare_runner()
+        turns = rounds * (len(kernels) + len(peers))
+        reply = self._runner.call("interleave", payload, turns * self._run_limit(math.inf))
+        times: dict[str, list[float]] = reply["times"]
+        return times
+
+    def verify(self, candidate: Candidate, seed: int | None = None) -> float:
+        """The relative error of one candidate on fresh inputs (another seed), output poisoned.
+
+        Infinite when the output holds NaN or inf; `DeviceError` when it cannot be computed.
+        """
+        seed = self.seed + 1 + next(self._number) if seed is None else seed
+        path = self.build(candidate, self._path())
+        payload = {"path": str(path), **self._data(seed)}
+        self._prepare_runner()
+        error = self._runner.call("verify", payload, self._run_limit(math.inf))["error"]
+        return math.inf if error is None else float(error)
+
+    def close(self) -> None:
+        """Stop every worker process and remove the temporary files."""
+        for worker in (self._runner, *self._builders):
+            worker.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> LocalMeasurer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _path(self) -> Path:
+        return self.folder / f"kernel{next(self._number)}.so"
+
+    def _build(
+        self, candidates: Sequence[Candidate], paths: Sequence[Path]
+    ) -> Iterable[tuple[int, dict[str, Any] | WorkerError]]:
+        for formulation in sorted({c.formulation for c in candidates} - self._programs):
+            self._add_program(formulation)
+        calls = [
+            ("build", {"program": c.formulation, "config": dict(c.config), "out": str(path)})
+            for c, path in zip(candidates, paths, strict=True)
+        ]
+        return run_all(self._builders, calls, self.limits.build_seconds)
+
+    def _add_program(self, formulation: str) -> None:
+        """Give a formulation to every builder, now and after every restart."""
+        import tvm
+
+        path = self.folder / f"program{len(self._programs)}.json"
+        path.write_text(tvm.ir.save_json(self.workload.prim_func(formulation)))
+        self._programs.add(formulation)
+        for worker in self._builders:
+            worker.add_setup("program", {"name": formulation, "path": str(path)})
+
+    def _data(self, seed: int) -> dict[str, Any]:
+        """Write the inputs of `seed` and their reference; the payload that names them."""
+        from flextensor import timing
+
+        inputs, output = self.workload.inputs(seed), self.workload.buffers[-1]
+        folder = self.folder / f"data{next(self._number)}"
+        files = timing.write(folder, inputs, self.workload.reference(inputs))
+        return {**files, "shape": list(output.shape), "dtype": output.dtype}
+
+    def _prepare_runner(self) -> None:
+        if not self._runner.setup:
+            exact = self.workload.buffers[-1].dtype.startswith(("int", "uint"))
+            tolerance = 0.0 if exact else self.tolerance
+            payload = {"target": dump(self.target), "tolerance": tolerance, **self._data(self.seed)}
+            self._runner.add_setup("load", payload)
+
+    def _run_limit(self, best_seconds: float) -> float:
+        """Seconds that a run may take: plenty for what is expected, and never the whole cap."""
+        return min(self.limits.run_seconds, 2.0 + 200 * best_seconds) + self._transfer_seconds
+
+    def _run(self, candidate: Candidate, path: Path, best_seconds: float) -> Trial:
+        self._prepare_runner()
+        best = best_seconds if math.isfinite(best_seconds) else None
+        limit = self._run_limit(best_seconds)
+        ((_, reply),) = run_all([self._runner], [("run", {"path": str(path), "best": best})], limit)
+        if isinstance(reply, WorkerError):
+            return failed(candidate, Status.RUN_ERROR, reply)
+        return Trial(
+            candidate.formulation,
+            candidate.config,
+            Status(reply["status"]),
+            tuple(reply["times"]),
+            reply["message"],
+            reply["error"],
+            run_seconds=reply["seconds"],
+        )
+
+
+def failed(candidate: Candidate, status: Status, error: WorkerError) -> Trial:
+    """The trial of a candidate whose worker gave no result; a time-out has its own status."""
+    if isinstance(error, WorkerTimeout):
+        status = Status.TIMEOUT
+    return Trial(candidate.formulation, candidate.config, status, message=str(error))
+
+
+def build_failure(candidate: Candidate, reply: Mapping[str, Any] | WorkerError) -> Trial | None:
+    """The trial of a candidate that could not be built, or None; a missing tool is an error."""
+    if isinstance(reply, WorkerError):
+        if isinstance(reply, RemoteError | WorkerDied | WorkerTimeout):
+            return failed(candidate, Status.BUILD_ERROR, reply)
+        raise reply
+    if reply["status"] == "ok":
+        return None
+    return Trial(
+        candidate.formulation,
+        candidate.config,
+        Status(reply["status"]),
+        message=reply["message"],
+        build_seconds=reply["seconds"],
+    )
+
+
+def private_folder(root: Path | None = None) -> Path:
+    """A new temporary folder of this process; those of dead processes are removed first."""
+    root = root or Path(tempfile.gettempdir())
+    for folder in root.glob(f"{PREFIX}[0-9]*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(PermissionError):
+            os.kill(pid, 0)
+        return True
+    return False
+
+
+def config_key(candidate: Candidate | Trial) -> str:
+    """Formulation and configuration as one string, whatever the order of the knobs."""
+    return f"{candidate.formulation} {json.dumps(candidate.config, sort_keys=True, default=list)}"
+
+
+class ReplayMeasurer:
+    """Answers from recorded trials: explorers are compared without a device.
+
+    A candidate that was never measured is ``illegal``, with a message that says so.
+    """
+
+    def __init__(self, trials: Iterable[Trial], on_trial: OnTrial = ignore) -> None:
+        self._trials = {config_key(trial): trial for trial in trials}
+        self.on_trial = on_trial
+
+    def measure(
+        self, candidates: Sequence[Candidate], best_seconds: float = math.inf
+    ) -> list[Trial]:
+        """The recorded trial of every candidate, in order."""
+        found = [self._trials.get(config_key(c)) or unrecorded(c) for c in candidates]
+        for trial in found:
+            self.on_trial(trial)
+        return found
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+def unrecorded(candidate: Candidate) -> Trial:
+    """The answer of a replay to a candidate that was never measured."""
+    return Trial(
+        candidate.formulation, candidate.config, Status.ILLEGAL, message="not among the records"
+    )
+
+
+class FunctionMeasurer:
+    """A synthetic landscape: `fn(candidate)` gives seconds, or a `Trial` for full control."""
+
+    def __init__(
+        self, fn: Callable[[Candidate], float | Trial], on_trial: OnTrial = ignore
+    ) -> None:
+        self._fn, self.on_trial = fn, on_trial
+
+    def measure(
+        self, candidates: Sequence[Candidate], best_seconds: float = math.inf
+    ) -> list[Trial]:
+        """What the function says about every candidate, in order."""
+        trials = []
+        for candidate in candidates:
+            value = self._fn(candidate)
+            if not isinstance(value, Trial):
+                value = Trial(candidate.formulation, candidate.config, Status.OK, (value,))
+            trials.append(value)
+            self.on_trial(value)
+        return trials
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,58 @@
+"""Targets: where kernels run. `lookup` finds one by its specification, e.g. ``llvm``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from flextensor.errors import unknown
+from flextensor.targets.base import Status, Target, Trial
+
+if TYPE_CHECKING:
+    from flextensor.targets.llvm import LLVM
+
+__all__ = ["LLVM", "Status", "Target", "Trial", "available", "dump", "load", "lookup"]
+
+_HOME = {"llvm": ("flextensor.targets.llvm", "LLVM")}
+"""Kind -> (module, class); imported on first use."""
+
+
+def available() -> tuple[str, ...]:
+    """The kinds that `lookup` knows."""
+    return tuple(sorted(_HOME))
+
+
+def _family(kind: str) -> Any:
+    if kind not in _HOME:
+        raise unknown("target", kind, _HOME)
+    module, name = _HOME[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+def lookup(spec: str, threads: int | None = None) -> Target:
+    """The target of `spec` (a kind, for some kinds with more behind a colon), or `InputError`."""
+    return cast(Target, _family(spec.partition(":")[0]).from_spec(spec, threads))
+
+
+def dump(target: Target) -> dict[str, Any]:
+    """`target` as JSON values."""
+    return {"kind": target.kind, **dataclasses.asdict(target)}
+
+
+def load(values: Mapping[str, Any]) -> Target:
+    """The target that `dump` wrote."""
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name != "kind"
+    }
+    return cast(Target, _family(values["kind"])(**fields))
+
+
+def __getattr__(name: str) -> Any:
+    for module, attribute in _HOME.values():
+        if attribute == name:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'flextensor.targets' has no attribute {name!r}")

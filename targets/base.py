@@ -7,6 +7,7 @@ import enum
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -87,6 +88,19 @@ class Target(ABC):
     @abstractmethod
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
+
+    def tvm_device(self) -> Any:
+        """The `tvm.runtime.Device` that kernels run on; the CPU unless a target says otherwise."""
+        import tvm
+
+        return tvm.cpu()
+
+    @abstractmethod
+    def build(self, module: Any, path: Path) -> None:
+        """Compile a scheduled `tvm.IRModule` into the shared library `path`.
+
+        Raises `DeviceError` when a compiler or linker is missing; whatever TVM raises otherwise.
+        """
 
     @abstractmethod
     def peak_flops(self, dtype: str = "float32") -> float:

@@ -1,0 +1,49 @@
+"""Aligned arrays: what a vectorised kernel may be called with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from flextensor.operators.workload import ALIGNMENT
+
+Array = np.ndarray[Any, Any]
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised aligned array, row-major."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    array: Array = raw[start : start + size].view(dtype).reshape(shape)
+    return array
+
+
+def aligned(array: Array) -> Array:
+    """An aligned row-major copy of `array`."""
+    copy = empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def poison(array: Array) -> None:
+    """Fill with NaN (integers: a value that is unlikely to be right)."""
+    floating = np.issubdtype(array.dtype, np.floating)
+    array[...] = np.nan if floating else np.iinfo(array.dtype).max - 77
+
+
+def relative_error(got: Array, want: Array) -> float:
+    """max|got - want| / max|want|; infinite where `got` is not finite and `want` is."""
+    if got.shape != want.shape:
+        return math.inf
+    if not got.size:
+        return 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(got.astype(np.float64) - want)
+    worst = float(np.nanmax(np.where(np.isfinite(want), difference, 0.0)))
+    if not np.isfinite(difference[np.isfinite(want)]).all():
+        return math.inf
+    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+    return worst / scale if scale else worst

@@ -1,0 +1,222 @@
+"""The runner's side of a measurement: check a kernel once, then time it; or time several in turns.
+
+Caches are warm: a kernel is called over and over on the same buffers, as a layer of a network
+finds its weights when it fits. One kernel runs at a time, on `target.cores` threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flextensor import buffers, targets
+
+REPEAT_SECONDS = 0.002
+"""A repeat lasts at least this long, in as many calls as that takes."""
+WARM_SECONDS = 0.01
+MIN_REPEATS, MAX_REPEATS = 5, 40
+ENOUGH_SECONDS, MOST_SECONDS = 0.05, 0.15
+SPREAD = 0.03
+"""Repeats stop after ENOUGH_SECONDS when their interquartile range is below this share of the
+median, and after MOST_SECONDS in any case."""
+LONG_SECONDS = 1.0
+"""Two repeats are enough when they took this long."""
+
+Call = Callable[[], Any]
+
+
+class Clock:
+    """Times calls of one function, synchronising the device."""
+
+    def __init__(self, call: Call, sync: Call) -> None:
+        self.call, self.sync = call, sync
+
+    def run(self, number: int) -> float:
+        """Seconds per call over `number` calls."""
+        call = self.call
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        self.sync()
+        return (time.perf_counter() - start) / number
+
+    def warm(self, seconds: float) -> float:
+        """Call for `seconds` (at least twice); seconds of the fastest call."""
+        end = time.perf_counter() + seconds
+        best = min(self.run(1), self.run(1))
+        while time.perf_counter() < end:
+            best = min(best, self.run(1))
+        return best
+
+
+def calls_per_repeat(seconds: float) -> int:
+    """Calls that a repeat needs when one call takes `seconds`."""
+    return max(1, round(REPEAT_SECONDS / max(seconds, 1e-8)))
+
+
+def spread(times: Sequence[float]) -> float:
+    """Interquartile range over the median."""
+    low, median, high = statistics.quantiles(times, n=4)
+    return (high - low) / median
+
+
+def slower(times: Sequence[float], best: float) -> bool:
+    """Whether these repeats show clearly that the best is out of reach."""
+    return min(times) > best * (2.0 if len(times) < 3 else 1.2) if len(times) in (1, 3) else False
+
+
+def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], str]:
+    """(seconds per call of every repeat, a message when it was abandoned).
+
+    `first` is what the first, cold call took and `best` the seconds to beat (may be inf).
+    """
+    if first > 20 * best:
+        return [first], f"abandoned: {first / best:.3g} times slower than the best"
+    number = calls_per_repeat(clock.warm(WARM_SECONDS))
+    times: list[float] = []
+    total = 0.0
+    while len(times) < MAX_REPEATS:
+        times.append(clock.run(number))
+        total += times[-1] * number
+        if slower(times, best):
+            ratio = min(times) / best
+            return times, f"abandoned: {ratio:.3g} times slower than the best"
+        if len(times) >= 2 and total >= LONG_SECONDS:
+            break
+        if len(times) < MIN_REPEATS or total < ENOUGH_SECONDS:
+            continue
+        if total >= MOST_SECONDS or spread(times) < SPREAD:
+            break
+    return times, ""
+
+
+def interleave(clocks: Mapping[str, Clock], rounds: int, warm: float) -> dict[str, list[float]]:
+    """Seconds per call of every function, timed in turns.
+
+    Every turn first runs the same function `warm` seconds unrecorded: when thread pools change
+    hands, about ten calls read 2 to 30 times slow.
+    """
+    times: dict[str, list[float]] = {name: [] for name in clocks}
+    for _ in range(rounds):
+        for name, clock in clocks.items():
+            number = calls_per_repeat(clock.warm(warm))
+            times[name] += [clock.run(number) for _ in range(3)]
+    return times
+
+
+class Data:
+    """Inputs, poisoned output and reference of a workload, read from the parent's files."""
+
+    def __init__(self, payload: Mapping[str, Any]) -> None:
+        self.inputs = [buffers.aligned(np.load(path)) for path in payload["inputs"]]
+        self.reference = np.load(payload["reference"])
+        self.output = buffers.empty(tuple(payload["shape"]), payload["dtype"])
+
+    def check(self, output: buffers.Array) -> float | None:
+        """The relative error of an output, None when it is not finite where it should be."""
+        error = buffers.relative_error(output, self.reference)
+        return error if math.isfinite(error) else None
+
+
+class Runner:
+    """The methods of a run worker; `load` comes first."""
+
+    def load(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """{"target", "tolerance", "inputs", "reference", "shape", "dtype"} -> {}."""
+        import tvm
+
+        self.target = targets.load(payload["target"])
+        self.tolerance: float = payload["tolerance"]
+        self.device = self.target.tvm_device()
+        self.data = Data(payload)
+        self.tensors = self._place(self.data)
+        self._load_module = tvm.runtime.load_module
+        return {}
+
+    def _place(self, data: Data) -> list[Any]:
+        """The buffers as device tensors; the output is poisoned."""
+        import tvm
+
+        buffers.poison(data.output)
+        return [tvm.runtime.tensor(array, self.device) for array in (*data.inputs, data.output)]
+
+    def _poison(self) -> None:
+        buffers.poison(self.data.output)
+        self.tensors[-1].copyfrom(self.data.output)
+
+    def _clock(self, path: str) -> Clock:
+        function = self._load_module(path)["main"]
+        tensors = self.tensors
+        return Clock(lambda: function(*tensors), self.device.sync)
+
+    def run(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """{"path", "best": seconds to beat or None} -> a trial's fields.
+
+        These are "status", "message", "times", "error" and "seconds" (of the whole run).
+        """
+        start = time.perf_counter()
+        reply = self._run(payload["path"], payload["best"])
+        return {**reply, "seconds": time.perf_counter() - start}
+
+    def _run(self, path: str, best: float | None) -> dict[str, Any]:
+        clock = self._clock(path)
+        self._poison()
+        first = clock.run(1)
+        error = self.data.check(self.tensors[-1].numpy())
+        if error is None or error > self.tolerance:
+            message = "the output holds NaN or inf, or was not written"
+            if error is not None:
+                message = f"relative error {error:.3g} exceeds the tolerance {self.tolerance:.3g}"
+            return {"status": "wrong_result", "message": message, "times": [], "error": error}
+        times, message = time_kernel(clock, math.inf if best is None else best, first)
+        return {"status": "ok", "message": message, "times": times, "error": error}
+
+    def verify(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """{"path", "inputs", "reference", "shape", "dtype"} -> {"error"}; the data is fresh."""
+        data = Data(payload)
+        tensors = self._place(data)
+        self._load_module(payload["path"])["main"](*tensors)
+        self.device.sync()
+        return {"error": data.check(tensors[-1].numpy())}
+
+    def interleave(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """{"kernels": {name: path}, "peers": {name: {"operator", "params"}}, "rounds", "warm"}
+        -> {name: [seconds, ...]}; a peer is the operator's PyTorch expression."""
+        clocks = {name: self._clock(path) for name, path in payload["kernels"].items()}
+        with contextlib.ExitStack() as stack:
+            for name, peer in payload["peers"].items():
+                clocks[name] = self._peer(peer, stack)
+            return {"times": interleave(clocks, payload["rounds"], payload["warm"])}
+
+    def _peer(self, peer: Mapping[str, Any], stack: contextlib.ExitStack) -> Clock:
+        import torch
+
+        from flextensor import operators
+
+        torch.set_num_threads(self.target.cores)
+        stack.enter_context(torch.inference_mode())
+        operator = operators.lookup(peer["operator"])(**peer["params"])
+        tensors = [torch.from_numpy(array) for array in self.data.inputs]
+        return Clock(lambda: operator.torch(*tensors), lambda: None)
+
+
+RUNNER = Runner()
+
+
+def write(
+    folder: Path, inputs: Sequence[buffers.Array], reference: buffers.Array
+) -> dict[str, Any]:
+    """Save inputs and reference under `folder`; the payload parts that name the files."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"input{i}.npy" for i in range(len(inputs))]
+    for path, array in zip(paths, inputs, strict=True):
+        np.save(path, array)
+    np.save(folder / "reference.npy", reference)
+    return {"inputs": list(map(str, paths)), "reference": str(folder / "reference.npy")}

@@ -1,0 +1,154 @@
+"""The main program of a worker process: ``python -m flextensor.worker``, see `targets.process`.
+
+Two roles share it. A builder schedules and compiles (`target`, `program`, `build`); a runner
+checks and times (`load`, `run`, `verify`, `interleave`, see `flextensor.timing`). Payloads and
+results are JSON values; paths are strings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flextensor.errors import IllegalConfigError
+
+Payload = Mapping[str, Any]
+Handler = Callable[[Payload], dict[str, Any]]
+
+PR_SET_PDEATHSIG = 1
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The reason of an exception as one line; of TVM's pages of text the telling line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [
+        line for line in lines if line.startswith(("Error message:", "Check failed", "error:"))
+    ]
+    text = (telling or lines or [type(error).__name__])[0]
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class Builder:
+    """Schedules and compiles candidates of the programs that it was given."""
+
+    def __init__(self) -> None:
+        self._target: Any = None
+        self._programs: dict[str, Any] = {}
+
+    def target(self, payload: Payload) -> dict[str, Any]:
+        """{"target": dumped target} -> {}."""
+        import tvm  # noqa: F401 - here, so that no build pays for the import
+
+        from flextensor import targets
+
+        self._target = targets.load(payload["target"])
+        return {}
+
+    def program(self, payload: Payload) -> dict[str, Any]:
+        """{"name", "path": a file of `tvm.ir.save_json`} -> {}."""
+        import tvm
+
+        self._programs[payload["name"]] = tvm.ir.load_json(Path(payload["path"]).read_text())
+        return {}
+
+    def build(self, payload: Payload) -> dict[str, Any]:
+        """{"program", "config", "out"} -> {"status", "message", "seconds"}."""
+        from flextensor.schedulers import schedule
+
+        start = time.perf_counter()
+        status, message = "ok", ""
+        try:
+            program = self._programs[payload["program"]]
+            module = schedule(program, self._target, payload["config"])
+            self._target.build(module, Path(payload["out"]))
+        except IllegalConfigError as error:
+            status, message = "illegal", one_line(error)
+        except Exception as error:
+            status, message = "build_error", f"{type(error).__name__}: {one_line(error)}"
+        return {"status": status, "message": message, "seconds": time.perf_counter() - start}
+
+
+def handlers() -> dict[str, Handler]:
+    """Every method of a worker by name; heavy modules are imported by the first call."""
+    builder = Builder()
+
+    def runner(method: str) -> Handler:
+        def call(payload: Payload) -> dict[str, Any]:
+            from flextensor import timing
+
+            result: dict[str, Any] = getattr(timing.RUNNER, method)(payload)
+            return result
+
+        return call
+
+    named: dict[str, Handler] = {
+        "target": builder.target,
+        "program": builder.program,
+        "build": builder.build,
+        "peak": peak,
+    }
+    return named | {name: runner(name) for name in ("load", "run", "verify", "interleave")}
+
+
+def peak(payload: Payload) -> dict[str, Any]:
+    """{"target", "what": "bandwidth" or a dtype} -> {"value": bytes/s or FLOP/s}."""
+    from flextensor import targets
+    from flextensor.targets import peaks
+
+    return {"value": peaks.measure(targets.load(payload["target"]), payload["what"])}
+
+
+def die_with_parent(lifeline: int, parent: int) -> None:
+    """End this process when its parent ends, in whatever way, even inside a kernel.
+
+    Nothing is ever written to `lifeline`: its other end closes when the parent is gone, and
+    Linux then sends SIGIO, whose default action is to end the process. The parent-death signal
+    follows the *thread* that started the worker, so it is only set (`parent` is not 0) when
+    that was the main thread; it also covers a fork of the parent that keeps the pipe open.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    already_closed = select.select([lifeline], [], [], 0)[0]
+    if already_closed or (parent and os.getppid() != parent):
+        sys.exit(1)
+
+
+def serve(requests: int, replies: int, methods: Mapping[str, Handler]) -> None:
+    """Answer JSON lines from one descriptor on the other until the first one ends."""
+    with os.fdopen(requests, "rb") as calls, os.fdopen(replies, "wb") as answers:
+        for line in calls:
+            call = json.loads(line)
+            try:
+                reply: dict[str, Any] = {"result": methods[call["method"]](call["payload"])}
+            except Exception as error:
+                reply = {"error": type(error).__name__, "message": one_line(error)}
+            answers.write(json.dumps(reply).encode() + b"\n")
+            answers.flush()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve: file descriptors of requests, replies and lifeline, memory limit, parent or 0."""
+    requests, replies, lifeline, memory, parent = map(int, arguments)
+    die_with_parent(lifeline, parent)
+    if memory:
+        # Private writable memory. RLIMIT_AS would also count the address space that libraries
+        # only reserve (torch: tens of GB).
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    serve(requests, replies, handlers())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
