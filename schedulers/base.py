@@ -1,0 +1,44 @@
+"""The scheduler's seam: a stage and a target in, knobs out; a config in, computes and loops out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from flextensor.schedulers.program import Program, Stage, Tensors
+from flextensor.schedulers.space import Space, Value
+from flextensor.targets.base import Target
+
+
+class StageSchedule(ABC):
+    """One stage of one program, as one scheduler would run it on one target.
+
+    `space` has the decisions. A config is carried out in two steps, since the layout of data is
+    a matter of what is computed, and the order of loops is not: `write` gives the TVM computes,
+    and, once all stages stand in one PrimFunc, `arrange` transforms the loops of its blocks.
+    """
+
+    stage: Stage
+    space: Space
+
+    @abstractmethod
+    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
+        """Add the stage's computes and let `tensors` know what stands for its output.
+
+        `final` is the stage itself, or the last of the elementwise consumers fused into it.
+        """
+
+    @abstractmethod
+    def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
+        """Schedule the blocks that `write` made, in `sch`, a `tvm.s_tir.Schedule`."""
+
+
+class Scheduler(ABC):
+    """A way to run stages of some structure. Asked in turn; None means "not mine"."""
+
+    name: str
+
+    @abstractmethod
+    def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
+        """The stage as this scheduler would run it, or None when it is not its kind of stage."""

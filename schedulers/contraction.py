@@ -1,0 +1,234 @@
+"""Contractions as register tiles over packed, padded or sliding operands.
+
+    for block of M, block of N in parallel:
+        pack what is packed per block
+        for block of K:
+            for tile of M, tile of N:
+                for k:  acc[rows, vectors] += row[rows] * lane[vectors]   # all in registers
+        write the block out, through the fused elementwise consumers
+
+One side gives the vector lanes, the other one scalars (*rows*) that are broadcast. GEMM, einsum,
+every convolution and its transposed, grouped, dilated and depthwise kin are this one loop nest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import te
+
+from flextensor.errors import IllegalConfigError
+from flextensor.schedulers import loops
+from flextensor.schedulers.analysis import Contraction, contraction, points
+from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.contraction_space import Plan, contraction_space
+from flextensor.schedulers.layouts import Element, Side
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
+from flextensor.schedulers.space import Value
+from flextensor.targets.base import Target
+
+
+class ContractionScheduler(Scheduler):
+    """Takes sums of products in which at least one operand is used more than once."""
+
+    name = "contraction"
+
+    def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
+        """The stage when both sides have something to hold in registers, or a window slides."""
+        found = contraction(stage)
+        if found is None or not found.k:
+            return None
+        reuse = min(points(found.m), points(found.n))
+        if reuse < 2 and not found.windows:
+            return None
+        return ContractionSchedule(program, found, target)
+
+
+class ContractionSchedule(StageSchedule):
+    """One contraction of a program on a target."""
+
+    def __init__(self, program: Program, found: Contraction, target: Target) -> None:
+        self.stage = found.stage
+        self.found = found
+        self.target = target
+        self.sides = {
+            "m": Side(found.a, found.m, found.batch, found.k),
+            "n": Side(found.b, found.n, found.batch, found.k),
+        }
+        self.space = contraction_space(program, found, self.sides, target)
+
+    def plan(self, config: Mapping[str, Value]) -> Plan:
+        """All sizes that follow from a config."""
+        return Plan.of(config, self.found, self.sides, self.target)
+
+    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
+        """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li], the output."""
+        plan, name = self.plan(config), self.stage.name
+        rows = self._element(plan, "rows", tensors)
+        lanes = self._element(plan, "lanes", tensors)
+        batch = self.found.batch
+        axes = {
+            i.var: te.reduce_axis((0, plan.k_extent(i)), name=f"k{p}")
+            for p, i in enumerate(self.found.k)
+        }
+
+        def accumulate(*at: Any) -> Any:
+            b, (ro, lo, rt, ri, lt, li) = at[: len(batch)], at[len(batch) :]
+            k = {var: axis.var for var, axis in axes.items()}
+            term = lanes(b, lo, lt, li, k) * rows(b, ro, rt, ri, k)
+            return te.sum(term, axis=list(axes.values()))
+
+        r, l = plan.rows, plan.lanes
+        shape = [i.extent for i in batch]
+        shape += [r.blocks, l.blocks, r.tiles, r.tile, l.tiles, l.tile]
+        z = te.compute(shape, accumulate, name=f"{name}_acc")
+
+        def out(*indices: Any) -> Any:
+            at = self._iterators(indices)
+            ro, rq = r.locate([at[i.var] for i in self.sides[plan.row_side].iterators])
+            lo, lq = l.locate([at[i.var] for i in self.sides[plan.lane_side].iterators])
+            own = [at[i.var] for i in batch]
+            tile = (rq // r.tile, rq % r.tile, lq // l.tile, lq % l.tile)
+            return z(*own, ro, lo, *tile)
+
+        tensors.set(self.stage.buffer, out)
+        tensors.plain(final, name=f"{name}_out") if final is not self.stage else tensors.set(
+            self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out")
+        )
+
+    def _element(self, plan: Plan, role: str, tensors: Tensors) -> Element:
+        which = plan.row_side if role == "rows" else plan.lane_side
+        cut = plan.rows if role == "rows" else plan.lanes
+        layout = plan.row_layout if role == "rows" else plan.lane_layout
+        side = self.sides[which]
+        if layout == "inline":
+            return side.inline(cut, tensors)
+        make = side.flat if layout == "flat" else side.panel
+        return make(cut, tensors, f"{self.stage.name}_{role}", plan.padded_k)
+
+    def _iterators(self, indices: Any) -> dict[Any, Any]:
+        """Iterator values from the indices of the output."""
+        at: dict[Any, Any] = {}
+        for index, parts in zip(indices, self.found.outputs, strict=True):
+            if len(parts) == 1:
+                at[parts[0].var] = index
+            elif parts:
+                outer, inner = parts
+                at[outer.var] = index // inner.extent
+                at[inner.var] = index % inner.extent
+        return at
+
+    def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
+        """Place every block, tile the accumulators, hold them in registers."""
+        plan, name = self.plan(config), self.stage.name
+        reason = self.space.reason(config)
+        if reason is not None:
+            raise IllegalConfigError(reason)
+        acc = sch.get_sblock(f"{name}_acc")
+        out = sch.get_sblock(f"{name}_out")
+        if plan.fused:
+            task = self._tile_output(plan, sch, out)
+            sch.compute_at(acc, task, preserve_unit_loops=True)
+        else:
+            loops.copy(sch, out, self.target)
+            task = None
+        nest = sch.get_loops(acc)
+        count = len(self.found.batch) + 6 + len(self.found.k)
+        own = nest[-count:]
+        batch, own = own[: len(self.found.batch)], own[len(self.found.batch) :]
+        (ro, lo, rt, ri, lt, li), k = own[:6], own[6:]
+        if task is None:
+            order = [ro, lo] if plan.row_blocks_outer else [lo, ro]
+            sch.reorder(*batch, *order, rt, ri, lt, li)
+            task = sch.fuse(*batch, *order)
+            sch.parallel(task)
+        for role, at, layout in (
+            ("rows", plan.row_at, plan.row_layout),
+            ("lanes", plan.lane_at, plan.lane_layout),
+        ):
+            if layout == "inline":
+                continue
+            block = sch.get_sblock(f"{name}_{role}")
+            if at == "block":
+                sch.compute_at(block, task)
+            loops.pack(sch, block, self.target, parallel=at == "root")
+        self._tile(plan, sch, acc, (rt, ri, lt, li), k)
+
+    def _tile_output(self, plan: Plan, sch: Any, out: Any) -> Any:
+        """Cut the output's loops at the blocks of both sides; the parallel loop over blocks."""
+        cuts = {}
+        for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
+            iterators = self.sides[side].iterators
+            if iterators:
+                cuts[iterators[0].var] = (side, cut)
+        outer: dict[str, Any] = {}
+        batch, inner = [], []
+        for loop, parts in zip(sch.get_loops(out), self.found.outputs, strict=True):
+            pieces = [loop] if len(parts) < 2 else list(sch.split(loop, [None, parts[1].extent]))
+            for piece, it in zip(pieces, parts, strict=False):
+                if it in self.found.batch:
+                    batch.append(piece)
+                elif it.var in cuts:
+                    side, cut = cuts[it.var]
+                    blocks, within = sch.split(piece, [cut.blocks, cut.block])
+                    outer[side] = blocks
+                    inner.append(within)
+                else:
+                    inner.append(piece)
+            if not parts:
+                inner.append(loop)
+        order = [plan.row_side, plan.lane_side]
+        if not plan.row_blocks_outer:
+            order.reverse()
+        tasks = batch + [outer[s] for s in order if s in outer]
+        if not tasks:
+            tasks = [inner.pop(0)]
+        sch.reorder(*tasks, *inner)
+        task = sch.fuse(*tasks) if len(tasks) > 1 else tasks[0]
+        sch.parallel(task)
+        loops.vectorize_inner(sch, sch.get_loops(out)[1:], self.target)
+        return task
+
+    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: Any, k: list[Any]) -> None:
+        """ko, tiles, k..., then the unrolled register tile."""
+        rt, ri, lt, li = tile
+        lv, lane = sch.split(li, [None, plan.vector])
+        k = list(k)
+        reduction = self.found.k
+        main = reduction.index(plan.main)
+        ko, ki, ku = sch.split(k[main], [plan.k_blocks, None, plan.k_unroll])
+        others = [loop for p, loop in enumerate(k) if p != main]
+        tiles = [rt, lt] if plan.row_tiles_outer else [lt, rt]
+        blocked = plan.k_blocks > 1
+        lead = [ko, *tiles] if blocked else [*tiles, ko]
+        sch.reorder(*lead, ki, *others, ku, ri, lv, lane)
+        sch.unroll(ku)
+        for loop in others[len(others) - plan.unrolled_windows :]:
+            sch.unroll(loop)
+        sch.unroll(ri)
+        sch.unroll(lv)
+        sch.vectorize(lane)
+        if blocked:
+            sch.decompose_reduction(acc, ko)
+            loops.vectorize_inner(
+                sch, sch.get_loops(sch.get_sblock(f"{self.stage.name}_acc_init")), self.target
+            )
+            return
+        registers = sch.cache_write(acc, 0, "local")
+        sch.reverse_compute_at(registers, tiles[1])
+        *written, vectors = sch.get_loops(registers)[-2:]
+        over, lane = sch.split(vectors, [None, plan.vector])
+        for loop in (*written, over):
+            sch.unroll(loop)
+        sch.vectorize(lane)
+        sch.decompose_reduction(acc, ko)
+
+
+def main_axis(k: tuple[Iterator, ...]) -> Iterator:
+    """The longest reduction iterator."""
+    return max(k, key=lambda i: i.extent)
+
+
+__all__ = ["ContractionSchedule", "ContractionScheduler", "dataclasses"]

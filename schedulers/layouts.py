@@ -1,0 +1,320 @@
+"""How one operand of a contraction lies in memory while the kernel runs.
+
+The M or N iterators of an operand (its *side*) are flattened into one index q, which is cut into
+blocks (shared between threads, sized to a cache) of tiles (held in registers). Three layouts:
+
+    inline   the operand is read where it lies
+    panel    one contiguous panel per tile: P[batch, block, tile, k..., i]; for a convolution
+             this is im2col
+    flat     one padded copy in which a window slides by adding an offset to q:
+             F[batch, k..., phase..., q + offset(k)]; rows keep their overhang, so that every tap
+             of every pixel is one contiguous vector load, and nothing is stored twice
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from flextensor.schedulers.analysis import Operand
+from flextensor.schedulers.expression import Linear, rewrite
+from flextensor.schedulers.program import Iterator, Tensors
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The smallest integer not below a / b."""
+    return -(-a // b)
+
+
+def round_up(a: int, b: int) -> int:
+    """The smallest multiple of b not below a."""
+    return ceil_div(a, b) * b
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """One side's iterators as blocks x tiles x elements of a tile.
+
+    The first iterator is cut into `blocks` of `block`; what a block spans is flattened with
+    `pitches` (extents, or more where rows keep an overhang) and padded to `tiles` full tiles.
+    """
+
+    extents: tuple[int, ...]
+    pitches: tuple[int, ...]
+    block: int
+    blocks: int
+    tile: int
+    tiles: int
+
+    @classmethod
+    def of(cls, extents: Sequence[int], pitches: Sequence[int], parts: int, tile: int) -> Cut:
+        """Cut a side into about `parts` blocks of tiles of `tile` elements."""
+        first = extents[0] if extents else 1
+        rest = math.prod(pitches[1:])
+        block = ceil_div(first, parts)
+        if rest == 1:
+            block = round_up(block, tile)
+        tiles = ceil_div(block * rest, tile)
+        return cls(tuple(extents), tuple(pitches), block, ceil_div(first, block), tile, tiles)
+
+    @property
+    def rest(self) -> int:
+        """Flat elements per step of the first iterator."""
+        return math.prod(self.pitches[1:])
+
+    @property
+    def padded(self) -> int:
+        """Elements computed, all blocks together."""
+        return self.blocks * self.tiles * self.tile
+
+    @property
+    def points(self) -> int:
+        """Elements wanted."""
+        return math.prod(self.extents)
+
+    @property
+    def waste(self) -> float:
+        """Elements computed per element wanted, at least 1."""
+        return self.padded / self.points
+
+    @property
+    def exact(self) -> bool:
+        """Whether every element computed is wanted."""
+        return self.padded == self.points
+
+    @property
+    def lone(self) -> bool:
+        """Whether a block is one tile that is not filled: such a tile must not be computed at a
+        block of its consumer, where TVM would shrink it to what is read."""
+        return self.tiles == 1 and self.block * self.rest != self.tile
+
+    def coordinates(self, o: Any, q: Any) -> list[Any]:
+        """The iterators' values at element q of block o; may lie outside the extents."""
+        if not self.extents:
+            return []
+        rest, values = self.rest, []
+        for position, pitch in enumerate(self.pitches[1:]):
+            following = math.prod(self.pitches[position + 2 :])
+            values.append(tirx.floormod(tirx.floordiv(q, following), pitch))
+        return [o * self.block + tirx.floordiv(q, rest), *values]
+
+    def locate(self, values: Sequence[Any]) -> tuple[Any, Any]:
+        """Block and flat element of given iterator values."""
+        if not self.extents:
+            return 0, 0
+        q = tirx.floormod(values[0], self.block)
+        for value, pitch in zip(values[1:], self.pitches[1:], strict=True):
+            q = q * pitch + value
+        return tirx.floordiv(values[0], self.block), q
+
+
+@dataclasses.dataclass(frozen=True)
+class Slide:
+    """How one side iterator moves through its dimension: `stride * (u + reach(k)) + phase(k)`."""
+
+    dimension: int
+    stride: int
+    taps: Linear
+    span: int
+    """Steps of u that the window adds beyond the iterator's extent."""
+
+    def offset(self, at: dict[Any, Any]) -> tuple[Any, Any]:
+        """(whole steps, phase within a step) of a tap."""
+        taps: Any = sum((c * at[v] for v, c in self.taps.terms.items()), self.taps.constant)
+        if self.stride == 1:
+            return taps, 0
+        return tirx.floordiv(taps, self.stride), tirx.floormod(taps, self.stride)
+
+
+Element = Callable[[Sequence[Any], Any, Any, Any, dict[Any, Any]], Any]
+"""(batch values, block o, tile t, element i, k values by variable) -> the operand's value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One operand with the iterators that only it (and the output) has."""
+
+    operand: Operand
+    iterators: tuple[Iterator, ...]
+    batch: tuple[Iterator, ...]
+    k: tuple[Iterator, ...]
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Extents of the side's iterators."""
+        return tuple(i.extent for i in self.iterators)
+
+    @property
+    def own_batch(self) -> tuple[Iterator, ...]:
+        """Batch iterators that the operand reads."""
+        return tuple(i for i in self.batch if i in self.operand.iterators)
+
+    @property
+    def own_k(self) -> tuple[Iterator, ...]:
+        """Reduction iterators that the operand reads."""
+        return tuple(i for i in self.k if i in self.operand.iterators)
+
+    def slides(self) -> tuple[Slide, ...] | None:
+        """How every side iterator slides, or None when `flat` does not fit the operand: each
+        iterator must have a dimension to itself but for non-negative taps of K iterators."""
+        access = self.operand.access
+        if access is None or not self.iterators:
+            return None
+        by_k = {i.var: i.extent for i in self.k}
+        found = []
+        for it in self.iterators:
+            dims = [d for d, form in enumerate(access) if it.var in form.terms]
+            if len(dims) != 1:
+                return None
+            form = access[dims[0]]
+            taps = Linear({v: c for v, c in form.terms.items() if v != it.var}, form.constant)
+            stride = form.terms[it.var]
+            if stride < 1 or taps.constant < 0:
+                return None
+            if any(v not in by_k or c < 1 for v, c in taps.terms.items()):
+                return None
+            reach = taps.constant + sum(c * (by_k[v] - 1) for v, c in taps.terms.items())
+            found.append(Slide(dims[0], stride, taps, reach // stride))
+        return tuple(found) if len({s.dimension for s in found}) == len(found) else None
+
+    def pitches(self, layout: str) -> tuple[int, ...]:
+        """Flat elements per iterator; `flat` keeps the overhang of every row but the first's."""
+        slides = self.slides() if layout == "flat" else None
+        if slides is None:
+            return self.extents
+        return tuple(i.extent + s.span for i, s in zip(self.iterators, slides, strict=True))
+
+    def bind(self, batch: Sequence[Any], values: Sequence[Any], k: dict[Any, Any]) -> dict[Any, Any]:
+        """Iterator variables to the given expressions."""
+        at = {i.var: v for i, v in zip(self.batch, batch, strict=True)}
+        at |= {i.var: v for i, v in zip(self.iterators, values, strict=True)}
+        return at | k
+
+    def inline(self, cut: Cut, tensors: Tensors) -> Element:
+        """Read where it lies; beyond the edge the last element is read again, and dropped."""
+
+        def element(batch: Sequence[Any], o: Any, t: Any, i: Any, k: dict[Any, Any]) -> Any:
+            values = cut.coordinates(o, t * cut.tile + i)
+            if not cut.exact:
+                values = [tirx.min(v, cut.extents[0] - 1) for v in values[:1]] + values[1:]
+            return rewrite(self.operand.value, self.bind(batch, values, k), tensors.load)
+
+        return element
+
+    def panel(self, cut: Cut, tensors: Tensors, name: str, padded_k: dict[Any, int]) -> Element:
+        """P[batch, block, tile, k..., i], zero beyond the edges."""
+        own_batch, own_k = self.own_batch, self.own_k
+        k_extents = [padded_k.get(i.var, i.extent) for i in own_k]
+        guard_first = cut.extents and cut.blocks * cut.block * cut.rest != cut.points
+        overfull = cut.tiles * cut.tile != cut.block * cut.rest
+
+        def body(*at: Any) -> Any:
+            batch, (o, t, *k, i) = at[: len(own_batch)], at[len(own_batch) :]
+            q = t * cut.tile + i
+            values = cut.coordinates(o, q)
+            bound = {b.var: v for b, v in zip(own_batch, batch, strict=True)}
+            bound |= {s.var: v for s, v in zip(self.iterators, values, strict=True)}
+            bound |= {r.var: v for r, v in zip(own_k, k, strict=True)}
+            inside = []
+            if cut.extents and (guard_first or overfull):
+                inside.append(values[0] < cut.extents[0])
+            if overfull and cut.rest > 1:
+                inside.append(q < cut.block * cut.rest)
+            for r, v, extent in zip(own_k, k, k_extents, strict=True):
+                if extent != r.extent:
+                    inside.append(v < r.extent)
+            value = rewrite(self.operand.value, bound, tensors.load)
+            return _guarded(inside, value)
+
+        shape = [i.extent for i in own_batch] + [cut.blocks, cut.tiles, *k_extents, cut.tile]
+        tensor = te.compute(shape, body, name=name)
+
+        def element(batch: Sequence[Any], o: Any, t: Any, i: Any, k: dict[Any, Any]) -> Any:
+            own = [v for b, v in zip(self.batch, batch, strict=True) if b in own_batch]
+            return tensor(*own, o, t, *(k[r.var] for r in own_k), i)
+
+        return element
+
+    def flat(self, cut: Cut, tensors: Tensors, name: str, padded_k: dict[Any, int]) -> Element:
+        """F[batch, k..., phase..., q + offset(k)], zero beyond the edges."""
+        slides = self.slides()
+        assert slides is not None and self.operand.access is not None
+        own_batch = self.own_batch
+        sliding = {s.dimension for s in slides}
+        loose = [
+            r
+            for r in self.own_k
+            if any(r.var in f.terms for d, f in enumerate(self.operand.access) if d not in sliding)
+        ]
+        phases = [s.stride for s in slides if s.stride > 1]
+        following = [math.prod(cut.pitches[p + 1 :]) for p in range(len(slides))]
+        overhang = sum(s.span * f for s, f in zip(slides, following, strict=True))
+        last = (cut.blocks - 1) * cut.block * cut.rest + cut.tiles * cut.tile
+        shape = [
+            *(i.extent for i in own_batch),
+            *(padded_k.get(r.var, r.extent) for r in loose),
+            *phases,
+            last + overhang,
+        ]
+        extents = [int(e) for e in self.operand.buffer.shape]
+
+        def body(*at: Any) -> Any:
+            bound: dict[Any, Any] = {b.var: at[p] for p, b in enumerate(own_batch)}
+            position = len(own_batch)
+            inside = []
+            for r in loose:
+                bound[r.var] = at[position]
+                if padded_k.get(r.var, r.extent) != r.extent:
+                    inside.append(at[position] < r.extent)
+                position += 1
+            q, indices = at[-1], []
+            assert self.operand.access is not None
+            steps = _unflatten(q, cut.pitches)
+            placed: dict[int, Any] = {}
+            for slide, step in zip(slides, steps, strict=True):
+                placed[slide.dimension] = step * slide.stride
+                if slide.stride > 1:
+                    placed[slide.dimension] = placed[slide.dimension] + at[position]
+                    position += 1
+                inside.append(placed[slide.dimension] < extents[slide.dimension])
+            for d, form in enumerate(self.operand.access):
+                if d in placed:
+                    indices.append(placed[d])
+                else:
+                    terms = (c * bound[v] for v, c in form.terms.items())
+                    indices.append(sum(terms, form.constant))
+            return _guarded(inside, tensors.load(self.operand.buffer, indices))
+
+        tensor = te.compute(shape, body, name=name)
+
+        def element(batch: Sequence[Any], o: Any, t: Any, i: Any, k: dict[Any, Any]) -> Any:
+            own = [v for b, v in zip(self.batch, batch, strict=True) if b in own_batch]
+            q = o * (cut.block * cut.rest) + t * cut.tile + i
+            phase = []
+            for slide, step in zip(slides, following, strict=True):
+                whole, part = slide.offset(k)
+                q = q + whole * step
+                if slide.stride > 1:
+                    phase.append(part)
+            return tensor(*own, *(k[r.var] for r in loose), *phase, q)
+
+        return element
+
+
+def _unflatten(q: Any, pitches: Sequence[int]) -> list[Any]:
+    values = []
+    for position, pitch in enumerate(pitches):
+        value = tirx.floordiv(q, math.prod(pitches[position + 1 :]))
+        values.append(value if position == 0 else tirx.floormod(value, pitch))
+    return values
+
+
+def _guarded(inside: list[Any], value: Any) -> Any:
+    """`value` where all of `inside` hold, else zero."""
+    if not inside:
+        return value
+    return tirx.if_then_else(te.all(*inside), value, tirx.const(0, value.ty.dtype))

@@ -1,0 +1,49 @@
+"""Loop transformations shared by the schedulers of CPU-like targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flextensor.targets.base import Target
+
+
+def extent(sch: Any, loop: Any) -> int:
+    """Constant extent of a loop."""
+    return int(sch.get(loop).extent)
+
+
+def fuse(sch: Any, loops: list[Any]) -> Any:
+    """One loop of several; a single one stays as it is."""
+    return sch.fuse(*loops) if len(loops) > 1 else loops[0]
+
+
+def vectorize_inner(sch: Any, loops: list[Any], target: Target, dtype: str = "float32") -> None:
+    """Vectorise the innermost loop where whole vectors fill it; else leave it to LLVM.
+
+    for x in 48  ->  for xo in 3: vectorized(16)
+    """
+    if not loops:
+        return
+    inner, lanes = loops[-1], target.lanes(dtype)
+    length = extent(sch, inner)
+    if length % lanes == 0:
+        sch.vectorize(sch.split(inner, [None, lanes])[1])
+
+
+def copy(sch: Any, block: Any, target: Target) -> None:
+    """A block that only moves or maps elements: outer loops fused and parallel, inner vectors."""
+    loops = sch.get_loops(block)
+    if len(loops) > 1:
+        sch.parallel(fuse(sch, loops[:-1]))
+        vectorize_inner(sch, sch.get_loops(block), target)
+    elif loops:
+        outer, _ = sch.split(loops[0], [target.cores, None])
+        sch.parallel(outer)
+
+
+def pack(sch: Any, block: Any, target: Target, *, parallel: bool) -> None:
+    """A packing block, on its own (parallel) or inside a task (serial)."""
+    if parallel:
+        loops = sch.get_loops(block)
+        outer = loops[:-1] if len(loops) > 1 else loops
+        sch.parallel(fuse(sch, outer))

@@ -1,0 +1,213 @@
+"""A PrimFunc read as a list of stages, and written back as TVM computes.
+
+Schedulers decide from this structure and never from an operator's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import te, tirx
+from tvm.ir.expr import TensorLoad
+from tvm.s_tir.stmt import SBlock, SBlockRealize
+
+from flextensor.schedulers.expression import loads, rewrite
+
+
+@dataclasses.dataclass(frozen=True)
+class Iterator:
+    """One loop of a stage: its variable, its extent, and whether it reduces."""
+
+    var: Any
+    extent: int
+    reduction: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One block: `buffer[spatial] = value`, or `buffer[spatial] = combine over reduction(value)`.
+
+    `combiner` is ``sum``, ``max``, ``min``, ``prod`` or None for a stage without a reduction.
+    """
+
+    name: str
+    buffer: Any
+    spatial: tuple[Iterator, ...]
+    reduction: tuple[Iterator, ...]
+    value: Any
+    combiner: str | None = None
+    identity: Any = None
+
+    @property
+    def points(self) -> int:
+        """Iterations of the whole loop nest."""
+        return math.prod(i.extent for i in (*self.spatial, *self.reduction))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the buffer written."""
+        return tuple(i.extent for i in self.spatial)
+
+    def at(self, indices: list[Any], load: Callable[[Any, list[Any]], Any]) -> Any:
+        """The value of an elementwise stage at `indices`, its loads replaced through `load`."""
+        assert self.combiner is None
+        replace = {it.var: index for it, index in zip(self.spatial, indices, strict=True)}
+        return rewrite(self.value, replace, load)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Stages in order of computation, between input buffers and one output buffer."""
+
+    inputs: tuple[Any, ...]
+    output: Any
+    stages: tuple[Stage, ...]
+
+    def producer(self, buffer: Any) -> Stage | None:
+        """The stage that writes `buffer`; None for an input."""
+        return next((s for s in self.stages if s.buffer.same_as(buffer)), None)
+
+    def consumers(self, stage: Stage) -> list[Stage]:
+        """The stages that read what `stage` writes."""
+        return [
+            s for s in self.stages if any(b.source.same_as(stage.buffer) for b in loads(s.value))
+        ]
+
+
+_COMBINERS = {tirx.Add: "sum", tirx.Mul: "prod", tirx.Max: "max", tirx.Min: "min"}
+
+
+def read(func: Any) -> Program | None:
+    """The stages of a PrimFunc, or None when it has a block that is no such stage.
+
+    Taken: one root block whose blocks store once, at distinct block variables, optionally as a
+    commutative update of what stands there. That is all that TVM's computes give.
+    """
+    if not isinstance(func.body, SBlockRealize):
+        return None
+    stages: list[Stage] = []
+    for block in _leaves(func.body.block.body):
+        stage = _stage(block) if block is not None else None
+        if stage is None:
+            return None
+        stages.append(stage)
+    written = [s.buffer for s in stages]
+    inputs = [p for p in func.params if not any(b.same_as(p) for b in written)]
+    outputs = [p for p in func.params if any(b.same_as(p) for b in written)]
+    if len(outputs) != 1 or not stages:
+        return None
+    return Program(tuple(inputs), outputs[0], tuple(_unique_names(stages)))
+
+
+def _unique_names(stages: list[Stage]) -> list[Stage]:
+    seen: dict[str, int] = {}
+    named = []
+    for stage in stages:
+        count = seen[stage.name] = seen.get(stage.name, -1) + 1
+        named.append(dataclasses.replace(stage, name=f"{stage.name}{count or ''}"))
+    return named
+
+
+def _leaves(stmt: Any) -> list[Any]:
+    """The innermost blocks in order; None marks what is no loop nest around one block."""
+    if isinstance(stmt, tirx.SeqStmt):
+        return [leaf for part in stmt.seq for leaf in _leaves(part)]
+    if isinstance(stmt, tirx.For):
+        return _leaves(stmt.body)
+    if isinstance(stmt, SBlockRealize):
+        return [stmt.block]
+    return [None]
+
+
+def _stage(block: SBlock) -> Stage | None:
+    store = block.body
+    if not isinstance(store, tirx.BufferStore):
+        return None
+    iterators = [Iterator(v.var, int(v.dom.extent), v.iter_type == 2) for v in block.iter_vars]
+    spatial = []
+    for index in store.indices:
+        found = next((i for i in iterators if i.var.same_as(index) and not i.reduction), None)
+        if found is None or any(found.var.same_as(s.var) for s in spatial):
+            return None
+        spatial.append(found)
+    if len(spatial) != sum(not i.reduction for i in iterators):
+        return None
+    reduction = tuple(i for i in iterators if i.reduction)
+    name = str(block.name_hint).replace(".", "_")
+    if not reduction:
+        return Stage(name, store.buffer, tuple(spatial), (), store.value)
+    combiner = _COMBINERS.get(type(store.value))
+    if combiner is None or block.init is None:
+        return None
+    term = _other_than(store.value, store)
+    if term is None:
+        return None
+    identity = block.init.value
+    return Stage(name, store.buffer, tuple(spatial), reduction, term, combiner, identity)
+
+
+def _other_than(value: Any, store: Any) -> Any:
+    """The operand of an update that is not the old value of the place stored to."""
+    for old, term in ((value.a, value.b), (value.b, value.a)):
+        if isinstance(old, TensorLoad) and old.source.same_as(store.buffer):
+            if all(a.same_as(b) for a, b in zip(old.indices, store.indices, strict=True)):
+                return term
+    return None
+
+
+def reduce(combiner: str, value: Any, axes: list[Any]) -> Any:
+    """A TVM reduction of `value` over `axes` by the named combiner."""
+    if combiner == "prod":
+        product = te.comm_reducer(
+            lambda a, b: a * b, lambda dtype: tvm.tirx.const(1, dtype), name="prod"
+        )
+        return product(value, axis=axes)
+    return {"sum": te.sum, "max": te.max, "min": te.min}[combiner](value, axis=axes)
+
+
+class Tensors:
+    """TVM tensors standing for the buffers of a program while it is written anew."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.placeholders = [
+            te.placeholder(b.shape, dtype=b.dtype, name=str(b.name)) for b in program.inputs
+        ]
+        self._pairs: list[tuple[Any, Any]] = list(
+            zip(program.inputs, self.placeholders, strict=True)
+        )
+
+    def set(self, buffer: Any, access: Any) -> None:
+        """Let `access` (a tensor, or a function of the indices) stand for `buffer`."""
+        self._pairs.append((buffer, access))
+
+    def known(self, buffer: Any) -> bool:
+        """Whether something stands for `buffer` already."""
+        return any(b.same_as(buffer) for b, _ in self._pairs)
+
+    def load(self, buffer: Any, indices: list[Any]) -> Any:
+        """The load of `buffer` at `indices`; what has no tensor is inlined from its stage."""
+        for known, access in self._pairs:
+            if known.same_as(buffer):
+                return access(*indices)
+        stage = self.program.producer(buffer)
+        assert stage is not None, f"no tensor stands for {buffer.name}"
+        return stage.at(indices, self.load)
+
+    def plain(self, stage: Stage, name: str | None = None) -> Any:
+        """The stage as it stands, as one TVM compute; registers the tensor."""
+        axes = [te.reduce_axis((0, i.extent), name=str(i.var.name)) for i in stage.reduction]
+
+        def body(*indices: Any) -> Any:
+            replace = {i.var: index for i, index in zip(stage.spatial, indices, strict=True)}
+            replace |= {i.var: axis.var for i, axis in zip(stage.reduction, axes, strict=True)}
+            value = rewrite(stage.value, replace, self.load)
+            return reduce(stage.combiner, value, axes) if stage.combiner else value
+
+        tensor = te.compute(stage.shape, body, name=name or stage.name)
+        self.set(stage.buffer, tensor)
+        return tensor

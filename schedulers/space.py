@@ -1,0 +1,191 @@
+"""The space of schedules: knobs, constraints, points and configs.
+
+A `Space` never lists its points: sizes, samples and neighbours come from the knobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flextensor.errors import IllegalConfigError, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Value = int | str
+Config = dict[str, Value]
+"""One value per knob, by name. JSON as it stands."""
+Point = tuple[int, ...]
+"""One index per knob: the same decision as a `Config`, as explorers see it."""
+Constraint = Callable[[Mapping[str, Value]], str | None]
+"""Takes a config, gives None when it is legal and else the reason why not, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """One decision. `ordered` knobs are sizes, whose neighbours are the next smaller and larger;
+    the others are choices, each the neighbour of each."""
+
+    name: str
+    values: tuple[Value, ...]
+    ordered: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.values or len(set(self.values)) != len(self.values):
+            raise ValueError(f"knob {self.name} needs distinct values, has {self.values}")
+
+    def moves(self, index: int) -> list[int]:
+        """Indices one step away."""
+        if self.ordered:
+            return [i for i in (index - 1, index + 1) if 0 <= i < len(self.values)]
+        return [i for i in range(len(self.values)) if i != index]
+
+    def nearest(self, value: Value) -> int:
+        """The index of `value`, or of the value nearest to it (by ratio; first for a choice)."""
+        if value in self.values:
+            return self.values.index(value)
+        if not self.ordered or not isinstance(value, int):
+            return 0
+        wanted = math.log2(max(value, 1))
+        gaps = [abs(math.log2(max(int(v), 1)) - wanted) for v in self.values]
+        return gaps.index(min(gaps))
+
+
+def sizes(name: str, values: Iterable[int]) -> Knob:
+    """A knob of increasing sizes."""
+    return Knob(name, tuple(sorted(set(values))))
+
+
+def choice(name: str, values: Iterable[Value]) -> Knob:
+    """A knob of unordered choices, the default first."""
+    return Knob(name, tuple(dict.fromkeys(values)), ordered=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """All decisions of one formulation, the constraints among them, and good places to start.
+
+    `features` gives what a cost model wants to know of a legal config beyond the knobs: numbers
+    by name, computed without lowering anything.
+    """
+
+    knobs: tuple[Knob, ...]
+    constraints: tuple[Constraint, ...] = ()
+    seeds: tuple[Config, ...] = ()
+    features: Callable[[Mapping[str, Value]], dict[str, float]] = lambda config: {}
+
+    @property
+    def size(self) -> int:
+        """Points of the space, legal or not."""
+        return math.prod(len(k.values) for k in self.knobs)
+
+    def config(self, point: Sequence[int]) -> Config:
+        """The named values of a point."""
+        return {k.name: k.values[i] for k, i in zip(self.knobs, point, strict=True)}
+
+    def point(self, config: Mapping[str, Value]) -> Point:
+        """The point of a config; `IllegalConfigError` when a knob or value is not of this space."""
+        self._check_names(config)
+        for knob in self.knobs:
+            if config[knob.name] not in knob.values:
+                raise IllegalConfigError(f"{knob.name}={config[knob.name]!r} is not in {knob.values}")
+        return tuple(k.values.index(config[k.name]) for k in self.knobs)
+
+    def project(self, config: Mapping[str, Any]) -> Point:
+        """The nearest point to a config of another space: unknown knobs dropped, missing ones
+        at their first value. What a warm start from another workload becomes here."""
+        return tuple(
+            k.nearest(config[k.name]) if k.name in config else 0 for k in self.knobs
+        )
+
+    def reason(self, config: Mapping[str, Value]) -> str | None:
+        """Why a config is illegal, or None when it is legal."""
+        for constraint in self.constraints:
+            reason = constraint(config)
+            if reason is not None:
+                return reason
+        return None
+
+    def legal(self, point: Sequence[int]) -> bool:
+        """Whether a point breaks no constraint."""
+        return self.reason(self.config(point)) is None
+
+    def sample(self, rng: np.random.Generator, count: int) -> list[Point]:
+        """Up to `count` distinct legal points, uniform over the legal ones."""
+        found: dict[Point, None] = {}
+        for _ in range(200):
+            draws = [rng.integers(len(k.values), size=count) for k in self.knobs]
+            for point in zip(*(d.tolist() for d in draws), strict=True):
+                if point not in found and self.legal(point):
+                    found[point] = None
+                    if len(found) == count:
+                        return list(found)
+            if len(found) == self.size:
+                break
+        return list(found)
+
+    def neighbours(self, point: Point) -> list[Point]:
+        """Legal points that differ in one knob by one step."""
+        moved = [
+            (*point[:d], i, *point[d + 1 :])
+            for d, knob in enumerate(self.knobs)
+            for i in knob.moves(point[d])
+        ]
+        return [p for p in moved if self.legal(p)]
+
+    def encode(self, point: Point) -> list[float]:
+        """The point as numbers in [0, 1]: one per ordered knob, one-hot for a choice."""
+        code: list[float] = []
+        for knob, index in zip(self.knobs, point, strict=True):
+            if knob.ordered:
+                code.append(index / max(len(knob.values) - 1, 1))
+            else:
+                code.extend(float(i == index) for i in range(len(knob.values)))
+        return code
+
+    def _check_names(self, config: Mapping[str, Value]) -> None:
+        names = {k.name for k in self.knobs}
+        for name in config:
+            if name not in names:
+                raise IllegalConfigError(str(unknown("knob", name, names)))
+        if missing := names - set(config):
+            raise IllegalConfigError(f"config lacks {', '.join(sorted(missing))}")
+
+
+def join(spaces: Mapping[str, Space]) -> Space:
+    """One space of several, each one's knobs prefixed: ``rows`` of ``conv`` -> ``conv.rows``.
+
+    Joint points are searched together; the first seeds of the parts are paired in order.
+    """
+
+    def part(config: Mapping[str, Any], name: str) -> Config:
+        return {k.removeprefix(f"{name}."): v for k, v in config.items() if k.startswith(f"{name}.")}
+
+    def constrain(name: str, inner: Constraint) -> Constraint:
+        return lambda config: inner(part(config, name))
+
+    def features(config: Mapping[str, Value]) -> dict[str, float]:
+        return {
+            f"{name}.{key}": value
+            for name, space in spaces.items()
+            for key, value in space.features(part(config, name)).items()
+        }
+
+    knobs = tuple(
+        dataclasses.replace(k, name=f"{name}.{k.name}") for name, s in spaces.items() for k in s.knobs
+    )
+    constraints = tuple(constrain(n, c) for n, s in spaces.items() for c in s.constraints)
+    count = max((len(s.seeds) for s in spaces.values()), default=0)
+    seeds = [
+        {
+            f"{name}.{key}": value
+            for name, space in spaces.items()
+            if space.knobs
+            for key, value in space.seeds[min(i, len(space.seeds) - 1)].items()
+        }
+        for i in range(count)
+    ]
+    return Space(knobs, constraints, tuple(seeds), features)
