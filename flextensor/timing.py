@@ -26,6 +26,8 @@ ENOUGH_SECONDS, MOST_SECONDS = 0.05, 0.15
 SPREAD = 0.03
 """Repeats stop after ENOUGH_SECONDS when their interquartile range is below this share of the
 median, and after MOST_SECONDS in any case."""
+COLD_SECONDS = 0.02
+"""A first call below this says nothing: page faults and waking threads may be most of it."""
 LONG_SECONDS = 1.0
 """Two repeats are enough when they took this long."""
 
@@ -77,7 +79,7 @@ def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], s
 
     `first` is what the first, cold call took and `best` the seconds to beat (may be inf).
     """
-    if first > 20 * best:
+    if first > max(20 * best, COLD_SECONDS):
         return [first], f"abandoned: {first / best:.3g} times slower than the best"
     number = calls_per_repeat(clock.warm(WARM_SECONDS))
     times: list[float] = []

@@ -1,0 +1,120 @@
+"""A tuned kernel as a Python callable on NumPy arrays and PyTorch CPU tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flextensor.buffers import ALIGNMENT, Array, aligned, empty
+from flextensor.errors import DeviceError, InputError
+from flextensor.operators.workload import BufferSpec
+
+
+class Kernel:
+    """``kernel(*inputs, out=None) -> out``: a compiled program whose last buffer is its output.
+
+    Arrays that are row-major, writable and aligned to 64 bytes are passed as they are; others
+    are copied (an `out` back again), also an `out` that overlaps an input. The output is a new
+    aligned array, or tensor when the first input is one. `InputError` for a wrong number, type,
+    dtype, shape or device of arguments, and for tensors that require gradients.
+    """
+
+    def __init__(self, program: str | Path | Any, buffers: Sequence[BufferSpec]) -> None:
+        """`program` is the path of a shared library or a `tvm.runtime.Executable`."""
+        if isinstance(program, str | Path):
+            program = _load(Path(program))
+        self.buffers = tuple(buffers)
+        self._function = program["main"]
+
+    def __repr__(self) -> str:
+        *inputs, out = (f"{b.name}: {b.dtype}{list(b.shape)}" for b in self.buffers)
+        return f"Kernel({', '.join(inputs)}) -> {out}"
+
+    def __call__(self, *inputs: Any, out: Any = None) -> Any:
+        """Compute `out` from the inputs."""
+        *specs, last = self.buffers
+        if len(inputs) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise InputError(f"the kernel takes {len(specs)} inputs ({names}), got {len(inputs)}")
+        views = [view(value, spec) for value, spec in zip(inputs, specs, strict=True)]
+        if out is None:
+            result = empty(last.shape, last.dtype)
+            self._function(*map(passable, views), result)
+            return _like(result, inputs)
+        target = view(out, last)
+        if not target.flags.writeable:
+            raise InputError(f"output {last.name} is read-only")
+        overlaps = any(np.may_share_memory(target, given) for given in views)
+        direct = _fits(target) and not overlaps
+        result = target if direct else empty(last.shape, last.dtype)
+        self._function(*map(passable, views), result)
+        if not direct:
+            np.copyto(target, result)
+        return out
+
+
+def _load(path: Path) -> Any:
+    import tvm
+
+    if not path.is_file():
+        raise InputError(f"no kernel library at {path}")
+    try:
+        return tvm.runtime.load_module(str(path))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1:]
+        raise DeviceError(f"cannot load {path}: {' '.join(reason)}") from error
+
+
+def view(value: Any, spec: BufferSpec) -> Array:
+    """`value` as a NumPy array on the same memory, or `InputError` when it is not `spec`."""
+    array = _array(value, spec)
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputError(f"{spec.name} must be {spec.dtype}, got {array.dtype}")
+    if array.shape != spec.shape:
+        raise InputError(f"{spec.name} must have shape {spec.shape}, got {array.shape}")
+    return array
+
+
+def _array(value: Any, spec: BufferSpec) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        kind = type(value).__name__
+        raise InputError(f"{spec.name} must be a NumPy array or a PyTorch tensor, got {kind}")
+    if value.device.type != "cpu":
+        raise InputError(f"{spec.name} must be on the CPU, got a tensor on {value.device}")
+    if value.requires_grad:
+        raise InputError(f"{spec.name} requires a gradient, kernels have none: detach it")
+    try:
+        array: Array = value.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{spec.name} cannot be read as an array: {error}") from error
+    return array
+
+
+def _fits(array: Array) -> bool:
+    """Whether a kernel may touch this memory itself: LLVM emits loads that fault otherwise."""
+    flags = array.flags
+    address: int = array.__array_interface__["data"][0]
+    return flags.c_contiguous and flags.writeable and address % ALIGNMENT == 0
+
+
+def passable(array: Array) -> Array:
+    """`array`, or an aligned copy where a kernel may not read it in place.
+
+    A read-only array is copied because NumPy cannot hand it on through DLPack.
+    """
+    return array if _fits(array) else aligned(array)
+
+
+def _like(result: Array, inputs: Sequence[Any]) -> Any:
+    """The output as the kind of the first input."""
+    torch = sys.modules.get("torch")
+    if inputs and torch is not None and isinstance(inputs[0], torch.Tensor):
+        return torch.from_numpy(result)
+    return result
