@@ -1,1 +1,36 @@
-"""HOW: (workload, target) -> Space; (space, config) -> scheduled IRModule."""
+"""HOW: (program, target) -> Space; (program, target, config) -> scheduled IRModule.
+
+A program is scheduled stage by stage: producers that only move data are inlined, each remaining
+stage goes to the first scheduler that takes it, and elementwise consumers are fused into it. The
+spaces of the stages are joined and searched together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flextensor.schedulers.space import Config, Knob, Point, Space, Value
+
+if TYPE_CHECKING:
+    from flextensor.targets.base import Target
+
+__all__ = ["Config", "Knob", "Point", "Space", "Value", "schedule", "space"]
+
+
+def space(func: Any, target: Target) -> Space:
+    """The schedule space of a `tvm.tirx.PrimFunc` on a target."""
+    from flextensor.schedulers.composition import Composition
+
+    return Composition.of(func, target).space
+
+
+def schedule(func: Any, target: Target, config: Mapping[str, Value]) -> Any:
+    """The PrimFunc with a config of its space carried out, as a `tvm.IRModule`.
+
+    Its function is called ``main`` and takes the arguments of `func` in the same order. Raises
+    `IllegalConfigError` for a config that is not of the space or breaks a constraint.
+    """
+    from flextensor.schedulers.composition import Composition
+
+    return Composition.of(func, target).schedule(config)

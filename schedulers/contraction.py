@@ -13,19 +13,17 @@ every convolution and its transposed, grouped, dilated and depthwise kin are thi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from tvm import te
 
-from flextensor.errors import IllegalConfigError
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
 from flextensor.schedulers.layouts import Element, Side
-from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
+from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
 
@@ -94,9 +92,10 @@ class ContractionSchedule(StageSchedule):
             return z(*own, ro, lo, *tile)
 
         tensors.set(self.stage.buffer, out)
-        tensors.plain(final, name=f"{name}_out") if final is not self.stage else tensors.set(
-            self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out")
-        )
+        if final is self.stage:
+            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
+        else:
+            tensors.plain(final, name=f"{name}_out")
 
     def _element(self, plan: Plan, role: str, tensors: Tensors) -> Element:
         which = plan.row_side if role == "rows" else plan.lane_side
@@ -123,9 +122,6 @@ class ContractionSchedule(StageSchedule):
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Place every block, tile the accumulators, hold them in registers."""
         plan, name = self.plan(config), self.stage.name
-        reason = self.space.reason(config)
-        if reason is not None:
-            raise IllegalConfigError(reason)
         acc = sch.get_sblock(f"{name}_acc")
         out = sch.get_sblock(f"{name}_out")
         if plan.fused:
@@ -226,9 +222,3 @@ class ContractionSchedule(StageSchedule):
         sch.decompose_reduction(acc, ko)
 
 
-def main_axis(k: tuple[Iterator, ...]) -> Iterator:
-    """The longest reduction iterator."""
-    return max(k, key=lambda i: i.extent)
-
-
-__all__ = ["ContractionSchedule", "ContractionScheduler", "dataclasses"]

@@ -149,7 +149,99 @@ def contraction_space(
             sizes(f"{name}_parts", [p for p in PARTS if p <= first]),
         ]
     space = Space(tuple(knobs), (lambda c: _illegal(c, found, sides, target),))
-    return dataclasses.replace(space, seeds=(), features=lambda c: {})
+    return dataclasses.replace(
+        space,
+        seeds=_seeds(space),
+        features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target),
+    )
+
+
+def _seeds(space: Space) -> tuple[Config, ...]:
+    """Register tiles that keep the multipliers busy, over the layouts that move the least."""
+    picks: dict[tuple[Value, ...], Config] = {}
+    for lanes, rows, vectors in (
+        ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4), ("n", 14, 1),
+        ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4), ("n", 1, 4), ("m", 1, 1),
+    ):  # fmt: skip
+        for packed in (0, 1):
+            wanted: Config = {
+                "lanes": lanes, "rows": rows, "vectors": vectors, "k_unroll": 1, "k_parts": 1,
+                "unroll_windows": 1, "blocks_order": "m", "tiles_order": "n", "output_at": "block",
+                "m_at": "root", "n_at": "block", "m_parts": 1 + 7 * (1 - packed), "n_parts": 16,
+            }  # fmt: skip
+            for side in ("m", "n"):
+                options = next(k for k in space.knobs if k.name == f"{side}_layout").values
+                wanted[f"{side}_layout"] = options[0] if not packed else options[-1]
+                if not packed and "flat" in options and "inline" not in options:
+                    wanted[f"{side}_layout"] = "flat"
+                if side == lanes and wanted[f"{side}_layout"] == "inline":
+                    wanted[f"{side}_layout"] = "panel"
+                    wanted[f"{side}_at"] = "root"
+            config = space.config(space.project(wanted))
+            for parts in (config["n_parts"], 4, 1):
+                for at in ("block", "root"):
+                    nearest = space.config(space.project({**config, "n_parts": parts, "output_at": at}))
+                    if space.reason(nearest) is None:
+                        picks.setdefault(tuple(nearest.values()), nearest)
+                        break
+                else:
+                    continue
+                break
+    return tuple(picks.values())
+
+
+def _features(
+    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target
+) -> dict[str, float]:
+    """Sizes that decide the time: arithmetic with waste, tile, packing, footprints, tasks.
+
+    `estimate` is a roofline guess in seconds on a machine of 3 GHz with two multipliers a core.
+    """
+    ks = math.prod(plan.k_extent(i) for i in found.k)
+    batch = points(found.batch)
+    work = batch * plan.rows.padded * plan.lanes.padded * ks
+    tile = plan.rows.tile * plan.vectors
+    # eight multiply-adds must be in flight; loads of a step share the ports with them
+    rate = min(1.0, tile / 8) * min(1.0, 2 * tile / (plan.vectors + plan.rows.tile + 2))
+    tasks = batch * plan.rows.blocks * plan.lanes.blocks
+    balance = tasks / (target.cores * ceil_div(tasks, target.cores))
+    packed = 0.0
+    for role, cut, layout, at in (
+        ("row", plan.rows, plan.row_layout, plan.row_at),
+        ("lane", plan.lanes, plan.lane_layout, plan.lane_at),
+    ):
+        side = sides[plan.row_side if role == "row" else plan.lane_side]
+        if layout == "inline":
+            continue
+        own = points(side.own_batch) * cut.padded
+        own *= math.prod(i.extent for i in side.own_k) if layout == "panel" else 1
+        if layout == "flat":
+            own = math.prod(int(e) for e in side.operand.buffer.shape)
+        other = plan.lanes if role == "row" else plan.rows
+        packed += own * (other.blocks if at == "block" and layout == "panel" else 1)
+    lanes_block = plan.lanes.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
+    rows_block = plan.rows.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
+    seconds = 2 * work / (target.cores * 3e9 * 4 * plan.vector) / rate / balance
+    seconds += packed * 1.2e-9 / target.cores
+    log = math.log2
+    return {
+        "estimate": seconds,
+        "log_estimate": log(seconds),
+        "waste": work / (batch * plan.rows.points * plan.lanes.points * ks),
+        "tile": tile,
+        "rate": rate,
+        "registers": plan.registers,
+        "body": log(plan.body),
+        "packed": log(packed + 1),
+        "tasks": log(tasks),
+        "balance": balance,
+        "lane_panel": log(lanes_block),
+        "row_panel": log(rows_block),
+        "block": log(plan.rows.tiles * plan.rows.tile * plan.lanes.tiles * plan.lanes.tile),
+        "row_tiles": log(plan.rows.tiles),
+        "lane_tiles": log(plan.lanes.tiles),
+        "k_blocks": plan.k_blocks,
+    }
 
 
 def _lane_sides(sides: Mapping[str, Side]) -> tuple[str, ...]:
@@ -176,5 +268,3 @@ def _illegal(
         return "tile is twice as tall as the rows"
     return None
 
-
-__all__ = ["Config", "Plan", "contraction_space", "layouts", "points"]

@@ -185,13 +185,13 @@ class Tensors:
         """Let `access` (a tensor, or a function of the indices) stand for `buffer`."""
         self._pairs.append((buffer, access))
 
-    def known(self, buffer: Any) -> bool:
-        """Whether something stands for `buffer` already."""
-        return any(b.same_as(buffer) for b, _ in self._pairs)
+    def tensor(self, buffer: Any) -> Any:
+        """What stands for `buffer` now."""
+        return next(access for known, access in reversed(self._pairs) if known.same_as(buffer))
 
     def load(self, buffer: Any, indices: list[Any]) -> Any:
         """The load of `buffer` at `indices`; what has no tensor is inlined from its stage."""
-        for known, access in self._pairs:
+        for known, access in reversed(self._pairs):
             if known.same_as(buffer):
                 return access(*indices)
         stage = self.program.producer(buffer)

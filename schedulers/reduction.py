@@ -1,0 +1,148 @@
+"""Reductions along contiguous memory: partial results in vector lanes, folded at the end.
+
+    out[i] = sum over k of f(i, k)   ->   part[i, v] = sum over k of f(i, k * lanes + v)
+                                          out[i]     = sum over v of part[i, v] + remainder(i)
+
+What gemv and row-wise sums need: a reduction that LLVM may not reorder by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import te, tirx
+
+from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.expression import linear, loads, rewrite
+from flextensor.schedulers.program import Program, Stage, Tensors, reduce
+from flextensor.schedulers.space import Space, Value, sizes
+from flextensor.targets.base import Target
+
+
+class ReductionScheduler(Scheduler):
+    """Takes a reduction whose last axis is contiguous in what it reads, and no spatial axis is."""
+
+    name = "reduction"
+
+    def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
+        """The stage when vectors of its last reduction axis are the natural ones."""
+        lanes = target.lanes(str(stage.buffer.dtype))
+        if stage.combiner not in ("sum", "max", "min") or stage.reduction[-1].extent < 2 * lanes:
+            return None
+        k = stage.reduction[-1].var
+        for load in loads(stage.value):
+            forms = [linear(index) for index in load.indices]
+            if not forms or any(f is None for f in forms):
+                return None
+            used = {v for f in forms if f is not None for v in f.terms}
+            if k in used and (forms[-1] is None or forms[-1].terms.get(k) != 1):
+                return None
+        return ReductionSchedule(stage, target)
+
+
+class ReductionSchedule(StageSchedule):
+    """One reduction along lanes."""
+
+    def __init__(self, stage: Stage, target: Target) -> None:
+        self.stage, self.target = stage, target
+        self.lanes = target.lanes(str(stage.buffer.dtype))
+        length = stage.reduction[-1].extent
+        rows = stage.spatial[-1].extent if stage.spatial else 1
+        self.space = Space(
+            (
+                sizes("vectors", [v for v in (1, 2, 4, 8) if v * self.lanes <= length]),
+                sizes("rows", [r for r in (1, 2, 4, 8, 16) if rows % r == 0]),
+                sizes("parallel", (0, 1)),
+            ),
+            (self._illegal,),
+            seeds=tuple(
+                {"vectors": v, "rows": r, "parallel": p}
+                for r in (4, 2, 8, 1)
+                for v in (2, 4, 1)
+                for p in (1, 0)
+                if rows % r == 0 and v * self.lanes <= length
+            )[:6],
+        )
+
+    def _illegal(self, config: Mapping[str, Value]) -> str | None:
+        wanted = int(config["vectors"]) * int(config["rows"]) + int(config["vectors"]) + 1
+        has = self.target.vector_registers
+        return f"tile needs {wanted} vector registers, has {has}" if wanted > has else None
+
+    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
+        """part[spatial, v], the remainder where lanes do not divide, and their fold."""
+        stage, name = self.stage, self.stage.name
+        width = int(config["vectors"]) * self.lanes
+        *outer, last = stage.reduction
+        whole = last.extent // width
+        combiner = stage.combiner or "sum"
+
+        def term(indices: Any, others: list[Any], k: Any) -> Any:
+            at = {i.var: v for i, v in zip(stage.spatial, indices, strict=True)}
+            at |= {i.var: v for i, v in zip(outer, others, strict=True)}
+            return rewrite(stage.value, at | {last.var: k}, tensors.load)
+
+        def axes(prefix: str) -> list[Any]:
+            return [te.reduce_axis((0, i.extent), f"{prefix}{p}") for p, i in enumerate(outer)]
+
+        others, steps = axes("r"), te.reduce_axis((0, whole), "k")
+        part = te.compute(
+            (*stage.shape, width),
+            lambda *at: reduce(
+                combiner,
+                term(at[:-1], [a.var for a in others], steps.var * width + at[-1]),
+                [*others, steps],
+            ),
+            name=f"{name}_part",
+        )
+        lane = te.reduce_axis((0, width), "v")
+        fold = te.compute(
+            stage.shape, lambda *at: reduce(combiner, part(*at, lane.var), [lane]), f"{name}_fold"
+        )
+        result = fold
+        if last.extent % width:
+            again, rest = axes("q"), te.reduce_axis((0, last.extent % width), "t")
+            tail = te.compute(
+                stage.shape,
+                lambda *at: reduce(
+                    combiner,
+                    term(at, [a.var for a in again], rest.var + whole * width),
+                    [*again, rest],
+                ),
+                name=f"{name}_tail",
+            )
+            join = {"sum": lambda a, b: a + b, "max": tirx.max, "min": tirx.min}[combiner]
+            result = te.compute(stage.shape, lambda *at: join(fold(*at), tail(*at)), f"{name}_out")
+        tensors.set(stage.buffer, result)
+
+    def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
+        """Rows unrolled, lanes vectorised, partial sums in registers."""
+        name = self.stage.name
+        part = sch.get_sblock(f"{name}_part")
+        count = len(self.stage.spatial)
+        nest = sch.get_loops(part)
+        spatial, lane, reduction = nest[:count], nest[count], nest[count + 1 :]
+        over, vector = sch.split(lane, [None, self.lanes])
+        if spatial:
+            outer, row = sch.split(spatial[-1], [None, int(config["rows"])])
+            sch.reorder(*spatial[:-1], outer, *reduction, row, over, vector)
+            task = sch.fuse(*spatial[:-1], outer) if count > 1 else outer
+            if int(config["parallel"]):
+                chunk, task = sch.split(task, [self.target.cores, None])
+                sch.parallel(chunk)
+            registers = sch.cache_write(part, 0, "local")
+            sch.reverse_compute_at(registers, task)
+            kept = sch.get_loops(registers)[-2:] if int(config["rows"]) > 1 else [
+                sch.get_loops(registers)[-1]
+            ]
+            wide, lanes = sch.split(kept[-1], [None, self.lanes])
+            for loop in (*kept[:-1], wide):
+                sch.unroll(loop)
+            sch.vectorize(lanes)
+            sch.unroll(row)
+        else:
+            sch.reorder(*reduction, over, vector)
+        sch.unroll(over)
+        sch.vectorize(vector)
+        sch.decompose_reduction(part, reduction[0])
