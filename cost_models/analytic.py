@@ -1,0 +1,41 @@
+"""Models that learn nothing: the schedulers' own roofline estimates, and indifference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flextensor.schedulers.space import Point, Space
+
+
+class Analytic:
+    """The sum of the estimates (seconds) that the schedulers give for each stage."""
+
+    def __init__(self, space: Space, seed: int = 0) -> None:
+        self._space = space
+
+    def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Nothing to learn."""
+
+    def predict(self, points: Sequence[Point]) -> list[float]:
+        """log2 of the estimated seconds; 0 where no scheduler gives an estimate."""
+        scores = []
+        for point in points:
+            features = self._space.features(self._space.config(point))
+            estimate = sum(v for k, v in features.items() if k.endswith("estimate") and "log" not in k)
+            scores.append(math.log2(estimate) if estimate > 0 else 0.0)
+        return scores
+
+
+class Indifferent:
+    """Every candidate is as good as any other: explorers alone."""
+
+    def __init__(self, space: Space, seed: int = 0) -> None:
+        pass
+
+    def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Nothing to learn."""
+
+    def predict(self, points: Sequence[Point]) -> list[float]:
+        """All equal."""
+        return [0.0] * len(points)

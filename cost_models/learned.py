@@ -1,0 +1,60 @@
+"""Gradient-boosted trees (xgboost) on schedule features, as a correction of the analytic guess."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from flextensor.cost_models.analytic import Analytic
+from flextensor.schedulers.space import Point, Space
+
+ENOUGH = 8
+"""Measured points from which on trees say more than the analytic guess alone."""
+
+
+class Learned:
+    """log2(seconds) = analytic guess + trees(knobs, features). Failures count as slow."""
+
+    def __init__(self, space: Space, seed: int = 0) -> None:
+        self._space, self._seed = space, seed
+        self._guess = Analytic(space)
+        self._trees: Any = None
+
+    def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Refit on all points known; about 30 ms for hundreds."""
+        finite = [s for s in seconds if math.isfinite(s)]
+        if len(finite) < ENOUGH:
+            return
+        import numpy as np
+        import xgboost
+
+        slow = math.log2(max(finite)) + 1
+        logs = [math.log2(s) if math.isfinite(s) else slow for s in seconds]
+        guess = self._guess.predict(points)
+        labels = np.array([a - b for a, b in zip(logs, guess, strict=True)])
+        settings = {
+            "max_depth": 5, "eta": 0.2, "lambda": 1.0, "subsample": 0.8, "seed": self._seed,
+            "nthread": 1, "verbosity": 0, "base_score": float(labels.mean()),
+        }  # fmt: skip
+        data = xgboost.DMatrix(self._matrix(points), label=labels)
+        self._trees = xgboost.train(settings, data, num_boost_round=60)
+
+    def predict(self, points: Sequence[Point]) -> list[float]:
+        """log2 of the expected seconds."""
+        guess = self._guess.predict(points)
+        if self._trees is None or not points:
+            return guess
+        import xgboost
+
+        rest = self._trees.predict(xgboost.DMatrix(self._matrix(points)))
+        return [a + float(b) for a, b in zip(guess, rest, strict=True)]
+
+    def _matrix(self, points: Sequence[Point]) -> Any:
+        import numpy as np
+
+        rows = []
+        for point in points:
+            features = self._space.features(self._space.config(point))
+            rows.append(self._space.encode(point) + list(features.values()))
+        return np.array(rows, dtype=np.float32)
