@@ -104,7 +104,7 @@ class LLVM(Target):
 
 
 @functools.cache
-def _linker() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def linker() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The link command and the libraries after the object.
 
     `ld` itself needs 5 ms and the compiler driver 20 ms; the driver is asked once for the
@@ -123,7 +123,7 @@ def _linker() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def link(part: Path, path: Path) -> None:
     """Link one object into the shared library `path`; `DeviceError` with the linker's reason."""
-    head, libraries = _linker()
+    head, libraries = linker()
     command = [*head, "-o", str(path), str(part), *libraries]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -33,6 +33,7 @@ ROOT = Path(flextensor.__file__).resolve().parent.parent
 """The folder that workers import this very flextensor from, whatever their current folder."""
 STARTUP_SECONDS = 120.0
 """Time that a worker may need for its imports and its set-up calls on a busy machine."""
+NOISE = ('File "', "!!!!", "Fatal Python error")
 TAIL_BYTES = 4096
 """Bytes of a worker's own output that are kept."""
 
@@ -104,9 +105,9 @@ class Worker:
 
     @property
     def tail(self) -> str:
-        """The last line that the worker printed itself."""
-        lines = self._tail.decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        """The last line that the worker printed itself, TVM's backtraces left out."""
+        lines = map(str.strip, self._tail.decode(errors="replace").splitlines())
+        return next((line for line in reversed([*lines]) if line and not line.startswith(NOISE)), "")
 
     def start(self) -> None:
         """Start the process and its set-up unless it runs; returns at once."""
@@ -147,7 +148,7 @@ class Worker:
     def submit(self, method: str, payload: Mapping[str, Any], timeout: float) -> None:
         """Send a call; its `timeout` (seconds) counts from the end of the set-up."""
         self.start()
-        self._timeout = timeout
+        self._timeout, self._tail = timeout, b""
         if not self._pending:
             self._deadline = time.monotonic() + timeout
         self._write(method, payload)
@@ -224,7 +225,7 @@ class Worker:
         if code is not None and code < 0:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-code).name
-        said = "" if code is not None and code < 0 else self.tail[:200]  # a signal: a backtrace
+        said = self.tail[:200]
         return f"worker died: {how}" + (f" ({said})" if said else "")
 
 

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flextensor import targets
+from flextensor.targets import Target, peaks
+
+
+@pytest.fixture
+def target() -> Target:
+    return targets.lookup("llvm")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was measured; the values are invented."""
+    calls: list[str] = []
+
+    def measure(target: Target, what: str) -> float:
+        calls.append(what)
+        return 1e9 + len(calls)
+
+    monkeypatch.setattr(peaks, "_in_worker", measure)
+    return calls
+
+
+def test_each_value_is_measured_once_per_fingerprint(target: Target, measured: list[str]) -> None:
+    for _ in range(2):
+        assert [target.peak_flops(), target.bandwidth(), target.peak_flops("float64")] == [
+            1e9 + 1,
+            1e9 + 2,
+            1e9 + 3,
+        ]
+    assert measured == ["float32", "bandwidth", "float64"]
+    other = targets.load(targets.dump(target) | {"model": "another"})
+    assert other.peak_flops() == 1e9 + 4
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_broken_cache_is_measured_again(
+    target: Target, measured: list[str], content: str
+) -> None:
+    target.peak_flops()
+    (path,) = peaks.cache_folder().iterdir()
+    path.write_text(content)
+    assert target.peak_flops() == 1e9 + 2
+    assert target.peak_flops() == 1e9 + 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    target: Target, measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert [target.peak_flops(), target.peak_flops()] == [1e9 + 1, 1e9 + 2]
