@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from flextensor.buffers import ALIGNMENT, Array, aligned, empty
+from flextensor.buffers import Array, aligned, empty
 from flextensor.errors import DeviceError, InputError
-from flextensor.operators.workload import BufferSpec
+from flextensor.operators.workload import ALIGNMENT, BufferSpec
 
 
 class Kernel:

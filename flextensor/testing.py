@@ -1,9 +1,9 @@
 """Conformance suites: a new member of a family passes them by overriding one fixture.
 
-    class TestMine(flextensor.testing.TargetCase):
-        @pytest.fixture
-        def target(self):
-            return Mine(...)
+class TestMine(flextensor.testing.TargetCase):
+    @pytest.fixture
+    def target(self):
+        return Mine(...)
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class TargetCase:
         tvm.runtime.load_module(str(path))["main"](source, output)
         assert np.array_equal(output.numpy(), 2 * x)
 
-    def test_peaks_are_measured_once(self, target: Target, monkeypatch: Any, tmp_path: Path) -> None:
+    def test_peaks_are_measured_once(
+        self, target: Target, monkeypatch: Any, tmp_path: Path
+    ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         first = target.peak_flops(), target.bandwidth()
         assert all(value > 1e8 for value in first)

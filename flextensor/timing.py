@@ -69,9 +69,13 @@ def spread(times: Sequence[float]) -> float:
     return (high - low) / median
 
 
+ABANDON = {1: 2.0, 3: 1.2}
+"""After so many repeats, a candidate whose best is so many times slower is abandoned."""
+
+
 def slower(times: Sequence[float], best: float) -> bool:
     """Whether these repeats show clearly that the best is out of reach."""
-    return min(times) > best * (2.0 if len(times) < 3 else 1.2) if len(times) in (1, 3) else False
+    return len(times) in ABANDON and min(times) > ABANDON[len(times)] * best
 
 
 def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], str]:

@@ -29,8 +29,8 @@ LLVM_NAMES = {
 
 EMITTED = frozenset(
     """
-    sse sse2 sse3 ssse3 sse4.1 sse4.2 sse4a avx avx2 fma fma4 xop tbm f16c bmi bmi2 lzcnt popcnt movbe
-    adx aes pclmul sha gfni vaes vpclmulqdq avxvnni avxifma avxvnniint8 avxneconvert
+    sse sse2 sse3 ssse3 sse4.1 sse4.2 sse4a avx avx2 fma fma4 xop tbm f16c bmi bmi2 lzcnt popcnt
+    movbe adx aes pclmul sha gfni vaes vpclmulqdq avxvnni avxifma avxvnniint8 avxneconvert
     avx512f avx512cd avx512bw avx512dq avx512vl avx512ifma avx512vbmi avx512vbmi2 avx512vnni
     avx512bitalg avx512vpopcntdq avx512bf16 avx512fp16 avx512er avx512pf avx512vp2intersect
     amx-tile amx-int8 amx-bf16 amx-fp16 amx-complex

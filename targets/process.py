@@ -107,7 +107,9 @@ class Worker:
     def tail(self) -> str:
         """The last line that the worker printed itself, TVM's backtraces left out."""
         lines = map(str.strip, self._tail.decode(errors="replace").splitlines())
-        return next((line for line in reversed([*lines]) if line and not line.startswith(NOISE)), "")
+        return next(
+            (line for line in reversed([*lines]) if line and not line.startswith(NOISE)), ""
+        )
 
     def start(self) -> None:
         """Start the process and its set-up unless it runs; returns at once."""

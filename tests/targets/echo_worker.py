@@ -57,7 +57,9 @@ def wait(payload: Mapping[str, Any]) -> dict[str, Any]:
     return echo({})
 
 
-METHODS = {f.__name__: f for f in (echo, remember, die, leave, spin, fail, chatter, eat, wait)}
+METHODS: dict[str, worker.Handler] = {
+    f.__name__: f for f in (echo, remember, die, leave, spin, fail, chatter, eat, wait)
+}
 
 if __name__ == "__main__":
     worker.handlers = lambda: METHODS

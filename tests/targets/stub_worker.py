@@ -47,5 +47,5 @@ def with_extern(program: Any, name: str, *arguments: int | str) -> Any:
 
 
 if __name__ == "__main__":
-    flextensor.schedulers.schedule = schedule
+    vars(flextensor.schedulers)["schedule"] = schedule
     worker.main(sys.argv[1:])

@@ -53,7 +53,12 @@ def test_vectors(isa: set[str], expected: tuple[int, int]) -> None:
 
 def test_caches_of_a_folder_and_of_none(tmp_path: Path) -> None:
     assert host.caches(tmp_path) == host.DEFAULT_CACHES
-    entries = [("Data", 1, "48K"), ("Instruction", 1, "64K"), ("Unified", 2, "2M"), ("Unified", 3, "")]
+    entries = [
+        ("Data", 1, "48K"),
+        ("Instruction", 1, "64K"),
+        ("Unified", 2, "2M"),
+        ("Unified", 3, ""),
+    ]
     for number, (kind, level, size) in enumerate(entries):
         index = tmp_path / f"index{number}"
         index.mkdir()
@@ -90,7 +95,7 @@ def test_the_family_is_imported_for_nothing() -> None:
 
 
 def test_no_linker_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(llvm.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     llvm.linker.cache_clear()
     try:
         with pytest.raises(DeviceError, match="no C compiler or linker found"):

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from flextensor.targets.process import RemoteError, Worker, WorkerDied, WorkerTimeout, run_all
+from flextensor.targets.process import Call, RemoteError, Worker, WorkerDied, WorkerTimeout, run_all
 
-MODULE = "echo_worker"
+ENV = {"PYTHONPATH": str(Path(__file__).parent)}
+
+
+def echo_worker(*setup: Call) -> Worker:
+    return Worker(setup, ENV, memory_bytes=1 << 30, module="echo_worker")
 
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    made = Worker([("remember", {"color": "blue"})], module=MODULE, memory_bytes=1 << 30)
+    made = echo_worker(("remember", {"color": "blue"}))
     yield made
     made.kill()
 
@@ -101,7 +105,7 @@ def test_memory_is_bounded(worker: Worker) -> None:
 
 
 def test_a_set_up_that_fails_is_an_error_of_the_call() -> None:
-    worker = Worker([("fail", {"message": "no device"})], module=MODULE)
+    worker = echo_worker(("fail", {"message": "no device"}))
     for _ in range(2):
         with pytest.raises(RemoteError, match="ValueError: no device"):
             worker.call("echo", {}, 10)
@@ -118,8 +122,8 @@ def test_set_up_added_to_a_running_worker(worker: Worker) -> None:
 
 
 def test_a_pool_loses_only_the_call_that_died() -> None:
-    workers = [Worker(module=MODULE) for _ in range(2)]
-    calls = [("echo", {"n": n}) for n in range(6)]
+    workers = [echo_worker() for _ in range(2)]
+    calls: list[Call] = [("echo", {"n": n}) for n in range(6)]
     calls[2] = ("die", {"signal": signal.SIGSEGV})
     try:
         replies = dict(run_all(workers, calls, 10))
@@ -163,7 +167,10 @@ time.sleep(1000)
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_no_worker_outlives_a_killed_parent(where: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, where], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, where],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENV,
     ) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flextensor import buffers, targets, timing
+from flextensor.errors import DeviceError
+from flextensor.measure import (
+    Candidate,
+    FunctionMeasurer,
+    Limits,
+    LocalMeasurer,
+    ReplayMeasurer,
+    private_folder,
+)
+from flextensor.operators import Gemm, Workload
+from flextensor.targets import Status, Trial
+
+STUBS = str(Path(__file__).parent / "targets")
+LIMITS = Limits(build_seconds=8.0, run_seconds=2.0)
+
+
+def increment() -> Workload:
+    sys.path.insert(0, STUBS)
+    try:
+        from faulty import Increment
+    finally:
+        sys.path.remove(STUBS)
+    return Workload(Increment())
+
+
+def measurer(workload: Workload, **options: Any) -> LocalMeasurer:
+    target = targets.lookup("llvm")
+    return LocalMeasurer(workload, target, 1e-5, limits=LIMITS, module="stub_worker", **options)
+
+
+@pytest.fixture(scope="module")
+def stubs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", STUBS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[Trial]:
+    """What `on_trial` was given."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def local(stubs: None, seen: list[Trial]) -> Iterator[LocalMeasurer]:
+    with measurer(increment(), on_trial=seen.append) as made:
+        yield made
+
+
+def extern(*call: Any) -> Candidate:
+    return Candidate("direct", {"extern": call})
+
+
+def build(fault: str) -> Candidate:
+    return Candidate("direct", {"fault": fault})
+
+
+GOOD = Candidate("direct", {})
+FAULTS = [
+    (build("illegal"), Status.ILLEGAL, "tile 7 exceeds 4"),
+    (build("raise"), Status.BUILD_ERROR, "ValueError: no such block"),
+    (build("die"), Status.BUILD_ERROR, "worker died: SIGSEGV"),
+    (build("hang"), Status.TIMEOUT, "no reply within 8 s"),
+    (build("print"), Status.OK, ""),
+    (extern("raise", 11), Status.RUN_ERROR, "worker died: SIGSEGV"),
+    (extern("puts", "from a kernel"), Status.OK, ""),
+    (extern("exit", 0), Status.RUN_ERROR, "worker died: exit status 0"),
+    (extern("no_such_function"), Status.RUN_ERROR, "no_such_function"),
+    (Candidate("wrong", {}), Status.WRONG_RESULT, "relative error"),
+    (Candidate("nan", {}), Status.WRONG_RESULT, "the output holds NaN or inf"),
+    (Candidate("hungry", {}), Status.RUN_ERROR, "worker died: SIGABRT .*bad_alloc"),
+    (Candidate("endless", {}), Status.TIMEOUT, "no reply within 2 s"),
+    (GOOD, Status.OK, ""),
+]
+
+
+def test_every_fault_is_one_trial_with_a_reason(local: LocalMeasurer, seen: list[Trial]) -> None:
+    import re
+
+    candidates = [candidate for candidate, _, _ in FAULTS]
+    trials = local.measure(candidates)
+    assert [t.status for t in trials] == [status for _, status, _ in FAULTS]
+    for trial, (candidate, status, reason) in zip(trials, FAULTS, strict=True):
+        assert (trial.formulation, trial.config) == (candidate.formulation, candidate.config)
+        assert re.search(reason, trial.message), trial.message
+        assert "\n" not in trial.message
+        assert bool(trial.times) == trial.ok == (status is Status.OK)
+    assert sorted(map(id, seen)) == sorted(map(id, trials))
+    assert not list(local.folder.glob("*.so"))
+
+
+def test_a_candidate_that_is_clearly_slower_is_abandoned(local: LocalMeasurer) -> None:
+    slow = Candidate("slow", {})
+    full, short = local.measure([slow])[0], local.measure([slow], best_seconds=1e-7)[0]
+    assert full.ok and short.ok
+    assert len(full.times) >= timing.MIN_REPEATS and full.message == ""
+    assert len(short.times) == 1
+    assert "times slower than the best" in short.message
+
+
+def test_verify_reports_the_error_on_fresh_inputs(local: LocalMeasurer) -> None:
+    assert local.verify(GOOD) < 1e-6
+    assert 0.05 < local.verify(Candidate("wrong", {})) < 1
+    assert local.verify(Candidate("nan", {})) == math.inf
+    with pytest.raises(DeviceError, match="SIGSEGV"):
+        local.verify(extern("raise", 11))
+
+
+def test_build_leaves_a_library(local: LocalMeasurer, tmp_path: Path) -> None:
+    import tvm
+
+    path = local.build(GOOD, tmp_path / "kernel.so")
+    x, y = np.ones(64, "float32"), buffers.empty((64,), "float32")
+    tvm.runtime.load_module(str(path))["main"](buffers.aligned(x), y)
+    assert (y == 2).all()
+    with pytest.raises(DeviceError, match="no such block"):
+        local.build(build("raise"), path)
+
+
+def test_compare_times_candidates_and_pytorch_in_turns(stubs: None) -> None:
+    workload = Workload(Gemm(m=33, n=35, k=37))
+    with measurer(workload) as local:
+        times = local.compare({"a": GOOD, "b": GOOD}, ["torch"], rounds=2)
+    assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "torch": 6}
+    assert all(value > 0 for values in times.values() for value in values)
+
+
+def test_close_removes_files_and_processes(stubs: None) -> None:
+    local = measurer(increment())
+    local.measure([GOOD])
+    local.close()
+    assert not local.folder.exists()
+
+
+def test_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    dead = tmp_path / f"flextensor-{done.pid}-x"
+    for folder in (dead, tmp_path / f"flextensor-{os.getpid()}-x", tmp_path / "flextensor-other"):
+        folder.mkdir()
+    made = private_folder(tmp_path)
+    assert made.is_dir()
+    assert not dead.exists()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_replay_answers_from_records() -> None:
+    trial = Trial("direct", {"tile": [4, 8], "unroll": 2}, Status.OK, (1.0,))
+    seen: list[Trial] = []
+    replay = ReplayMeasurer([trial], seen.append)
+    known, unknown = replay.measure(
+        [Candidate("direct", {"unroll": 2, "tile": (4, 8)}), Candidate("direct", {})]
+    )
+    assert known is trial
+    assert (unknown.status, unknown.message) == (Status.ILLEGAL, "not among the records")
+    assert seen == [known, unknown]
+
+
+def test_a_function_is_a_landscape() -> None:
+    failure = Trial("direct", {"x": 0}, Status.TIMEOUT)
+    landscape = FunctionMeasurer(lambda c: failure if not c.config["x"] else 1.0 / c.config["x"])
+    trials = landscape.measure([Candidate("direct", {"x": x}) for x in (0, 2)])
+    assert trials[0] is failure
+    assert trials[1].seconds == 0.5
+
+
+@pytest.mark.parametrize(
+    "got, want, error",
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.5], [1.0, 2.0], 0.25),
+        ([1.0, math.nan], [1.0, 2.0], math.inf),
+        ([1.0, math.inf], [1.0, 2.0], math.inf),
+        ([1.0, math.nan], [1.0, math.nan], 0.0),
+        ([0.5, 0.0], [0.0, 0.0], 0.5),
+        ([1.0], [1.0, 1.0], math.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_relative_error(got: list[float], want: list[float], error: float) -> None:
+    assert buffers.relative_error(np.array(got, "float32"), np.array(want)) == error
