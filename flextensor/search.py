@@ -1,0 +1,174 @@
+"""The search loop: seeds, explorer, cost model, measurement, until the budget is spent.
+
+    seeds -> explorer.ask -> legality -> cost model ranks a large draft -> measure -> tell -> repeat
+    -> coordinate descent around the best
+
+Every arrow is a seam that a test replaces by a fake.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from flextensor import cost_models, explorers
+from flextensor.errors import IllegalConfigError
+from flextensor.measure import Candidate, Measurer
+from flextensor.schedulers.space import Point, Space
+from flextensor.targets import Trial
+
+BATCH = 8
+"""Candidates built and measured together."""
+DRAFT = 256
+"""Points that the cost model ranks for one batch."""
+PATIENCE = 48
+"""Trials without a gain of 1 % after which the search stops."""
+
+
+@dataclasses.dataclass
+class Budget:
+    """Trials in all (those already in the database count) and seconds of this run."""
+
+    trials: int
+    seconds: float
+    start: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.start
+
+
+class Lane:
+    """One formulation under search: its space, explorer, model and history."""
+
+    def __init__(self, name: str, space: Space, explorer: str, model: str, seed: int) -> None:
+        self.name, self.space = name, space
+        rng = np.random.default_rng([seed, *name.encode()])
+        self.explorer = explorers.create(explorer, space, rng)
+        self.model = cost_models.create(model, space, seed)
+        self.history: dict[Point, float] = {}
+        self.exhausted = False
+
+    @property
+    def best(self) -> float:
+        """Best seconds so far."""
+        return min(self.history.values(), default=math.inf)
+
+    def learn(self, trials: Sequence[Trial]) -> None:
+        """Take in trials of this formulation; those of another version's space are left out."""
+        points, seconds = [], []
+        for trial in trials:
+            try:
+                points.append(self.space.point(trial.config))
+            except IllegalConfigError:
+                continue
+            seconds.append(trial.seconds)
+        self.history.update(zip(points, seconds, strict=True))
+        self.explorer.tell(points, seconds)
+        if points:
+            self.model.fit(list(self.history), list(self.history.values()))
+
+    def seeds(self, hints: Sequence[Mapping[str, object]]) -> list[Point]:
+        """Legal starts: configs of neighbours first, then the schedulers' picks by estimate."""
+        warm = [self.space.project(dict(hint)) for hint in hints]
+        picks = [self.space.point(seed) for seed in self.space.seeds]
+        picks = [p for p in picks if self.space.legal(p)]
+        scores = self.model.predict(picks)
+        ranked = [p for _, _, p in sorted(zip(scores, range(len(picks)), picks, strict=True))]
+        starts = dict.fromkeys([p for p in warm if self.space.legal(p)] + ranked)
+        return [p for p in starts if p not in self.history]
+
+    def propose(self, count: int) -> list[Point]:
+        """The explorer's draft, best by the model first."""
+        draft = self.explorer.ask(DRAFT)
+        self.exhausted = not draft
+        scores = self.model.predict(draft)
+        return [draft[i] for i in np.argsort(scores, kind="stable")[:count]]
+
+
+Report = Callable[[str], None]
+
+
+class Search:
+    """Searches the formulations of one workload together, the best one most of the time."""
+
+    def __init__(
+        self, lanes: Sequence[Lane], measurer: Measurer, budget: Budget, report: Report
+    ) -> None:
+        self.lanes, self.measurer, self.budget, self.report = lanes, measurer, budget, report
+        self.since_gain = 0
+        self.rounds = 0
+
+    @property
+    def trials(self) -> int:
+        """Trials known, those of earlier runs included."""
+        return sum(len(lane.history) for lane in self.lanes)
+
+    @property
+    def best(self) -> float:
+        """Best seconds of any formulation."""
+        return min((lane.best for lane in self.lanes), default=math.inf)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the budget is used up."""
+        return (
+            self.trials >= self.budget.trials or self.budget.elapsed >= self.budget.seconds
+        )
+
+    def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+        """Seeds of every formulation, then rounds, then coordinate descent around the best."""
+        for lane in self.lanes:
+            starts = lane.seeds(hints.get(lane.name, ()))
+            for chunk in range(0, min(len(starts), 2 * BATCH), BATCH):
+                self._measure(lane, starts[chunk : chunk + BATCH], "seeds")
+        while not self.spent and self.since_gain < PATIENCE:
+            lane = self._next()
+            if lane is None:
+                break
+            self._measure(lane, lane.propose(BATCH), "search")
+        self._descend()
+
+    def _next(self) -> Lane | None:
+        """The best formulation three times out of four, else the others within twice its time."""
+        open_lanes = [lane for lane in self.lanes if not lane.exhausted]
+        if not open_lanes:
+            return None
+        self.rounds += 1
+        ranked = sorted(open_lanes, key=lambda lane: lane.best)
+        near = [lane for lane in ranked[1:] if lane.best < 2 * ranked[0].best]
+        if near and self.rounds % 4 == 0:
+            return near[self.rounds // 4 % len(near)]
+        return ranked[0]
+
+    def _descend(self) -> None:
+        """One knob at a time from the best point, most promising first, until nothing gains."""
+        while not self.spent:
+            lane = min(self.lanes, key=lambda lane: lane.best)
+            if not math.isfinite(lane.best):
+                return
+            start = min(lane.history, key=lambda p: lane.history[p])
+            around = [p for p in lane.space.neighbours(start) if p not in lane.history]
+            scores = lane.model.predict(around)
+            order = np.argsort(scores, kind="stable")[: 2 * BATCH]
+            before = lane.best
+            for chunk in range(0, len(order), BATCH):
+                self._measure(lane, [around[i] for i in order[chunk : chunk + BATCH]], "finish")
+            if lane.best > 0.99 * before:
+                return
+
+    def _measure(self, lane: Lane, points: Sequence[Point], phase: str) -> None:
+        left = self.budget.trials - self.trials
+        points = list(points)[: max(left, 0)]
+        if not points or self.budget.elapsed >= self.budget.seconds:
+            return
+        before = self.best
+        candidates = [Candidate(lane.name, lane.space.config(p)) for p in points]
+        lane.learn(self.measurer.measure(candidates, before))
+        self.since_gain = 0 if self.best < 0.99 * before else self.since_gain + len(points)
+        self.report(phase)
