@@ -1,288 +1,304 @@
-"""The schedule database: one SQLite file of append-only trials and results.
+"""The schedule database: every trial ever measured, and what finished tunings found.
 
-Every value that is read back is checked as data; nothing in a database is ever executed, so one
-from a stranger can hold wrong schedules, never code.
+    with Database("trials.db") as database:
+        database.add(workload.key, "gemm", workload.params, target.fingerprint, trial)
+        database.best(workload.key, target.fingerprint)
+
+One SQLite file in WAL mode. Trials and results are only ever added (`prune` is the one that
+removes), each in a transaction of its own: a killed process loses at most the trial in flight,
+and processes that write at once wait for each other. What a file says is data, checked and never
+executed: a stranger's database can hold schedules that are wrong for this machine, but no code.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
+import dataclasses
+import itertools
 import os
-import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TextIO
 
-from flextensor.errors import DatabaseError
-from flextensor.targets import Status, Trial
+import flextensor
+from flextensor import database_records as records
+from flextensor import database_schema as schema
+from flextensor.database_store import Added, Store
+from flextensor.errors import DatabaseError, InputError
+from flextensor.targets.base import Trial
 
-APPLICATION_ID = 0x464C5854
-VERSION = 1
-SCHEMA = """
-CREATE TABLE trials (
-    id TEXT PRIMARY KEY, workload TEXT NOT NULL, operator TEXT NOT NULL, params TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, formulation TEXT NOT NULL, config TEXT NOT NULL,
-    status TEXT NOT NULL, times TEXT NOT NULL, seconds REAL, message TEXT NOT NULL, error REAL,
-    build_seconds REAL NOT NULL, run_seconds REAL NOT NULL, at REAL NOT NULL);
-CREATE INDEX trials_of ON trials (workload, fingerprint);
-CREATE TABLE results (
-    id TEXT PRIMARY KEY, workload TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    result TEXT NOT NULL, at REAL NOT NULL);
-CREATE INDEX results_of ON results (workload, fingerprint);
-"""
-COLUMNS = (
-    "id", "workload", "operator", "params", "fingerprint", "formulation", "config", "status",
-    "times", "seconds", "message", "error", "build_seconds", "run_seconds", "at",
-)  # fmt: skip
-INSERT = f"INSERT OR IGNORE INTO trials VALUES ({', '.join('?' * len(COLUMNS))})"
+TIMEOUT = 30.0
+"""Seconds to wait for another process that is writing."""
+KEEP = 100
+"""Fastest trials of every workload that `Database.prune` keeps by default."""
 
 
 def default_path() -> Path:
-    """``~/.local/share/flextensor/trials.db``, or below ``$XDG_DATA_HOME``."""
-    root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(root) / "flextensor" / "trials.db"
+    """``$XDG_DATA_HOME/flextensor/trials.db``, by default under ``~/.local/share``."""
+    given = Path(os.environ.get("XDG_DATA_HOME", ""))
+    try:
+        base = given if given.is_absolute() else Path.home() / ".local" / "share"
+    except RuntimeError as error:
+        raise DatabaseError("no home folder to keep a database in; name a file") from error
+    return base / "flextensor" / "trials.db"
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkloadRow:
+    """One workload on one target: how often it was tried and how fast it got."""
+
+    key: str
+    operator: str
+    params: Mapping[str, Any]
+    target: str
+    """The target's fingerprint."""
+    trials: int
+    failures: int
+    best_seconds: float | None
+    """Median seconds per call of `Database.best`, None while nothing worked."""
+    when: float
+    """The newest trial, in seconds since 1970."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What a database holds, in numbers."""
+
+    path: str
+    schema: int
+    file_bytes: int
+    workloads: int
+    """Pairs of a workload and a target."""
+    targets: int
+    trials: int
+    results: int
+    status: Mapping[str, int]
+    """Trials by status."""
+    measured_seconds: float
+    """Time that went into building and running them."""
+
+
+class Pruned(NamedTuple):
+    """Trials that `prune` dropped."""
+
+    failed: int
+    slow: int
 
 
 class Database:
-    """Trials and results by workload key and target fingerprint.
+    """The schedule database in the file `path`; made when missing, with its folder.
 
-    Several processes may write one file at once. Each trial is one transaction: a killed process
-    loses at most the trial in flight. Raises `DatabaseError`, one line, for whatever goes wrong.
+    For one thread; other processes may use the file at the same time. A file that cannot be
+    written is opened for reading. Every method raises `DatabaseError` when the file cannot be
+    read or written, is of another program or of a newer flextensor, or stays locked `timeout`
+    seconds.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.path = Path(path) if path is not None else default_path()
-        with self._errors("open"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        readonly: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.path = default_path() if path is None else Path(path)
+        self.readonly = readonly or not schema.writable(self.path)
+        self._store = Store(self.path, timeout, self.readonly)
 
-    def _prepare(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        owner = self._db.execute("PRAGMA application_id").fetchone()[0]
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and owner != APPLICATION_ID:
-            raise DatabaseError(f"{self.path} is another program's SQLite file; name another --db")
-        if version > VERSION:
-            raise DatabaseError(
-                f"{self.path} has schema {version}, this flextensor knows up to {VERSION}; upgrade it"
-            )
-        if version == VERSION:
-            return
-        self._db.execute("PRAGMA journal_mode = WAL")
-        with self._transaction():
-            if not self._db.execute("PRAGMA user_version").fetchone()[0]:
-                for statement in SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
-
-    def __enter__(self) -> Database:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"Database({str(self.path)!r})"
+
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    @contextlib.contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-            raise DatabaseError(f"cannot {what} database {self.path}: {error}") from error
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        """Close the file; closing twice is fine."""
+        self._store.close()
 
     def add(
-        self, workload: str, operator: str, params: Mapping[str, Any], fingerprint: str, trial: Trial
-    ) -> None:
-        """Append one trial; it is safe on disk, whatever is killed, when this returns."""
-        seconds = trial.seconds if math.isfinite(trial.seconds) else None
-        row = (
-            uuid.uuid4().hex, workload, operator, json.dumps(dict(params)), fingerprint,
-            trial.formulation, json.dumps(dict(trial.config)), str(trial.status),
-            json.dumps(list(trial.times)), seconds, trial.message, _finite(trial.error),
-            trial.build_seconds, trial.run_seconds, time.time(),
-        )  # fmt: skip
-        with self._errors("write to"), self._transaction():
-            self._db.execute(INSERT, row)
+        self,
+        workload_key: str,
+        operator: str,
+        params: Mapping[str, Any],
+        target_fingerprint: str,
+        trial: Trial,
+        *,
+        session: str = "",
+        seed: int | None = None,
+    ) -> str:
+        """Store one trial and return its unique id; when it returns, the trial is safe.
 
-    def trials(self, workload: str, fingerprint: str) -> list[Trial]:
-        """Every trial of a workload on a target, oldest first."""
-        query = "SELECT * FROM trials WHERE workload = ? AND fingerprint = ? ORDER BY at, rowid"
-        with self._errors("read"):
-            rows = self._db.execute(query, (workload, fingerprint)).fetchall()
-        return [self._trial(row) for row in rows]
+        `session` names the tuning that measured it, `seed` is that tuning's seed.
+        """
+        record = {
+            **self._stamp("trial", workload_key, target_fingerprint),
+            "operator": operator,
+            "params": records.plain(params),
+            "session": session,
+            "seed": seed,
+            **records.of_trial(trial),
+        }
+        self._store.add([record])
+        return str(record["id"])
 
-    def _trial(self, row: tuple[Any, ...]) -> Trial:
-        try:
-            return trial_of(dict(zip(COLUMNS, row, strict=True)))
-        except (ValueError, TypeError) as error:
-            raise DatabaseError(f"{self.path}: trial {row[0]} is malformed: {error}") from error
+    def add_result(
+        self, workload_key: str, target_fingerprint: str, result: Mapping[str, Any]
+    ) -> str:
+        """Store the JSON object that a finished tuning printed, and return its unique id.
 
-    def best(self, workload: str, fingerprint: str) -> Trial | None:
-        """The fastest trial, or None."""
-        ok = [t for t in self.trials(workload, fingerprint) if t.ok]
-        return min(ok, key=lambda t: t.seconds, default=None)
+        When it has ``formulation`` and ``config``, `best` follows it; the newest result counts.
+        """
+        record = self._stamp("result", workload_key, target_fingerprint)
+        self._store.add([{**record, "result": dict(result)}])
+        return str(record["id"])
 
-    def add_result(self, workload: str, fingerprint: str, result: Mapping[str, Any]) -> None:
-        """Append what a finished tuning found; the newest result of a workload counts."""
-        row = (uuid.uuid4().hex, workload, fingerprint, json.dumps(dict(result)), time.time())
-        with self._errors("write to"), self._transaction():
-            self._db.execute("INSERT INTO results VALUES (?, ?, ?, ?, ?)", row)
+    def trials(self, workload_key: str, target_fingerprint: str) -> list[Trial]:
+        """Every trial of the workload on the target, in the order in which they were stored."""
+        return self._store.trials(workload_key, target_fingerprint)
 
-    def result(self, workload: str, fingerprint: str) -> dict[str, Any] | None:
-        """The newest result of a workload on a target, or None."""
-        query = (
-            "SELECT result FROM results WHERE workload = ? AND fingerprint = ? "
-            "ORDER BY at DESC, rowid DESC LIMIT 1"
-        )
-        with self._errors("read"):
-            row = self._db.execute(query, (workload, fingerprint)).fetchone()
-        if row is None:
-            return None
-        value = json.loads(row[0])
-        return value if isinstance(value, dict) else None
+    def best(self, workload_key: str, target_fingerprint: str) -> Trial | None:
+        """The schedule to use: that of the newest result, or else of the fastest trial.
 
-    def workloads(self) -> list[dict[str, Any]]:
-        """Every workload and target: counts, best seconds, when it was last measured."""
-        query = (
-            "SELECT workload, operator, params, fingerprint, count(*), sum(status != 'ok'),"
-            " min(seconds), max(at) FROM trials GROUP BY workload, fingerprint ORDER BY max(at)"
-        )
-        names = ("workload", "operator", "params", "fingerprint", "trials", "failures",
-                 "best_seconds", "at")  # fmt: skip
-        with self._errors("read"):
-            rows = self._db.execute(query).fetchall()
-        return [
-            dict(zip(names, row, strict=True)) | {"params": json.loads(row[2])} for row in rows
-        ]
+        Schedules with a trial that gave a wrong result do not count. None when nothing worked.
+        """
+        row = self._store.best(workload_key, target_fingerprint)
+        return None if row is None else self._store.trial(row)
+
+    def result(self, workload_key: str, target_fingerprint: str) -> Mapping[str, Any] | None:
+        """The newest result of the workload on the target, as it was added."""
+        return self._store.result(workload_key, target_fingerprint)
+
+    def workloads(self) -> list[WorkloadRow]:
+        """Every pair of a workload and a target with trials, the most recent last."""
+        query = """SELECT w.key, w.target, w.operator, w.params, count(*) AS trials,
+            sum(t.status != 'ok') AS failures, max(t.created) AS "when"
+            FROM workloads w JOIN trials t ON t.workload = w.id
+            GROUP BY w.id ORDER BY "when", w.id"""
+        found = []
+        for row in self._store.query(query):
+            best = self.best(row["key"], row["target"])
+            params = self._store.params(row)
+            values = {k: row[k] for k in ("key", "target", "operator", "trials", "failures")}
+            seconds = best.seconds if best else None
+            found.append(
+                WorkloadRow(**values, params=params, best_seconds=seconds, when=row["when"])
+            )
+        return found
 
     def neighbours(
-        self, operator: str, params: Mapping[str, Any], fingerprint: str, limit: int = 4
-    ) -> list[Trial]:
-        """Best trials of the nearest other workloads of an operator, by log2 of their sizes."""
+        self, operator: str, params: Mapping[str, Any], target_fingerprint: str, limit: int = 8
+    ) -> list[tuple[dict[str, Any], Trial]]:
+        """(parameters, best trial) of up to `limit` other workloads of the operator, nearest first.
 
-        def distance(row: Mapping[str, Any]) -> float:
-            return sum(
-                abs(math.log2((v or 1) / (row["params"].get(k) or 1)))
-                for k, v in params.items()
-                if isinstance(v, int) and isinstance(row["params"].get(k), int)
-            )
+        Near is a small distance between the logarithms of the integer parameters; workloads with
+        other text parameters, or without a trial that worked, are no neighbours.
+        """
+        wanted = records.plain(params)
+        near = []
+        query = "SELECT key, params FROM workloads WHERE operator = ? AND target = ? ORDER BY key"
+        for row in self._store.query(query, operator, target_fingerprint):
+            theirs = self._store.params(row)
+            gap = records.distance(wanted, theirs)
+            if gap is not None and theirs != wanted:
+                near.append((gap, row["key"], theirs))
+        near.sort(key=lambda entry: entry[:2])
+        bests = ((theirs, self.best(key, target_fingerprint)) for _, key, theirs in near)
+        working = ((theirs, best) for theirs, best in bests if best is not None)
+        return list(itertools.islice(working, limit))
 
-        rows = [
-            row
-            for row in self.workloads()
-            if row["operator"] == operator
-            and row["fingerprint"] == fingerprint
-            and row["params"] != dict(params)
-            and row["best_seconds"]
-        ]
-        near = sorted(rows, key=distance)[:limit]
-        found = (self.best(row["workload"], fingerprint) for row in near)
-        return [trial for trial in found if trial]
+    def stats(self) -> Stats:
+        """What the database holds, in numbers."""
+        (row,) = self._store.query("""SELECT
+            (SELECT count(DISTINCT workload) FROM trials) AS workloads,
+            (SELECT count(DISTINCT target) FROM workloads) AS targets,
+            (SELECT count(*) FROM trials) AS trials, (SELECT count(*) FROM results) AS results,
+            (SELECT total(build_seconds + run_seconds) FROM trials) AS measured_seconds,
+            (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size) AS file_bytes
+            """)
+        status = self._store.query(
+            "SELECT status, count(*) FROM trials GROUP BY status ORDER BY status"
+        )
+        return Stats(str(self.path), schema.SCHEMA, status=dict(map(tuple, status)), **dict(row))
 
-    def stats(self) -> dict[str, Any]:
-        """Counts of workloads, trials by status, results, and bytes on disk."""
-        with self._errors("read"):
-            status = dict(self._db.execute("SELECT status, count(*) FROM trials GROUP BY status"))
-            results = self._db.execute("SELECT count(*) FROM results").fetchone()[0]
+    def export(self, file: str | Path | TextIO) -> int:
+        """Write every trial and result as JSON lines below a header line; returns their number."""
+        if not isinstance(file, str | Path):
+            return self._export(file)
+        target = Path(file)
+        try:
+            if target.exists() and target.samefile(self.path):
+                raise DatabaseError(f"{target}: an export would overwrite the database itself")
+            with target.open("w", encoding="utf-8") as stream:
+                return self._export(stream)
+        except (OSError, ValueError) as error:
+            raise DatabaseError(f"{target}: cannot write: {_reason(error)}") from error
+
+    def import_(self, path: str | Path) -> Added:
+        """Add the records of an export; those already here are skipped.
+
+        Every line is checked before the first is stored. `DatabaseError` with ``file:line`` and
+        the reason for the first that is not exactly a record.
+        """
+        for _ in records.read_lines(Path(path), schema.SCHEMA):
+            pass
+        return self._store.add(records.read_lines(Path(path), schema.SCHEMA))
+
+    def merge(self, path: str | Path) -> Added:
+        """Add the records of another database; those already here are skipped."""
+        with Database(path, readonly=True, timeout=self._store.timeout) as other:
+            return self._store.add(other._store.everything())
+
+    def prune(self, keep: int = KEEP) -> Pruned:
+        """Drop failed trials, and of every workload all but the `keep` fastest; shrink the file.
+
+        What `best` gives stays, and so do results and the trials that gave a wrong result:
+        without these, a wrong schedule could become the best again.
+        """
+        if keep < 1:
+            raise InputError(f"at least 1 trial of every workload is kept, got {keep}")
+        ranked = """SELECT number FROM (SELECT number, row_number() OVER
+            (PARTITION BY workload ORDER BY seconds, number) AS rank
+            FROM trials WHERE status = 'ok') WHERE rank > ?"""
+        with self._store.writing():
+            keys = self._store.query("SELECT key, target FROM workloads")
+            rows = [self._store.best(row["key"], row["target"]) for row in keys]
+            bests = {row["number"] for row in rows if row is not None}
+            slow = [row for row in self._store.query(ranked, keep) if row["number"] not in bests]
+            dropped = "DELETE FROM trials WHERE status NOT IN ('ok', 'wrong_result')"
+            failed = self._store.connection.execute(dropped).rowcount
+            self._store.connection.executemany("DELETE FROM trials WHERE number = ?", slow)
+        with schema.errors(self.path):
+            schema.shrink(self._store.connection, self._store.timeout)
+        return Pruned(failed, len(slow))
+
+    def _stamp(self, kind: str, workload_key: str, target_fingerprint: str) -> records.Record:
         return {
-            "path": str(self.path),
-            "workloads": len(self.workloads()),
-            "trials": sum(status.values()),
-            "status": status,
-            "results": results,
-            "bytes": self.path.stat().st_size,
+            "record": kind,
+            "id": uuid.uuid4().hex,
+            "workload": workload_key,
+            "target": target_fingerprint,
+            "created": time.time(),
+            "version": flextensor.__version__,
         }
 
-    def export(self, path: str | Path) -> int:
-        """Write every trial as one JSON line; the number written."""
-        with self._errors("read"):
-            rows = self._db.execute("SELECT * FROM trials ORDER BY at, rowid").fetchall()
-        with self._errors(f"export to {path} from"), Path(path).open("w") as file:
-            file.write(json.dumps({"flextensor": VERSION}) + "\n")
-            for row in rows:
-                file.write(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n")
-        return len(rows)
-
-    def import_(self, path: str | Path) -> int:
-        """Add the trials of an export that are not here yet; the number added.
-
-        `DatabaseError` names the line of whatever is malformed, and nothing is added then.
-        """
-        with self._errors(f"import {path} into"):
-            lines = Path(path).read_text().splitlines()
-        rows = []
-        for number, line in enumerate(lines[1:], start=2):
-            try:
-                values = json.loads(line)
-                trial_of(values)
-                rows.append(tuple(values[c] for c in COLUMNS))
-            except (ValueError, TypeError, KeyError) as error:
-                raise DatabaseError(f"{path}:{number} is no trial: {error!r}") from error
-        if not lines or not lines[0].startswith('{"flextensor"'):
-            raise DatabaseError(f"{path}:1 is no flextensor export")
-        return self._insert(rows)
-
-    def merge(self, path: str | Path) -> int:
-        """Add the trials of another database; the number added."""
-        if not Path(path).is_file():
-            raise DatabaseError(f"no database at {path}")
-        with Database(path) as other, self._errors("read"):
-            rows = other._db.execute("SELECT * FROM trials ORDER BY at, rowid").fetchall()
-        return self._insert(rows)
-
-    def _insert(self, rows: list[tuple[Any, ...]]) -> int:
-        with self._errors("write to"), self._transaction():
-            before = self._db.total_changes
-            self._db.executemany(INSERT, rows)
-            return self._db.total_changes - before
-
-    def prune(self, keep: int = 32) -> int:
-        """Keep the `keep` fastest trials of every workload, drop the rest; the number dropped."""
-        query = (
-            "DELETE FROM trials WHERE id NOT IN (SELECT id FROM (SELECT id, row_number() OVER "
-            "(PARTITION BY workload, fingerprint ORDER BY seconds IS NULL, seconds) AS place "
-            "FROM trials) WHERE place <= ?)"
-        )
-        with self._errors("write to"), self._transaction():
-            return self._db.execute(query, (max(keep, 1),)).rowcount
+    def _export(self, stream: TextIO) -> int:
+        stream.write(records.dump(records.header(schema.SCHEMA)) + "\n")
+        count = 0
+        for record in self._store.everything():
+            stream.write(records.dump(record) + "\n")
+            count += 1
+        return count
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def trial_of(values: Mapping[str, Any]) -> Trial:
-    """A trial from the columns of a row; `ValueError` or `TypeError` when they hold none."""
-    config, times = json.loads(values["config"]), json.loads(values["times"])
-    if not isinstance(config, dict) or not all(isinstance(v, int | str) for v in config.values()):
-        raise ValueError("a config holds integers and strings by name")
-    if not all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in times):
-        raise ValueError("times are positive seconds")
-    return Trial(
-        str(values["formulation"]), config, Status(values["status"]), tuple(times),
-        str(values["message"]), values["error"], float(values["build_seconds"]),
-        float(values["run_seconds"]),
-    )  # fmt: skip
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)

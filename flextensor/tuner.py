@@ -139,7 +139,7 @@ def tune(
         known = database.result(workload.key, device.fingerprint)
         enough = known is not None and (trials is None or trials <= known["trials"])
         if known is not None and enough and not fresh and known["max_rel_error"] <= tolerance:
-            return Result(known | {"reused": True}, workload, device)
+            return Result({**known, "reused": True}, workload, device)
         budget = Budget(trials or TRIALS, time or (math.inf if trials else SECONDS))
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
         return run.run(explorer, cost_model, seed, fresh)
@@ -213,7 +213,7 @@ class Tuning:
             self.workload.operator.name, self.workload.params, self.target.fingerprint
         )
         hints: dict[str, list[Mapping[str, Any]]] = {}
-        for trial in near:
+        for _, trial in near:
             hints.setdefault(trial.formulation, []).append(trial.config)
         return hints
 
@@ -338,7 +338,7 @@ def load(
         known = database.result(workload.key, device.fingerprint)
     if known is None:
         raise InputError(f"{workload.key} was never tuned on {device.device}; tune it first")
-    return Result(known | {"reused": True}, workload, device)
+    return Result({**known, "reused": True}, workload, device)
 
 
 def show(result: Result) -> dict[str, Any]:
