@@ -174,7 +174,7 @@ class Database:
         row = self._store.best(workload_key, target_fingerprint)
         return None if row is None else self._store.trial(row)
 
-    def result(self, workload_key: str, target_fingerprint: str) -> Mapping[str, Any] | None:
+    def result(self, workload_key: str, target_fingerprint: str) -> dict[str, Any] | None:
         """The newest result of the workload on the target, as it was added."""
         return self._store.result(workload_key, target_fingerprint)
 

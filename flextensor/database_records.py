@@ -34,6 +34,8 @@ def parse(text: str | bytes) -> Any:
     """JSON `text` as a value; `ValueError` for anything else, NaN and Infinity included."""
     try:
         return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except TypeError:

@@ -135,7 +135,10 @@ def _check_place(path: Path, readonly: bool) -> None:
 
 def writable(path: Path) -> bool:
     """Whether the database `path` can be written: the file and, for its log, its folder."""
-    return not path.exists() or os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    try:
+        return not path.exists() or os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    except OSError:
+        return True  # opening it will say what is wrong
 
 
 def _open(path: Path, timeout: float, readonly: bool) -> sqlite3.Connection:

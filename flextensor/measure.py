@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flextensor.errors import DeviceError
 from flextensor.targets import Status, Target, Trial, dump
 from flextensor.targets.process import (
-    RemoteError,
+    SetupFailed,
     Worker,
-    WorkerDied,
     WorkerError,
     WorkerTimeout,
     run_all,
@@ -80,7 +79,8 @@ class LocalMeasurer:
 
     A batch is built in parallel, then run one candidate at a time, so that no build overlaps a
     timing. `tolerance` bounds max|y - y64| / max|y64| of every checked output (integers: exact).
-    `on_trial` gets every trial as soon as it is known.
+    `on_trial` gets every trial as soon as it is known. `DeviceError` when no worker can start or
+    a compiler is missing.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class LocalMeasurer:
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
     ) -> list[Trial]:
         """One trial per candidate, in order; see `Measurer`."""
+        self._start()
         trials: dict[int, Trial] = {}
         built: dict[int, tuple[Path, float]] = {}
         paths = [self._path() for _ in candidates]
@@ -187,6 +188,13 @@ class LocalMeasurer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _start(self) -> None:
+        """Start every worker at once, for each needs seconds; none starts during a timing."""
+        for worker in self._builders:
+            worker.start()
+        self._prepare_runner()
+        self._runner.start()
+
     def _path(self) -> Path:
         return self.folder / f"kernel{next(self._number)}.so"
 
@@ -250,18 +258,21 @@ class LocalMeasurer:
 
 
 def failed(candidate: Candidate, status: Status, error: WorkerError) -> Trial:
-    """The trial of a candidate whose worker gave no result; a time-out has its own status."""
+    """The trial of a candidate whose worker gave no result; a time-out has its own status.
+
+    Raises the error when it is no fault of the candidate.
+    """
+    if isinstance(error, SetupFailed):
+        raise error
     if isinstance(error, WorkerTimeout):
         status = Status.TIMEOUT
     return Trial(candidate.formulation, candidate.config, status, message=str(error))
 
 
 def build_failure(candidate: Candidate, reply: Mapping[str, Any] | WorkerError) -> Trial | None:
-    """The trial of a candidate that could not be built, or None; a missing tool is an error."""
+    """The trial of a candidate that could not be built, or None."""
     if isinstance(reply, WorkerError):
-        if isinstance(reply, RemoteError | WorkerDied | WorkerTimeout):
-            return failed(candidate, Status.BUILD_ERROR, reply)
-        raise reply
+        return failed(candidate, Status.BUILD_ERROR, reply)
     if reply["status"] == "ok":
         return None
     return Trial(

@@ -46,12 +46,13 @@ class Builder:
         self._programs: dict[str, Any] = {}
 
     def target(self, payload: Payload) -> dict[str, Any]:
-        """{"target": dumped target} -> {}."""
+        """{"target": dumped target} -> {}; raises `DeviceError` without a compiler."""
         import tvm  # noqa: F401 - here, so that no build pays for the import
 
         from flextensor import targets
 
         self._target = targets.load(payload["target"])
+        self._target.check()
         return {}
 
     def program(self, payload: Payload) -> dict[str, Any]:

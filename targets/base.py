@@ -95,11 +95,14 @@ class Target(ABC):
 
         return tvm.cpu()
 
+    def check(self) -> None:  # noqa: B027 - a hook
+        """Raise `DeviceError` when something that every build or run needs is missing."""
+
     @abstractmethod
     def build(self, module: Any, path: Path) -> None:
         """Compile a scheduled `tvm.IRModule` into the shared library `path`.
 
-        Raises `DeviceError` when a compiler or linker is missing; whatever TVM raises otherwise.
+        Raises `DeviceError` when compiling or linking fails outside TVM, else what TVM raises.
         """
 
     @abstractmethod

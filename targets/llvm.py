@@ -78,8 +78,12 @@ class LLVM(Target):
             spec["mattr"] = list(self.mattr)
         return tvm.target.Target(spec)
 
+    def check(self) -> None:
+        """Raise `DeviceError` when there is no linker."""
+        linker()
+
     def build(self, module: Any, path: Path) -> None:
-        """Compile an IRModule into the shared library `path`; `DeviceError` without a linker."""
+        """Compile an IRModule into the shared library `path`; `DeviceError` when linking fails."""
         import tvm
 
         executable = tvm.compile(module, target=self.tvm_target())

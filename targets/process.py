@@ -7,7 +7,8 @@ killed with its process group on a time-out, and replaced by the next call.
     WorkerError                  a call that brought no reply
     ├── WorkerTimeout            no reply in time; the worker was killed
     ├── WorkerDied               the worker ended by itself, e.g. by SIGSEGV
-    └── RemoteError              the method raised; `kind` is the exception's class name
+    ├── RemoteError              the method raised; `kind` is the exception's class name
+    └── SetupFailed              no worker could be started: no fault of the call
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class RemoteError(WorkerError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}" if message else kind)
         self.kind = kind
+
+
+class SetupFailed(WorkerError):
+    """No worker could be started, or a set-up call failed: no fault of the call."""
 
 
 class Worker:
@@ -165,21 +170,22 @@ class Worker:
                 self._deadline = time.monotonic() + self._timeout
             if "error" in reply:
                 self._deadline = math.inf
-                if self._pending:  # the set-up failed: nothing after it makes sense
+                if self._pending:
                     self.kill()
+                    raise SetupFailed(reply["message"])
                 raise RemoteError(reply["error"], reply["message"])
             if not self._pending:
                 self._deadline = math.inf
                 result: dict[str, Any] = reply["result"]
                 return result
+        starting = self._pending > 1
         if ended:
-            raise WorkerDied(self._obituary())
+            raise (SetupFailed if starting else WorkerDied)(self._obituary())
         if time.monotonic() > self._deadline:
-            starting = self._pending > 1
             self.kill()
-            what = "no start" if starting else "no reply"
-            limit = STARTUP_SECONDS if starting else self._timeout
-            raise WorkerTimeout(f"{what} within {limit:.3g} s")
+            if starting:
+                raise SetupFailed(f"worker did not start within {STARTUP_SECONDS:.3g} s")
+            raise WorkerTimeout(f"no reply within {self._timeout:.3g} s")
         return None
 
     def call(self, method: str, payload: Mapping[str, Any], timeout: float) -> dict[str, Any]:

@@ -139,6 +139,17 @@ def test_compare_times_candidates_and_pytorch_in_turns(stubs: None) -> None:
     assert all(value > 0 for values in times.values() for value in values)
 
 
+def test_a_missing_compiler_is_one_clear_error(
+    stubs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with (
+        measurer(increment()) as local,
+        pytest.raises(DeviceError, match="^no C compiler or linker found"),
+    ):
+        local.measure([GOOD])
+
+
 def test_close_removes_files_and_processes(stubs: None) -> None:
     local = measurer(increment())
     local.measure([GOOD])

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from flextensor.targets.process import Call, RemoteError, Worker, WorkerDied, WorkerTimeout, run_all
+from flextensor.targets.process import (
+    Call,
+    RemoteError,
+    SetupFailed,
+    Worker,
+    WorkerDied,
+    WorkerTimeout,
+    run_all,
+)
 
 ENV = {"PYTHONPATH": str(Path(__file__).parent)}
 
@@ -107,9 +115,15 @@ def test_memory_is_bounded(worker: Worker) -> None:
 def test_a_set_up_that_fails_is_an_error_of_the_call() -> None:
     worker = echo_worker(("fail", {"message": "no device"}))
     for _ in range(2):
-        with pytest.raises(RemoteError, match="ValueError: no device"):
+        with pytest.raises(SetupFailed, match="no device"):
             worker.call("echo", {}, 10)
     assert worker.pid is None
+
+
+def test_a_death_during_the_set_up_is_no_fault_of_the_call() -> None:
+    worker = echo_worker(("die", {"signal": signal.SIGSEGV}))
+    with pytest.raises(SetupFailed, match="worker died: SIGSEGV"):
+        worker.call("echo", {}, 10)
 
 
 def test_set_up_added_to_a_running_worker(worker: Worker) -> None:
