@@ -101,7 +101,7 @@ class LocalMeasurer:
         env = {"TVM_NUM_THREADS": str(target.cores), "OMP_NUM_THREADS": str(target.cores)}
         buffers = sum(buffer.nbytes for buffer in workload.buffers)
         memory = self.limits.memory_bytes
-        self._runner = Worker((), env, memory and memory + 8 * buffers, module)
+        self._runner = Worker((), env, memory and memory + 16 * buffers, module)
         self._builders = [
             Worker([("target", {"target": dump(target)})], env, memory, module)
             for _ in range(self.limits.builders or target.cores)
