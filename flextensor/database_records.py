@@ -129,7 +129,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
 
 
 def check(record: Any) -> Record:
-    """`record` itself when every field is there and right; `ValueError` with the first mistake."""
+    """A copy of `record` when every field is there and right; `ValueError` with the first mistake."""
     kind = record.get("record") if type(record) is dict else None
     if type(kind) is not str or kind not in _RULES:
         raise ValueError("neither a trial nor a result")
@@ -140,12 +140,12 @@ def check(record: Any) -> Record:
         raise ValueError(f"{kind} with the unknown field {surplus[0]!r}")
     for field, (holds, wanted) in rules.items():
         if not _guarded(holds, record[field]):
-            raise ValueError(f"{field} must be {wanted}, got {_shown(record[field])}")
+            raise ValueError(f"{field} must be {wanted}, got {shown(record[field])}")
     if kind == "trial" and bool(record["times"]) != (record["status"] == TIMED):
         what = "needs" if record["status"] == TIMED else "cannot have"
         raise ValueError(f"a trial with status {record['status']} {what} times")
     dump(record)  # a result may hide an infinity: 1e999 is valid JSON
-    return record
+    return dict(record)
 
 
 def _guarded(holds: Callable[[Any], bool], value: Any) -> bool:
@@ -155,7 +155,8 @@ def _guarded(holds: Callable[[Any], bool], value: Any) -> bool:
         return False
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """`value` in at most 60 printable ASCII characters, for a message."""
     try:
         text = ascii(value)
     except (ValueError, RecursionError):  # an int of a million digits, a list of lists of ...

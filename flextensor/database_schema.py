@@ -84,6 +84,8 @@ def errors(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         reason = _REASONS.get(_primary(error)) or (str(error).splitlines() or ["unknown error"])[0]
         raise DatabaseError(f"{path}: {reason}") from error
+    except UnicodeDecodeError as error:  # what SQLite says about a corrupt file quotes it
+        raise DatabaseError(f"{path}: {_REASONS[sqlite3.SQLITE_CORRUPT]}") from error
 
 
 def _primary(error: sqlite3.Error) -> int:

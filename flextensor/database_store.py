@@ -114,7 +114,9 @@ class Store:
         try:
             return records.parameters(row["params"])
         except ValueError as error:
-            raise DatabaseError(f"{self.path}: workload {row['key']}: {error}") from error
+            raise DatabaseError(
+                f"{self.path}: workload {records.shown(row['key'])}: {error}"
+            ) from error
 
     def everything(self) -> Iterator[records.Record]:
         """Every trial, then every result, as of one moment."""
@@ -152,7 +154,9 @@ class Store:
             parsed = {name: records.parse(fields[name]) for name in _JSON & fields.keys()}
             return records.check({"record": kind, **fields, **parsed})
         except ValueError as error:
-            raise DatabaseError(f"{self.path}: {kind} {row['id']}: {error}") from error
+            raise DatabaseError(
+                f"{self.path}: {kind} {records.shown(row['id'])}: {error}"
+            ) from error
 
 
 def _column(name: str, value: Any) -> Any:
