@@ -129,7 +129,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
 
 
 def check(record: Any) -> Record:
-    """A copy of `record` when every field is there and right; `ValueError` with the first mistake."""
+    """A copy of `record` when its fields are all there and right; else `ValueError` names one."""
     kind = record.get("record") if type(record) is dict else None
     if type(kind) is not str or kind not in _RULES:
         raise ValueError("neither a trial nor a result")
