@@ -22,7 +22,9 @@ class Analytic:
         scores = []
         for point in points:
             features = self._space.features(self._space.config(point))
-            estimate = sum(v for k, v in features.items() if k.endswith("estimate") and "log" not in k)
+            estimate = sum(
+                v for k, v in features.items() if k.endswith("estimate") and "log" not in k
+            )
             scores.append(math.log2(estimate) if estimate > 0 else 0.0)
         return scores
 

@@ -46,7 +46,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {
         "machine": {
-            "device": device.device, "fingerprint": device.fingerprint, "system": platform.platform(),
+            "device": device.device, "fingerprint": device.fingerprint,
+            "system": platform.platform(),
             "peak_gflops": device.peak_flops() / 1e9, "bandwidth_gbs": device.bandwidth() / 1e9,
         },
         "command": " ".join(["flextensor", *command]),
@@ -123,13 +124,14 @@ def markdown(suite: str, data: dict[str, Any]) -> str:
         ratios = [c["speedup"] for c in cases]
         means.append(geomean(ratios))
         lines.append(
-            f"| {family} | {len(ratios)} | {means[-1]:.2f} | {min(ratios):.2f} | {max(ratios):.2f} |"
-            f" {sum(r >= 1 for r in ratios)} |"
+            f"| {family} | {len(ratios)} | {means[-1]:.2f} | {min(ratios):.2f} |"
+            f" {max(ratios):.2f} | {sum(r >= 1 for r in ratios)} |"
         )
     if means:
         lines += ["", f"Geomean of the families' geomeans: {geomean(means):.2f}.", ""]
     lines += [
-        "| case | latency | spread | GFLOP/s | share of roof | bound | speed-up | error | trials | s |",
+        "| case | latency | spread | GFLOP/s | share of roof | bound | speed-up | error | trials"
+        " | s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for c in data["cases"]:
@@ -138,8 +140,9 @@ def markdown(suite: str, data: dict[str, Any]) -> str:
             continue
         speedup = f"{c['speedup']:.2f}" if c["speedup"] else "-"
         lines.append(
-            f"| {c['case']} | {duration(c['best_seconds'])} | {c['spread']:.1%} | {c['gflops']:.1f} |"
-            f" {c['peak_fraction']:.0%} | {c['bound']} | {speedup} | {c['max_rel_error']:.1e} |"
+            f"| {c['case']} | {duration(c['best_seconds'])} | {c['spread']:.1%} |"
+            f" {c['gflops']:.1f} | {c['peak_fraction']:.0%} | {c['bound']} | {speedup} |"
+            f" {c['max_rel_error']:.1e} |"
             f" {c['trials']} | {c['tuning_seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -110,7 +110,9 @@ def workloads_of(
             raise unknown(f"operator in suite {suite}", str(what), families)
         return [(c.full_name, c.operator) for c in found]
     if what is None:
-        raise InputError("name an OPERATOR, --einsum, --case or --suite; `flextensor ops` lists them")
+        raise InputError(
+            "name an OPERATOR, --einsum, --case or --suite; `flextensor ops` lists them"
+        )
     return [(what, operator_of(what, given))]
 
 
@@ -209,8 +211,8 @@ def targets(as_json: JsonOption = False) -> None:
         return
     for kind, t in found.items():
         print(f"{kind:8s}{t.device}")
-        print(f"        {t.vector_bits}-bit vectors x {t.vector_registers}, caches {t.l1_bytes >> 10}"
-              f" KiB, {t.l2_bytes >> 10} KiB, {t.l3_bytes >> 10} KiB")  # fmt: skip
+        caches = ", ".join(f"{size >> 10} KiB" for size in (t.l1_bytes, t.l2_bytes, t.l3_bytes))
+        print(f"        {t.vector_bits}-bit vectors x {t.vector_registers}, caches {caches}")
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The errors that FlexTensor raises on purpose.
 
-    FlexTensorError              every error below; the command line prints its message and exits with 2
+    FlexTensorError              every error below; the command line exits with 2
     ├── InputError               what the caller asked for does not exist or makes no sense
     ├── IllegalConfigError       a configuration that breaks a constraint of its space
     ├── DeviceError              a device, compiler or worker that is needed is not there

@@ -46,7 +46,9 @@ def line(p: Progress) -> str:
     """Progress as one line: trials, best, share of the roof, failures by kind, time left."""
     parts = [p.phase, f"{p.trials} trials"]
     if math.isfinite(p.best_seconds):
-        parts.append(f"best {duration(p.best_seconds)}, {p.gflops:.1f} GFLOP/s ({p.peak_fraction:.0%})")
+        parts.append(
+            f"best {duration(p.best_seconds)}, {p.gflops:.1f} GFLOP/s ({p.peak_fraction:.0%})"
+        )
     parts += [f"{count} {kind}" for kind, count in p.failures.items()]
     if p.budget_seconds is not None:
         parts.append(f"{max(p.budget_seconds - p.seconds, 0):.0f} s left at most")

@@ -117,9 +117,7 @@ class Search:
     @property
     def spent(self) -> bool:
         """Whether the budget is used up."""
-        return (
-            self.trials >= self.budget.trials or self.budget.elapsed >= self.budget.seconds
-        )
+        return self.trials >= self.budget.trials or self.budget.elapsed >= self.budget.seconds
 
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
@@ -128,10 +126,10 @@ class Search:
             for chunk in range(0, min(len(starts), 2 * BATCH), BATCH):
                 self._measure(lane, starts[chunk : chunk + BATCH], "seeds")
         while not self.spent and self.since_gain < PATIENCE:
-            lane = self._next()
-            if lane is None:
+            chosen = self._next()
+            if chosen is None:
                 break
-            self._measure(lane, lane.propose(BATCH), "search")
+            self._measure(chosen, chosen.propose(BATCH), "search")
         self._descend()
 
     def _next(self) -> Lane | None:

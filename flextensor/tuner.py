@@ -184,7 +184,9 @@ class Tuning:
         from flextensor.schedulers import space
 
         lanes = [
-            Lane(name, space(self.workload.prim_func(name), self.target), explorer, cost_model, seed)
+            Lane(
+                name, space(self.workload.prim_func(name), self.target), explorer, cost_model, seed
+            )
             for name in self.workload.formulations
         ]
         if not fresh:
@@ -250,7 +252,9 @@ class Tuning:
             reasons = Counter(t.message for t in self.trials if not t.ok).most_common(1)
             reason = f", most often: {reasons[0][0]}" if reasons else ""
             raise DeviceError(f"{self.workload.key}: no candidate worked{reason}")
-        finalists = {str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked[:FINALISTS])}
+        finalists = {
+            str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked[:FINALISTS])
+        }
         peers = ("torch",) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
         times = measurer.compare(finalists, peers)
@@ -263,7 +267,9 @@ class Tuning:
                     w = self.workload
                     self.database.add_result(w.key, self.target.fingerprint, result.json())
                     return result
-        raise DeviceError(f"{self.workload.key}: none of the best {len(finalists)} kernels verified")
+        raise DeviceError(
+            f"{self.workload.key}: none of the best {len(finalists)} kernels verified"
+        )
 
     @property
     def _tolerance(self) -> float:

@@ -25,7 +25,6 @@ from flextensor.schedulers.expression import (
 from flextensor.schedulers.program import Iterator, Stage
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Operand:
     """One side of a product: its value, the iterators that it reads, and how it is addressed.
@@ -80,8 +79,8 @@ def slides(operand: Operand, side: tuple[Iterator, ...], k: tuple[Iterator, ...]
 def contraction(stage: Stage) -> Contraction | None:
     """The roles of a sum of products, or None when the stage is no such thing.
 
-        conv2d   sum pad[n, c, y+r, x+s] * w[k, c, r, s]   M = y, x   N = k   K = c, r, s
-        grouped  sum pad[n, k//8*4 + c, y+r, x+s] * w[...]  k -> (g, k'), batch = g, N = k'
+    conv2d   sum pad[n, c, y+r, x+s] * w[k, c, r, s]   M = y, x   N = k   K = c, r, s
+    grouped  sum pad[n, k//8*4 + c, y+r, x+s] * w[...]  k -> (g, k'), batch = g, N = k'
     """
     if stage.combiner != "sum":
         return None
@@ -139,7 +138,9 @@ def _pair(
         if not any(sides):
             continue
         a, b = (
-            _operand([f for f, s in zip(factors, sides, strict=True) if s == side], spatial, reduction)
+            _operand(
+                [f for f, s in zip(factors, sides, strict=True) if s == side], spatial, reduction
+            )
             for side in (0, 1)
         )
         cost = points(a.iterators) + points(b.iterators)

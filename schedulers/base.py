@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Space, Value
@@ -21,6 +21,8 @@ class StageSchedule(ABC):
 
     stage: Stage
     space: Space
+    fuses: ClassVar[bool] = False
+    """Whether `write` can fuse elementwise consumers into the stage."""
 
     @abstractmethod
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:

@@ -47,7 +47,7 @@ class Composition:
                 continue
             part = next(t for s in SCHEDULERS if (t := s.take(program, stage, target)))
             final = stage
-            if stage.combiner == "sum" and f"{type(part).__name__}" == "ContractionSchedule":
+            if part.fuses:
                 for consumer in fusable(program, stage):
                     done.add(consumer.name)
                     final = consumer
@@ -89,7 +89,7 @@ def movable(program: Program, stage: Stage) -> bool:
 
 
 def fusable(program: Program, stage: Stage) -> list[Stage]:
-    """The chain of elementwise consumers that read the stage at their own indices, and only there."""
+    """The chain of elementwise consumers that read the stage at their own indices only."""
     chain: list[Stage] = []
     current = stage
     while len(consumers := program.consumers(current)) == 1 and not current.buffer.same_as(
@@ -106,9 +106,7 @@ def fusable(program: Program, stage: Stage) -> list[Stage]:
             for index, var, it in zip(r.indices, own, consumer.spatial, strict=True)
         ):
             break
-        if any(
-            program.producer(b.source) not in (None, current) for b in loads(consumer.value)
-        ):
+        if any(program.producer(b.source) not in (None, current) for b in loads(consumer.value)):
             break
         chain.append(consumer)
         current = consumer

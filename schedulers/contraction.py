@@ -47,6 +47,8 @@ class ContractionScheduler(Scheduler):
 class ContractionSchedule(StageSchedule):
     """One contraction of a program on a target."""
 
+    fuses = True
+
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         self.stage = found.stage
         self.found = found
@@ -78,17 +80,17 @@ class ContractionSchedule(StageSchedule):
             term = lanes(b, lo, lt, li, k) * rows(b, ro, rt, ri, k)
             return te.sum(term, axis=list(axes.values()))
 
-        r, l = plan.rows, plan.lanes
+        r, v = plan.rows, plan.lanes
         shape = [i.extent for i in batch]
-        shape += [r.blocks, l.blocks, r.tiles, r.tile, l.tiles, l.tile]
+        shape += [r.blocks, v.blocks, r.tiles, r.tile, v.tiles, v.tile]
         z = te.compute(shape, accumulate, name=f"{name}_acc")
 
         def out(*indices: Any) -> Any:
             at = self._iterators(indices)
             ro, rq = r.locate([at[i.var] for i in self.sides[plan.row_side].iterators])
-            lo, lq = l.locate([at[i.var] for i in self.sides[plan.lane_side].iterators])
+            lo, lq = v.locate([at[i.var] for i in self.sides[plan.lane_side].iterators])
             own = [at[i.var] for i in batch]
-            tile = (rq // r.tile, rq % r.tile, lq // l.tile, lq % l.tile)
+            tile = (rq // r.tile, rq % r.tile, lq // v.tile, lq % v.tile)
             return z(*own, ro, lo, *tile)
 
         tensors.set(self.stage.buffer, out)
@@ -220,5 +222,3 @@ class ContractionSchedule(StageSchedule):
             sch.unroll(loop)
         sch.vectorize(lane)
         sch.decompose_reduction(acc, ko)
-
-

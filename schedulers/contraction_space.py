@@ -100,7 +100,7 @@ class Plan:
             lane_layout=str(c[f"{lane_side}_layout"]),
             row_at=str(c[f"{row_side}_at"]),
             lane_at=str(c[f"{lane_side}_at"]),
-            row_blocks_outer=(c["blocks_order"] == "m" ) == (row_side == "m"),
+            row_blocks_outer=(c["blocks_order"] == "m") == (row_side == "m"),
             row_tiles_outer=(c["tiles_order"] == "m") == (row_side == "m"),
             fused=c["output_at"] == "block",
             vector=vector,
@@ -160,8 +160,9 @@ def _seeds(space: Space) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy, over the layouts that move the least."""
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in (
-        ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4), ("n", 14, 1),
-        ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4), ("n", 1, 4), ("m", 1, 1),
+        ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4),
+        ("n", 14, 1), ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4),
+        ("n", 1, 4), ("m", 1, 1),
     ):  # fmt: skip
         for packed in (0, 1):
             wanted: Config = {
@@ -180,7 +181,9 @@ def _seeds(space: Space) -> tuple[Config, ...]:
             config = space.config(space.project(wanted))
             for parts in (config["n_parts"], 4, 1):
                 for at in ("block", "root"):
-                    nearest = space.config(space.project({**config, "n_parts": parts, "output_at": at}))
+                    nearest = space.config(
+                        space.project({**config, "n_parts": parts, "output_at": at})
+                    )
                     if space.reason(nearest) is None:
                         picks.setdefault(tuple(nearest.values()), nearest)
                         break
@@ -267,4 +270,3 @@ def _illegal(
     if plan.rows.tile >= 2 * max(plan.rows.points, 1):
         return "tile is twice as tall as the rows"
     return None
-

@@ -188,7 +188,9 @@ class Side:
             return self.extents
         return tuple(i.extent + s.span for i, s in zip(self.iterators, slides, strict=True))
 
-    def bind(self, batch: Sequence[Any], values: Sequence[Any], k: dict[Any, Any]) -> dict[Any, Any]:
+    def bind(
+        self, batch: Sequence[Any], values: Sequence[Any], k: dict[Any, Any]
+    ) -> dict[Any, Any]:
         """Iterator variables to the given expressions."""
         at = {i.var: v for i, v in zip(self.batch, batch, strict=True)}
         at |= {i.var: v for i, v in zip(self.iterators, values, strict=True)}

@@ -128,7 +128,7 @@ def _stage(block: SBlock) -> Stage | None:
     if not isinstance(store, tirx.BufferStore):
         return None
     iterators = [Iterator(v.var, int(v.dom.extent), v.iter_type == 2) for v in block.iter_vars]
-    spatial = []
+    spatial: list[Iterator] = []
     for index in store.indices:
         found = next((i for i in iterators if i.var.same_as(index) and not i.reduction), None)
         if found is None or any(found.var.same_as(s.var) for s in spatial):

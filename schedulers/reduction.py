@@ -16,7 +16,7 @@ from tvm import te, tirx
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import linear, loads, rewrite
 from flextensor.schedulers.program import Program, Stage, Tensors, reduce
-from flextensor.schedulers.space import Space, Value, sizes
+from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.targets.base import Target
 
 
@@ -49,6 +49,13 @@ class ReductionSchedule(StageSchedule):
         self.lanes = target.lanes(str(stage.buffer.dtype))
         length = stage.reduction[-1].extent
         rows = stage.spatial[-1].extent if stage.spatial else 1
+        seeds: list[Config] = [
+            {"vectors": v, "rows": r, "parallel": p}
+            for r in (4, 2, 8, 1)
+            for v in (2, 4, 1)
+            for p in (1, 0)
+            if rows % r == 0 and v * self.lanes <= length
+        ]
         self.space = Space(
             (
                 sizes("vectors", [v for v in (1, 2, 4, 8) if v * self.lanes <= length]),
@@ -56,13 +63,7 @@ class ReductionSchedule(StageSchedule):
                 sizes("parallel", (0, 1)),
             ),
             (self._illegal,),
-            seeds=tuple(
-                {"vectors": v, "rows": r, "parallel": p}
-                for r in (4, 2, 8, 1)
-                for v in (2, 4, 1)
-                for p in (1, 0)
-                if rows % r == 0 and v * self.lanes <= length
-            )[:6],
+            tuple(seeds[:6]),
         )
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
@@ -133,9 +134,11 @@ class ReductionSchedule(StageSchedule):
                 sch.parallel(chunk)
             registers = sch.cache_write(part, 0, "local")
             sch.reverse_compute_at(registers, task)
-            kept = sch.get_loops(registers)[-2:] if int(config["rows"]) > 1 else [
-                sch.get_loops(registers)[-1]
-            ]
+            kept = (
+                sch.get_loops(registers)[-2:]
+                if int(config["rows"]) > 1
+                else [sch.get_loops(registers)[-1]]
+            )
             wide, lanes = sch.split(kept[-1], [None, self.lanes])
             for loop in (*kept[:-1], wide):
                 sch.unroll(loop)

@@ -91,15 +91,15 @@ class Space:
         self._check_names(config)
         for knob in self.knobs:
             if config[knob.name] not in knob.values:
-                raise IllegalConfigError(f"{knob.name}={config[knob.name]!r} is not in {knob.values}")
+                raise IllegalConfigError(
+                    f"{knob.name}={config[knob.name]!r} is not in {knob.values}"
+                )
         return tuple(k.values.index(config[k.name]) for k in self.knobs)
 
     def project(self, config: Mapping[str, Any]) -> Point:
         """The nearest point to a config of another space: unknown knobs dropped, missing ones
         at their first value. What a warm start from another workload becomes here."""
-        return tuple(
-            k.nearest(config[k.name]) if k.name in config else 0 for k in self.knobs
-        )
+        return tuple(k.nearest(config[k.name]) if k.name in config else 0 for k in self.knobs)
 
     def reason(self, config: Mapping[str, Value]) -> str | None:
         """Why a config is illegal, or None when it is legal."""
@@ -162,7 +162,9 @@ def join(spaces: Mapping[str, Space]) -> Space:
     """
 
     def part(config: Mapping[str, Any], name: str) -> Config:
-        return {k.removeprefix(f"{name}."): v for k, v in config.items() if k.startswith(f"{name}.")}
+        return {
+            k.removeprefix(f"{name}."): v for k, v in config.items() if k.startswith(f"{name}.")
+        }
 
     def constrain(name: str, inner: Constraint) -> Constraint:
         return lambda config: inner(part(config, name))
@@ -175,7 +177,9 @@ def join(spaces: Mapping[str, Space]) -> Space:
         }
 
     knobs = tuple(
-        dataclasses.replace(k, name=f"{name}.{k.name}") for name, s in spaces.items() for k in s.knobs
+        dataclasses.replace(k, name=f"{name}.{k.name}")
+        for name, s in spaces.items()
+        for k in s.knobs
     )
     constraints = tuple(constrain(n, c) for n, s in spaces.items() for c in s.constraints)
     count = max((len(s.seeds) for s in spaces.values()), default=0)

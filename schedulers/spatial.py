@@ -1,7 +1,7 @@
 """Stages without much reuse: maps, copies, pooling, gathers; and whatever nobody else takes.
 
-    for outer spatial loops in parallel:
-        for reduction:  out[vector] = combine(out[vector], value)
+for outer spatial loops in parallel:
+    for reduction:  out[vector] = combine(out[vector], value)
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class SpatialSchedule(StageSchedule):
         if not spatial:
             return
         wide = [loop for loop in spatial[:-1] if loops.extent(sch, loop) > 1]
-        head = spatial[: spatial.index(wide[int(config["parallel"]) - 1]) + 1] if (
-            int(config["parallel"]) and wide
-        ) else []
+        head = (
+            spatial[: spatial.index(wide[int(config["parallel"]) - 1]) + 1]
+            if (int(config["parallel"]) and wide)
+            else []
+        )
         inner = spatial[-1]
         lanes = self.target.lanes(str(self.stage.buffer.dtype))
         tail: list[Any] = []

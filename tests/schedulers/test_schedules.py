@@ -1,0 +1,142 @@
+"""Every scheduler on awkward sizes: whatever a space calls legal computes the right result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import te
+
+from flextensor.errors import IllegalConfigError
+from flextensor.operators import FunctionOperator, parse
+from flextensor.operators.base import Operator
+from flextensor.operators.workload import Workload, aligned
+from flextensor.schedulers import schedule, space
+from flextensor.schedulers.composition import Composition
+from flextensor.targets import lookup
+
+TARGET = lookup("llvm", 2)
+
+
+def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
+    a = te.placeholder((rows, cols), name="a")
+    k, j = te.reduce_axis((0, cols), "k"), te.reduce_axis((0, cols), "j")
+    top = te.compute((rows,), lambda i: te.max(a[i, k], axis=k), name="top")
+    e = te.compute((rows, cols), lambda i, c: te.exp(a[i, c] - top[i]), name="e")
+    s = te.compute((rows,), lambda i: te.sum(e[i, j], axis=j), name="s")
+    return [a, te.compute((rows, cols), lambda i, c: e[i, c] / s[i], name="softmax")]
+
+
+def correlation(channels: int = 6, size: int = 9, reach: int = 3) -> list[Any]:
+    a = te.placeholder((channels, size, size), name="a")
+    b = te.placeholder((channels, size + reach - 1, size + reach - 1), name="b")
+    c = te.reduce_axis((0, channels), "c")
+    shape = (reach, reach, size, size)
+    out = te.compute(
+        shape, lambda dy, dx, y, x: te.sum(a[c, y, x] * b[c, y + dy, x + dx], axis=c), name="corr"
+    )
+    return [a, b, out]
+
+
+def pool(channels: int = 3, size: int = 11) -> list[Any]:
+    a = te.placeholder((channels, size, size), name="a")
+    r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+    n = (size - 3) // 2 + 1
+    out = te.compute(
+        (channels, n, n), lambda c, y, x: te.max(a[c, y * 2 + r, x * 2 + s], axis=[r, s]), name="p"
+    )
+    return [a, out]
+
+
+def operators() -> list[Operator]:
+    small = {"in_channels": "6", "out_channels": "10", "height": "9", "width": "7"}
+    return [
+        parse("gemm", {"m": "13", "n": "37", "k": "11", "bias": "true", "relu": "true"}),
+        parse("gemm", {"m": "33", "n": "16", "k": "29"}),
+        parse("gemv", {"m": "13", "k": "71"}),
+        parse("batch_gemm", {"batch": "3", "m": "7", "n": "19", "k": "5"}),
+        parse("conv2d", {**small, "kernel": "3", "padding": "1"}),
+        parse("conv2d", {**small, "kernel": "3", "stride": "2", "padding": "1", "groups": "2"}),
+        parse("dilated_conv2d", {**small, "kernel": "3", "padding": "2"}),
+        parse("conv_transpose2d", {**small, "kernel": "3", "stride": "2", "padding": "1"}),
+        parse(
+            "depthwise_conv2d",
+            {
+                "channels": "5",
+                "height": "9",
+                "width": "11",
+                "kernel": "3",
+                "multiplier": "2",
+                "padding": "1",
+            },
+        ),  # fmt: skip
+        parse("bilinear", {"n": "5", "m": "7", "k1": "6", "k2": "9"}),
+        parse("mttkrp", {"n": "5", "m": "17", "k1": "6", "k2": "7"}),
+        parse("einsum", {"equation": "abc,cd->adb", "a": "3", "b": "5", "c": "9", "d": "18"}),
+        parse("block_circulant_matrix", {"rows": "24", "cols": "20", "block": "8"}),
+        parse("shift_conv2d", {"height": "7", "width": "9", "channels": "5"}),
+        FunctionOperator(softmax, {}),
+        FunctionOperator(correlation, {}),
+        FunctionOperator(pool, {}),
+    ]
+
+
+CASES = [(op, f) for op in operators() for f in Workload(op).formulations]
+
+
+@pytest.mark.parametrize(
+    ("operator", "formulation"), CASES, ids=[f"{i}-{o.name}-{f}" for i, (o, f) in enumerate(CASES)]
+)
+def test_every_legal_schedule_computes_the_reference(operator: Operator, formulation: str) -> None:
+    workload = Workload(operator)
+    func = workload.prim_func(formulation)
+    found = space(func, TARGET)
+    rng = np.random.default_rng(0)
+    seeds = [found.point(s) for s in found.seeds if found.reason(s) is None]
+    points = [*seeds[:2], *found.sample(rng, 5)]
+    assert points
+    inputs = workload.inputs(0)
+    want = workload.reference(inputs)
+    ran = 0
+    for point in points:
+        try:
+            module = schedule(func, TARGET, found.config(point))
+            kernel = tvm.compile(module, target=TARGET.tvm_target())
+        except Exception:  # a point that TVM cannot build is a trial with a reason, not a result
+            continue
+        got = aligned(np.full(want.shape, np.nan), workload.buffers[-1].dtype)
+        kernel["main"](*inputs, got)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+        ran += 1
+    assert 2 * ran > len(points), f"only {ran} of {len(points)} legal points could be built"
+
+
+def takers(operator: Operator, formulation: str = "direct") -> list[str]:
+    parts = Composition.of(Workload(operator).prim_func(formulation), TARGET).parts
+    return [f"{p.stage.name}:{type(p).__name__.removesuffix('Schedule')}" for p, _ in parts]
+
+
+def test_stages_go_to_the_scheduler_of_their_structure() -> None:
+    assert takers(parse("conv2d", {"padding": "1"})) == ["conv2d:Contraction"]
+    assert takers(parse("gemm", {"bias": "true", "relu": "true"})) == ["gemm:Contraction"]
+    assert takers(parse("gemv", {})) == ["gemv:Reduction"]
+    assert takers(FunctionOperator(pool, {})) == ["p:Spatial"]
+    assert takers(FunctionOperator(softmax, {}))[0] == "top:Reduction"
+
+
+def test_an_illegal_config_never_reaches_the_compiler() -> None:
+    func = Workload(parse("gemm", {"m": "64", "n": "64", "k": "64"})).prim_func()
+    found = space(func, TARGET)
+    config = {**found.seeds[0], "gemm.rows": 28, "gemm.vectors": 6}
+    with pytest.raises(IllegalConfigError, match="vector registers"):
+        schedule(func, TARGET, config)
+
+
+def test_the_argument_order_is_the_programs() -> None:
+    func = Workload(parse("gemm", {"m": "16", "n": "32", "k": "8"})).prim_func()
+    found = space(func, TARGET)
+    module = schedule(func, TARGET, found.config(found.sample(np.random.default_rng(1), 1)[0]))
+    shapes = [tuple(int(e) for e in p.shape) for p in module["main"].params]
+    assert shapes == [(16, 8), (8, 32), (16, 32)]

@@ -1,0 +1,61 @@
+"""The space: sizes without listing, legal samples, neighbours, round trips, projections."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flextensor.errors import IllegalConfigError
+from flextensor.schedulers.space import Space, choice, join, sizes
+
+
+def space() -> Space:
+    return Space(
+        (sizes("tile", (1, 2, 4, 8)), sizes("unroll", (1, 2)), choice("order", ("ab", "ba"))),
+        (lambda c: "too much" if int(c["tile"]) * int(c["unroll"]) > 8 else None,),
+        ({"tile": 4, "unroll": 1, "order": "ab"},),
+    )
+
+
+def test_size_counts_without_listing() -> None:
+    huge = Space(tuple(sizes(f"k{i}", range(100)) for i in range(20)))
+    assert huge.size == 100**20
+
+
+def test_samples_are_legal_distinct_and_all_that_there_are() -> None:
+    found = space().sample(np.random.default_rng(0), 1000)
+    assert len(found) == len(set(found)) == 14
+    assert all(space().legal(p) for p in found)
+
+
+def test_a_config_is_a_point_is_a_config() -> None:
+    for point in space().sample(np.random.default_rng(0), 14):
+        assert space().point(space().config(point)) == point
+
+
+def test_neighbours_differ_in_one_knob_by_one_step_and_are_legal() -> None:
+    around = space().neighbours((3, 0, 0))
+    assert set(around) == {(2, 0, 0), (3, 0, 1)}
+
+
+def test_encoding_has_one_number_per_size_and_one_per_choice() -> None:
+    assert space().encode((3, 0, 1)) == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "config", [{"tile": 4}, {"tile": 3, "unroll": 1, "order": "ab"}, {"tyle": 4, "unroll": 1}]
+)
+def test_a_config_of_another_space_is_illegal(config: dict[str, int | str]) -> None:
+    with pytest.raises(IllegalConfigError):
+        space().point(config)
+
+
+def test_projection_takes_the_nearest_value() -> None:
+    assert space().project({"tile": 6, "order": "ba", "other": 1}) == (3, 0, 1)
+
+
+def test_a_joint_space_keeps_knobs_constraints_and_seeds() -> None:
+    both = join({"a": space(), "b": space()})
+    assert both.size == space().size ** 2
+    assert both.reason({**both.seeds[0], "b.tile": 8, "b.unroll": 2}) == "too much"
+    assert both.reason(both.seeds[0]) is None

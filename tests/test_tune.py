@@ -1,0 +1,94 @@
+"""tune() end to end on this CPU: verified, kept, reused, continued, interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flextensor
+from flextensor import tuner
+from flextensor.errors import InputError
+from flextensor.operators import Conv2d, Gemm
+
+KEYS = {
+    "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
+    "spread", "gflops", "peak_fraction", "bound", "trials", "failures", "tuning_seconds", "reused",
+    "verified", "max_rel_error", "peers", "speedup",
+}  # fmt: skip
+GEMM = Gemm(m=37, n=53, k=29)
+
+
+def test_tune_verifies_keeps_reuses_and_continues(tmp_path: Path) -> None:
+    db = tmp_path / "trials.db"
+    first = flextensor.tune(GEMM, trials=6, db=db)
+    values = first.json()
+    assert set(values) == KEYS
+    assert values["verified"]
+    assert values["max_rel_error"] < 1e-5
+    assert values["trials"] == 6
+    assert values["peers"]["torch"] > 0
+    again = flextensor.tune(GEMM, trials=6, db=db).json()
+    assert again == {**values, "reused": True}
+    more = flextensor.tune(GEMM, trials=10, db=db, peers=False).json()
+    assert more["trials"] == 10
+    assert more["speedup"] is None
+    with flextensor.Database(db) as database:
+        assert database.stats().trials == 10
+
+    kernel = flextensor.load(GEMM, db=db).kernel
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((37, 29), (29, 53)))
+    np.testing.assert_allclose(kernel(a, b), a @ b, atol=1e-4)
+    y = kernel(torch.from_numpy(a), torch.from_numpy(b))
+    assert isinstance(y, torch.Tensor)
+
+
+def test_a_function_tunes_and_its_name_does_not_matter(tmp_path: Path) -> None:
+    from tvm import te
+
+    def row_max(rows: int = 7, cols: int = 40) -> list[Any]:
+        a = te.placeholder((rows, cols), name="a")
+        k = te.reduce_axis((0, cols), name="k")
+        return [a, te.compute((rows,), lambda i: te.max(a[i, k], axis=k), name="row_max")]
+
+    def renamed(rows: int = 7, cols: int = 40) -> list[Any]:
+        return row_max(rows, cols)
+
+    result = flextensor.tune(row_max, trials=4, db=tmp_path / "trials.db").json()
+    assert result["verified"]
+    assert flextensor.tune(renamed, trials=4, db=tmp_path / "trials.db").json()["reused"]
+
+
+def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> None:
+    db = tmp_path / "trials.db"
+
+    def interrupt(progress: tuner.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(tuner.Interrupted) as stop:
+        flextensor.tune(Conv2d(in_channels=4, height=9, width=9, out_channels=5), trials=40, db=db,
+                        progress=interrupt)  # fmt: skip
+    assert stop.value.result is not None
+    with flextensor.Database(db) as database:
+        assert database.stats().trials == 8
+
+
+def test_show_gives_the_program_and_the_code(tmp_path: Path) -> None:
+    found = tuner.show(flextensor.tune(GEMM, trials=2, db=tmp_path / "t.db", peers=False))
+    assert "def main" in found["tir"]
+    assert "define" in found["source"]
+
+
+def test_what_was_never_tuned_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="never tuned"):
+        flextensor.load(GEMM, db=tmp_path / "t.db")
+
+
+@pytest.mark.parametrize("budget", [{"trials": 0}, {"time": -1.0}, {"tolerance": float("nan")}])
+def test_a_budget_is_positive(budget: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="greater than 0"):
+        flextensor.tune(GEMM, db=tmp_path / "t.db", **budget)
