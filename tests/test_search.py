@@ -96,8 +96,8 @@ def test_the_learned_model_ranks_what_it_never_saw() -> None:
     seconds = np.array([bowl(Candidate("", space().config(p))) for p in points])
     member.fit(points[:300], seconds[:300].tolist())
     scores = np.array(member.predict(points[300:]))
-    ranks = [np.argsort(np.argsort(v)) for v in (scores, seconds[300:])]
-    assert np.corrcoef(*ranks)[0, 1] > 0.7
+    first, second = (np.argsort(np.argsort(v)) for v in (scores, seconds[300:]))
+    assert np.corrcoef(first, second)[0, 1] > 0.7
 
 
 @pytest.mark.parametrize("create", [lambda: explorers.create("anealing", space(),
