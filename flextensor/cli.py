@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from flextensor import __version__
-from flextensor.errors import FlexTensorError, InputError, unknown
+from flextensor.cli_db import DbOption, JsonOption, db_app
+from flextensor.errors import DeviceError, FlexTensorError, InputError
 
 if TYPE_CHECKING:
     from flextensor.operators.base import Operator
@@ -23,14 +28,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-db_app = typer.Typer(help="Look into the schedule database, and move it.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
 
 What = Annotated[str | None, typer.Argument(metavar="OPERATOR", help="a name, or file.py:function")]
 Fields = Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]")]
 TargetOption = Annotated[str, typer.Option(help="where to run")]
-DbOption = Annotated[Path | None, typer.Option("--db", help="the schedule database")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
+EinsumOption = Annotated[str | None, typer.Option(metavar="EQUATION", help="a contraction")]
 CaseOption = Annotated[str | None, typer.Option(metavar="SUITE/CASE", help="a case of a suite")]
 SuiteOption = Annotated[str | None, typer.Option(metavar="NAME", help="all cases of a suite")]
 ThreadsOption = Annotated[int | None, typer.Option(help="threads of the kernel")]
@@ -41,10 +44,37 @@ TimeOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="secon
 def run() -> None:
     """Run a command: errors made for people become one line on stderr and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except FlexTensorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # typer's own errors have `format_message`; what carries them differs between versions
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        _fail(error.format_message(), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def check_numbers(
+    trials: int | None, time: float | None, tolerance: float = 1.0, seed: int = 0
+) -> None:
+    """Raise `InputError` for a budget, tolerance or seed that makes no sense."""
+    given = {"--trials": trials, "--time": time, "--tolerance": tolerance}
+    for option, value in given.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{option} must be greater than 0, got {value}")
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, got {seed}")
 
 
 def _version(value: bool) -> None:
@@ -64,11 +94,13 @@ def top(
 
 def parse_fields(fields: list[str]) -> dict[str, str]:
     """``["m=64", "n=32"]`` as a dictionary; `InputError` for what is no field=value."""
-    values = {}
+    values: dict[str, str] = {}
     for text in fields:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise InputError(f"{text!r} is no field=value")
+        if name in values:
+            raise InputError(f"field {name} is given twice, as {values[name]} and {value}")
         values[name] = value
     return values
 
@@ -80,6 +112,8 @@ def operator_of(what: str, fields: list[str]) -> Operator:
     values = parse_fields(fields)
     if ".py:" in what:
         return from_file(what, values)
+    if what.endswith(".py"):
+        raise InputError(f"name the function in {what} too, as {what}:my_op")
     return parse(what, values)
 
 
@@ -94,6 +128,9 @@ def workloads_of(
     from flextensor import operators
 
     given = list(fields or [])
+    chosen = {"--einsum": einsum, "--case": case, "--suite": suite}
+    if len(both := [option for option, value in chosen.items() if value is not None]) > 1:
+        raise InputError(f"{both[0]} and {both[1]} exclude each other")
     if einsum is not None:
         given = ([what] if what else []) + given
         return [("einsum", operators.parse("einsum", {"equation": einsum, **parse_fields(given)}))]
@@ -104,11 +141,7 @@ def workloads_of(
             operators.lookup(what)
         if case is not None:
             return [_agree(what, operators.case(case))]
-        found = operators.cases(str(suite), what)
-        if not found:
-            families = {c.family for c in operators.cases(str(suite))}
-            raise unknown(f"operator in suite {suite}", str(what), families)
-        return [(c.full_name, c.operator) for c in found]
+        return [(c.full_name, c.operator) for c in operators.cases(str(suite), what)]
     if what is None:
         raise InputError(
             "name an OPERATOR, --einsum, --case or --suite; `flextensor ops` lists them"
@@ -126,7 +159,7 @@ def _agree(what: str | None, case: Case) -> tuple[str, Operator]:
 def tune(
     what: What = None,
     fields: Fields = None,
-    einsum: Annotated[str | None, typer.Option(metavar="EQUATION", help="a contraction")] = None,
+    einsum: EinsumOption = None,
     suite: SuiteOption = None,
     case: CaseOption = None,
     target: TargetOption = "llvm",
@@ -143,33 +176,42 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
+    check_numbers(trials, time, tolerance, seed)
     from flextensor import report, tuner
 
-    work = workloads_of(what, fields, einsum, case, suite)
+    with stdout_kept():
+        work = workloads_of(what, fields, einsum, case, suite)
+    show = report.json_line if as_json else report.Rows() if suite is not None else report.table
+    failed = False
     with tuner.opened(db) as database:
         for label, operator in work:
-            with report.Live(label, quiet=as_json) as live:
-                try:
+            try:
+                with report.Live(label, quiet=as_json) as live, stdout_kept():
                     result = tuner.tune(
                         operator, target=target, threads=threads, trials=trials, time=time,
                         explorer=explorer, cost_model=cost_model, seed=seed, db=database,
                         fresh=fresh, peers=not no_peers, tolerance=tolerance, progress=live.update,
                     )  # fmt: skip
-                except tuner.Interrupted as stop:
-                    live.stop()
-                    if stop.result is not None:
-                        _print(label, stop.result.json(), as_json)
-                    raise typer.Exit(130) from None
-            _print(label, result.json(), as_json)
+            except tuner.Interrupted as stop:
+                if stop.result is not None:
+                    show(label, stop.result.json())
+                raise typer.Exit(130) from None
+            except DeviceError as error:
+                if suite is None:
+                    raise
+                print(f"error: {label}: {error}", file=sys.stderr)
+                failed = True  # and on: the other cases are still worth their time
+            else:
+                show(label, result.json())
+    if failed:
+        raise typer.Exit(2)
 
 
-def _print(label: str, values: dict[str, Any], as_json: bool) -> None:
-    from flextensor import report
-
-    if as_json:
-        print(json.dumps(values))
-    else:
-        report.table(label, values)
+@contextlib.contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Send to stderr what a user's own operator prints: stdout is for results only."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 @app.command()
@@ -177,10 +219,8 @@ def ops(
     name: Annotated[str | None, typer.Argument(help="one operator")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the operators with their fields and defaults."""
-    import dataclasses
-
-    from flextensor import operators
+    """List the operators with their fields and defaults, or one with its cases."""
+    from flextensor import operators, report
 
     chosen = operators.registry() if name is None else {name: operators.lookup(name)}
     listed = {
@@ -192,16 +232,16 @@ def ops(
     }
     if as_json:
         print(json.dumps(listed))
-        return
-    for key, values in listed.items():
-        print(f"{key:24s}" + " ".join(f"{f}={v}" for f, v in values.items()))
+    elif name is None:
+        for key, values in listed.items():
+            print(f"{key:24s}" + " ".join(f"{f}={v}" for f, v in values.items()))
+    else:
+        report.operator(chosen[name])
 
 
 @app.command()
 def targets(as_json: JsonOption = False) -> None:
     """List the targets of this machine with their numbers."""
-    import dataclasses
-
     from flextensor import targets as family
 
     found = {kind: family.lookup(kind) for kind in family.available()}
@@ -231,6 +271,7 @@ def explorers(as_json: JsonOption = False) -> None:
 def show(
     what: What = None,
     fields: Fields = None,
+    einsum: EinsumOption = None,
     case: CaseOption = None,
     target: TargetOption = "llvm",
     threads: ThreadsOption = None,
@@ -241,7 +282,7 @@ def show(
     """Show the kept schedule of a workload: config, roofline position, program, code."""
     from flextensor import report, tuner
 
-    ((label, operator),) = workloads_of(what, fields, None, case, None)
+    ((label, operator),) = workloads_of(what, fields, einsum, case, None)
     result = tuner.load(operator, target=target, threads=threads, db=db)
     found = tuner.show(result)
     if not (source or tir):
@@ -266,96 +307,11 @@ def bench(
     db: DbOption = None,
 ) -> None:
     """Tune every case of a suite beside PyTorch; write raw data, a table and a picture."""
+    check_numbers(trials, time)
     from flextensor import bench as runner
 
-    failed = runner.run(
+    code = runner.run(
         suite, family=family, target=target, time=time, trials=trials, threads=threads,
-        out=out or Path("results") / suite, db=db, command=sys.argv[1:],
+        out=out or Path("results") / suite, db=db, command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
-    raise typer.Exit(1 if failed else 0)
-
-
-@db_app.command("ls")
-def db_ls(db: DbOption = None, as_json: JsonOption = False) -> None:
-    """List the workloads: trials, failures, best time."""
-    import dataclasses
-
-    from flextensor.database import Database
-
-    with Database(db) as database:
-        rows = database.workloads()
-    if as_json:
-        print(json.dumps([dataclasses.asdict(r) for r in rows]))
-        return
-    for row in rows:
-        best = f"{row.best_seconds * 1e3:10.4f} ms" if row.best_seconds else "         -   "
-        print(f"{best} {row.trials:6d} trials {row.failures:4d} failed  {row.key}")
-
-
-@db_app.command("best")
-def db_best(key: str, db: DbOption = None, target: TargetOption = "llvm") -> None:
-    """Print the newest result of a workload key as JSON."""
-    from flextensor.database import Database
-    from flextensor.targets import lookup
-
-    with Database(db) as database:
-        result = database.result(key, lookup(target).fingerprint)
-        known = [row.key for row in database.workloads()]
-    if result is None:
-        raise unknown("workload", key, known or ["nothing yet"])
-    print(json.dumps(dict(result)))
-
-
-@db_app.command("stats")
-def db_stats(db: DbOption = None, as_json: JsonOption = False) -> None:
-    """Count what the database holds."""
-    import dataclasses
-
-    from flextensor.database import Database
-
-    with Database(db) as database:
-        values = dataclasses.asdict(database.stats())
-    if as_json:
-        print(json.dumps(values))
-        return
-    for name, value in values.items():
-        print(f"{name:18s}{value}")
-
-
-@db_app.command("export")
-def db_export(path: Path, db: DbOption = None) -> None:
-    """Write every trial as one JSON line."""
-    from flextensor.database import Database
-
-    with Database(db) as database:
-        print(f"exported {database.export(path)} records to {path}")
-
-
-@db_app.command("import")
-def db_import(path: Path, db: DbOption = None) -> None:
-    """Add the trials of an export."""
-    from flextensor.database import Database
-
-    with Database(db) as database:
-        print(f"imported {database.import_(path)} from {path}")
-
-
-@db_app.command("merge")
-def db_merge(path: Path, db: DbOption = None) -> None:
-    """Add the trials of another database."""
-    from flextensor.database import Database
-
-    with Database(db) as database:
-        print(f"merged {database.merge(path)} from {path}")
-
-
-@db_app.command("prune")
-def db_prune(
-    keep: Annotated[int, typer.Option(help="fastest trials to keep per workload")] = 100,
-    db: DbOption = None,
-) -> None:
-    """Drop failed and slow trials."""
-    from flextensor.database import Database
-
-    with Database(db) as database:
-        print(f"dropped {database.prune(keep=keep)}")
+    raise typer.Exit(code)

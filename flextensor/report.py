@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.status import Status as Spinner
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from flextensor.operators.base import Operator
     from flextensor.tuner import Progress
 
 
@@ -21,7 +26,7 @@ class Live:
         self._label = label
         self._console = Console(stderr=True)
         shown = sys.stderr.isatty() and not quiet
-        self._spinner = Spinner(label, console=self._console) if shown else None
+        self._spinner = Spinner(self._text(""), console=self._console) if shown else None
 
     def __enter__(self) -> Live:
         if self._spinner:
@@ -39,20 +44,36 @@ class Live:
     def update(self, progress: Progress) -> None:
         """Show where the search stands."""
         if self._spinner:
-            self._spinner.update(f"{self._label}: {line(progress)}")
+            self._spinner.update(self._text(line(progress)))
+
+    def _text(self, said: str) -> Text:
+        """One line whatever its length, and no markup: a label may hold brackets."""
+        return Text(f"{self._label}: {said}", no_wrap=True, overflow="ellipsis")
 
 
 def line(p: Progress) -> str:
-    """Progress as one line: trials, best, share of the roof, failures by kind, time left."""
-    parts = [p.phase, f"{p.trials} trials"]
+    """Progress as one line: trials, best, share of the roof, time left, failures by kind."""
+    of = "" if p.budget_trials is None else f"/{p.budget_trials}"
+    parts = [f"{p.phase}, {p.trials}{of} trials"]
     if math.isfinite(p.best_seconds):
         parts.append(
             f"best {duration(p.best_seconds)}, {p.gflops:.1f} GFLOP/s ({p.peak_fraction:.0%})"
         )
+    left = eta(p)
+    if left is not None:
+        parts.append(f"{left:.0f} s left")
     parts += [f"{count} {kind}" for kind, count in p.failures.items()]
-    if p.budget_seconds is not None:
-        parts.append(f"{max(p.budget_seconds - p.seconds, 0):.0f} s left at most")
     return ", ".join(parts)
+
+
+def eta(p: Progress) -> float | None:
+    """Seconds until the first budget is spent, at the pace so far; None while that is unknown."""
+    left = []
+    if p.budget_seconds is not None:
+        left.append(max(p.budget_seconds - p.seconds, 0.0))
+    if p.budget_trials is not None and p.trials > 0:
+        left.append(max(p.budget_trials - p.trials, 0) * p.seconds / p.trials)
+    return min(left, default=None)
 
 
 def duration(seconds: float) -> str:
@@ -63,11 +84,11 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The result's figures in words."""
     roof = "peak FLOP/s" if values["bound"] == "compute" else "memory bandwidth"
     torch = values["peers"].get("torch")
-    failures = sum(values["failures"].values())
+    failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
     error = values["max_rel_error"]
     speedup = f"{values['speedup']:.2f}x ({duration(torch)})" if torch else "not measured"
     return [
@@ -75,21 +96,84 @@ def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("device", values["device"]),
         ("latency", f"{duration(values['best_seconds'])}, spread {values['spread']:.1%}"),
         ("speed", f"{values['gflops']:.1f} GFLOP/s"),
-        (f"share of {roof}", f"{values['peak_fraction']:.1%}"),
+        (f"share of measured {roof}", f"{values['peak_fraction']:.1%}"),
         ("speed-up over PyTorch", speedup),
         ("largest error", "not checked" if error is None else f"{error:.1e}"),
         ("verified", "yes" if values["verified"] else "no"),
         ("formulation", values["formulation"]),
-        ("trials", f"{values['trials']}, {failures} failed"),
-        ("tuning", f"{values['tuning_seconds']:.1f} s" + (", reused" if values["reused"] else "")),
+        ("trials", f"{values['trials']}, {failures}"),
+        ("tuning", f"{values['tuning_seconds']:.1f} s"),
+        ("reused", "yes, from the database" if values["reused"] else "no"),
     ]
 
 
-def table(label: str, values: dict[str, Any]) -> None:
+def table(label: str, values: Mapping[str, Any]) -> None:
     """Print the result of a tuning on stdout."""
-    shown = Table(title=label, show_header=False, title_justify="left")
+    shown = Table(title=Text(label), show_header=False, title_justify="left")
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, value in rows(values):
-        shown.add_row(name, value)
+        shown.add_row(name, Text(value))
     Console().print(shown)
+
+
+class Rows:
+    """The results of a suite on stdout, one row each as they come, within 80 columns."""
+
+    _FORMAT = "{:<16}{:>9}{:>9}{:>8}{:>9}{:>9}{:>7}{:>7} {}"
+    _HEAD = ("case", "latency", "GFLOP/s", "roof", "x torch", "error", "trials", "s", "")
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def __call__(self, label: str, values: Mapping[str, Any]) -> None:
+        """Print the row of one case, the first below a header."""
+        if not self._started:
+            print(self._FORMAT.format(*self._HEAD).rstrip())
+        self._started = True
+        error, speedup = values["max_rel_error"], values["speedup"]
+        notes = "" if values["verified"] else "?"
+        cells: Sequence[str] = (
+            label,
+            duration(values["best_seconds"]),
+            f"{values['gflops']:.1f}",
+            f"{values['peak_fraction']:.0%}{'c' if values['bound'] == 'compute' else 'm'}",
+            "-" if speedup is None else f"{speedup:.2f}",
+            "-" if error is None else f"{error:.0e}",
+            str(values["trials"]),
+            f"{values['tuning_seconds']:.0f}",
+            notes + ("r" if values["reused"] else ""),
+        )
+        print(self._FORMAT.format(*cells).rstrip(), flush=True)
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for what JSON cannot write: infinities and NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """A result as one line of strict JSON."""
+    return json.dumps(finite(values), allow_nan=False)
+
+
+def json_line(label: str, values: Mapping[str, Any]) -> None:
+    """Print a result on stdout as one JSON object; the object has its own label."""
+    print(to_json(values), flush=True)
+
+
+def operator(cls: type[Operator]) -> None:
+    """Print what an operator computes, its fields, and the cases of suites that it has."""
+    from flextensor.operators.suites import cases, suites
+
+    print(f"{cls.name}: {' '.join((cls.__doc__ or '').split())}\n")
+    for field in dataclasses.fields(cls):
+        print(f"  {field.name:16s}{field.type!s:6s}default {field.default}")
+    for suite in suites():
+        names = [c.full_name for c in cases(suite) if c.family == cls.name]
+        if names:
+            print(f"\n  --case {' '.join(names)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flextensor import bench
+from flextensor import bench_page
 
 
 def run(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -121,4 +121,4 @@ def test_bench_writes_data_table_and_picture(tmp_path: Path) -> None:
 
 
 def test_the_geomean_is_geometric() -> None:
-    assert bench.geomean([1, 4]) == pytest.approx(2)
+    assert bench_page.geomean([1, 4]) == pytest.approx(2)

@@ -1,0 +1,153 @@
+"""What `bench` makes of its data: a Markdown page, and a picture of the speed-ups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Case = Mapping[str, Any]
+
+
+def geomean(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def by_family(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """Cases by operator, in the order in which the operators come up."""
+    families: dict[str, list[Case]] = {}
+    for case in cases:
+        families.setdefault(case["operator"], []).append(case)
+    return families
+
+
+def compared(cases: Iterable[Case]) -> list[Case]:
+    """The cases that were measured beside PyTorch."""
+    return [c for c in cases if c.get("speedup")]
+
+
+def markdown(suite: str, data: Mapping[str, Any]) -> str:
+    """The results as a page: a summary by family, then a table of every family's cases."""
+    machine, families = data["machine"], by_family(data["cases"])
+    versions = ", ".join(f"{p} {v}" for p, v in data["versions"].items() if v)
+    lines = [
+        f"# Suite {suite}",
+        "",
+        f"`{data['command']}` on {machine['device']}, {data['date']}; {versions}.",
+        "",
+        f"Measured peak {machine['peak_gflops']:.0f} GFLOP/s, memory {machine['bandwidth_gbs']:.1f}"
+        " GB/s; the share is of the one that binds, and above 100 % where data stays in caches."
+        " Speed-up: PyTorch eager over FlexTensor, medians, timed in turns in one process on the"
+        " same inputs (warm caches, plain layouts, everything counted). Every kernel is verified"
+        " against a float64 reference; error is max abs(y - y64) / max abs(y64).",
+        "",
+        *_summary(families),
+    ]
+    for family, cases in families.items():
+        lines += ["", f"## {family}", "", *_table(cases)]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(families: Mapping[str, Sequence[Case]]) -> list[str]:
+    lines = [
+        "| family | cases | geomean | worst | best | wins | losses | failed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    means, every = [], []
+    for family, cases in families.items():
+        ratios = [float(c["speedup"]) for c in compared(cases)]
+        failed = sum("failure" in c for c in cases)
+        figures = ["-"] * 3
+        if ratios:
+            means.append(geomean(ratios))
+            every += ratios
+            figures = [f"{means[-1]:.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
+        wins = sum(r >= 1 for r in ratios)
+        cells = [family, len(cases), *figures, wins, len(ratios) - wins, failed]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    if every:
+        wins = sum(r >= 1 for r in every)
+        lines += [
+            "",
+            f"All families: geomean of their geomeans {geomean(means):.2f}, geomean of all"
+            f" {len(every)} cases {geomean(every):.2f}, {wins} wins, {len(every) - wins} losses.",
+        ]
+    return lines
+
+
+def _table(cases: Iterable[Case]) -> list[str]:
+    lines = [
+        "| case | ms | spread | GFLOP/s | share of roof | speed-up | error | trials | s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for c in cases:
+        if "failure" in c:
+            reason = c["failure"].replace("|", "\\|")
+            lines.append(f"| {c['case']} | failed: {reason} |" + " |" * 7)
+            continue
+        roof = "peak" if c["bound"] == "compute" else "bandwidth"
+        cells = [
+            c["case"],
+            f"{c['best_seconds'] * 1e3:.4g}",
+            f"{c['spread']:.1%}",
+            f"{c['gflops']:.1f}",
+            f"{c['peak_fraction']:.0%} {roof}",
+            f"{c['speedup']:.2f}" if c["speedup"] else "-",
+            "-" if c["max_rel_error"] is None else f"{c['max_rel_error']:.1e}",
+            f"{c['trials']}",
+            f"{c['tuning_seconds']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(cases: Iterable[Case], path: Path) -> None:
+    """A bar per case, grouped by family, on a logarithmic axis of speed-up over PyTorch.
+
+    Without a case to show there is no picture; one of an older run is removed.
+    """
+    families = by_family(compared(cases))
+    if not families:
+        path.unlink(missing_ok=True)
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    count = sum(map(len, families.values()))
+    width = min(max(6.0, 0.14 * count + 0.4 * len(families) + 1.5), 26.0)
+    figure, axes = plt.subplots(figsize=(width, 4.6), layout="constrained")
+    start, ticks, tops = 0.0, [], []
+    for index, (family, members) in enumerate(families.items()):
+        ratios = [float(c["speedup"]) for c in members]
+        places = [start + i for i in range(len(ratios))]
+        colours = [f"C{index % 10}" if r >= 1 else "#b0b0b0" for r in ratios]
+        axes.bar(places, [r - 1 for r in ratios], bottom=1, width=0.85, color=colours)
+        mean, middle = geomean(ratios), start + (len(ratios) - 1) / 2
+        axes.hlines(mean, start - 0.5, places[-1] + 0.5, color="black", linewidth=1.2)
+        tops.append((middle, max(*ratios, mean, 1.0), f"{mean:.2g}x"))
+        ticks.append((middle, family))
+        start += len(ratios) + 1.5
+    for middle, top, text in tops:
+        axes.annotate(
+            text, (middle, top), (0, 3), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_locator(LogLocator(base=2))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.margins(x=0.01, y=0.1)
+    axes.set_xticks([t for t, _ in ticks], [n for _, n in ticks], rotation=35, ha="right")
+    axes.set_ylabel("speed-up over PyTorch eager")
+    axes.set_title("One bar per case; black: geomean of the family; grey: slower", fontsize=9)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

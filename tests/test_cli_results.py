@@ -1,0 +1,212 @@
+"""The command line around the tuner: what it prints, keeps quiet about, and exits with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flextensor import cli, report, tuner
+from flextensor.errors import DeviceError
+from flextensor.tuner import Interrupted, Progress, Result
+
+VALUES: dict[str, Any] = {
+    "workload": "gemm(m=8, n=8, k=8)", "operator": "gemm", "params": {"m": 8}, "target": "llvm",
+    "device": "a [fast] machine", "formulation": "direct", "config": {"tile": [4, 8]},
+    "best_seconds": 2e-3, "spread": 0.01, "gflops": 12.5, "peak_fraction": 0.5,
+    "bound": "compute", "trials": 7, "failures": {"timeout": 2}, "tuning_seconds": 3.0,
+    "reused": False, "verified": True, "max_rel_error": 1e-6, "peers": {"torch": 4e-3},
+    "speedup": 2.0,
+}  # fmt: skip
+
+
+def result(**changes: Any) -> Result:
+    values: Any = {**VALUES, **changes}
+    return Result(values, None, None)  # type: ignore[arg-type]
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Call:
+    """Run a command in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flextensor", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, tune: Callable[..., Any]) -> None:
+    monkeypatch.setattr(tuner, "tune", tune)
+
+
+def test_options_reach_the_tuner(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def tune(what: Any, **options: Any) -> Result:
+        seen.update(options, what=what.key())
+        return result()
+
+    fake(monkeypatch, tune)
+    code, out, _ = call(
+        "tune", "--einsum", "ij,jk->ik", "i=2", "j=3", "k=4", "--trials", "5", "--time", "2.5",
+        "--explorer", "random", "--cost-model", "none", "--seed", "3", "--fresh", "--threads", "1",
+        "--no-peers", "--tolerance", "1e-3",
+    )  # fmt: skip
+    assert code == 0
+    wanted = {
+        "trials": 5, "time": 2.5, "explorer": "random", "cost_model": "none", "seed": 3,
+        "fresh": True, "threads": 1, "peers": False, "tolerance": 1e-3, "target": "llvm",
+    }  # fmt: skip
+    assert {k: seen[k] for k in wanted} == wanted
+    assert "i=2,j=3,k=4" in seen["what"]
+    for text in ("2 ms", "12.5 GFLOP/s", "50.0%", "2.00x", "1.0e-06", "7, 2 timeout", "[fast]"):
+        assert text in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_stays_pure_when_a_users_operator_prints(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("print('loaded')\n" + OPERATOR)
+    fake(monkeypatch, lambda what, **_: print("tuning") or result(max_rel_error=math.inf))
+    code, out, err = call("tune", f"{tmp_path / 'mine.py'}:double", "--json")
+    assert code == 0
+    assert json.loads(out, parse_constant=pytest.fail) == {**VALUES, "max_rel_error": None}
+    assert out.count("\n") == 1
+    assert "loaded" in err and "tuning" in err
+
+
+OPERATOR = """
+def double(n: int = 4):
+    from tvm import te
+    a = te.placeholder((n,), name="a")
+    return [a, te.compute((n,), lambda i: a[i] * 2)]
+"""
+
+
+def test_a_suite_is_a_row_or_an_object_per_case(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, lambda what, **_: result(workload=what.key(), reused=True))
+    code, out, _ = call("tune", "gemv", "--suite", "paper")
+    assert code == 0
+    head, *rows = out.splitlines()
+    assert head.startswith("case") and len(rows) == 6
+    assert rows[0].startswith("paper/GMV1") and rows[0].endswith(" r")
+    assert max(map(len, out.splitlines())) <= 80
+    _, out, _ = call("tune", "gemv", "--suite", "paper", "--json")
+    assert len({json.loads(line)["workload"] for line in out.splitlines()}) == 6
+
+
+def test_a_suite_goes_on_after_a_case_that_fails(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(what: Any, **_: Any) -> Result:
+        if what.m == 256:
+            raise DeviceError("no candidate worked")
+        return result()
+
+    fake(monkeypatch, tune)
+    code, out, err = call("tune", "gemv", "--suite", "paper", "--json")
+    assert code == 2
+    assert len(out.splitlines()) == 5
+    assert err == "error: paper/GMV2: no candidate worked\n"
+
+
+@pytest.mark.parametrize("best", [result(verified=False, speedup=None, peers={}), None])
+def test_ctrl_c_prints_the_best_so_far(
+    best: Result | None, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(what: Any, **_: Any) -> Result:
+        raise Interrupted(best)
+
+    fake(monkeypatch, tune)
+    code, out, err = call("tune", "gemm", "--json")
+    assert (code, err) == (130, "")
+    assert [json.loads(line)["verified"] for line in out.splitlines()] == [False] * bool(best)
+
+
+def test_ctrl_c_elsewhere_has_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tune(what: Any, **_: Any) -> Result:
+        raise KeyboardInterrupt
+
+    fake(monkeypatch, tune)
+    code, out, err = call("tune", "gemm")
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["tune", "gemm", "--nope"], "--nope"),
+        (["tune", "gemm", "--trials", "many"], "--trials"),
+        (["tune", "gemm", "--trials", "0"], "greater than 0"),
+        (["tune", "gemm", "--time", "nan"], "greater than 0"),
+        (["tune", "gemm", "--time", "inf"], "greater than 0"),
+        (["tune", "gemm", "--tolerance", "0"], "greater than 0"),
+        (["tune", "gemm", "--seed", "-1"], "at least 0"),
+        (["tune", "gemm", "m=4", "m=5"], "given twice"),
+        (["tune", "mine.py"], "mine.py:my_op"),
+        (["tune", "--einsum", "i,i->i", "i=4", "--case", "paper/C8"], "exclude"),
+        (["tune", "--case", "paper/C8", "--suite", "paper"], "exclude"),
+        (["tune", "einsum", "--suite", "smoke"], "unknown family"),
+        (["bench", "--suite", "smoke", "--trials", "0"], "greater than 0"),
+        (["bench", "--suite", "smok"], "did you mean smoke"),
+        (["bench"], "--suite"),
+        (["ops", "gemmm"], "did you mean gemm"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_options_are_one_line_and_make_no_database(
+    args: list[str], says: str, call: Call, tmp_path: Path
+) -> None:
+    code, out, err = call(*args)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ") and says in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["ls", "stats", "prune"])
+def test_a_database_that_is_named_and_missing_is_not_made(
+    command: str, call: Call, tmp_path: Path
+) -> None:
+    code, out, err = call("db", command, "--db", tmp_path / "typo.db")
+    assert (code, out) == (2, "")
+    assert "no such database" in err
+    assert not (tmp_path / "typo.db").exists()
+
+
+def test_one_operator_with_its_fields_and_cases(call: Call) -> None:
+    code, out, _ = call("ops", "conv2d")
+    assert code == 0
+    assert "in_channels" in out and "default" in out and "paper/C8" in out
+
+
+def test_the_live_line() -> None:
+    p = Progress(30, 60, 10.0, 90.0, 2e-3, 12.5, 0.5, {"timeout": 2}, "search")
+    assert report.line(p) == (
+        "search, 30/60 trials, best 2 ms, 12.5 GFLOP/s (50%), 10 s left, 2 timeout"
+    )
+    assert report.eta(dataclasses.replace(p, budget_trials=None)) == 80
+    assert report.eta(dataclasses.replace(p, budget_trials=None, budget_seconds=None)) is None
+    assert report.eta(dataclasses.replace(p, trials=0, budget_seconds=None)) is None
+    assert "best" not in report.line(dataclasses.replace(p, best_seconds=math.inf))
