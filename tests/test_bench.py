@@ -1,0 +1,173 @@
+"""`bench`: the files it writes, what survives a kill, what a failure costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flextensor import bench, targets, tuner
+from flextensor.errors import DeviceError, InputError
+from flextensor.tuner import Interrupted, Result
+
+PNG = b"\x89PNG\r\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A target with known peaks, so that nothing is measured."""
+
+    device: str = "a machine"
+    fingerprint: str = "machine-1"
+
+    def peak_flops(self) -> float:
+        return 2e11
+
+    def bandwidth(self) -> float:
+        return 3e10
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "lookup", lambda spec, threads: Device())
+
+
+def result(what: Any, speedup: float | None = 2.0) -> Result:
+    values: Any = {
+        "workload": what.key(), "operator": what.name, "params": {}, "best_seconds": 2e-3,
+        "spread": 0.01, "gflops": 12.5, "peak_fraction": 0.5, "bound": "compute", "trials": 7,
+        "failures": {}, "tuning_seconds": 3.0, "reused": False, "verified": True,
+        "max_rel_error": 1e-6, "speedup": speedup,
+    }  # fmt: skip
+    return Result(values, None, None)  # type: ignore[arg-type]
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, out: Path, tune: Callable[[Any], Result], family: str = "gemv"
+) -> tuple[int, dict[str, Any]]:
+    """The exit code and the recorded cases, by name."""
+    monkeypatch.setattr(tuner, "tune", lambda what, **_: tune(what))
+    code = bench.run(
+        "paper", family=family, target="llvm", time=None, trials=1, threads=None, out=out,
+        db=out.parent / "t.db", command=["flextensor", "bench", "--out", "a b"],
+    )  # fmt: skip
+    data = json.loads((out / "data.json").read_text())
+    assert set(data) == {"machine", "command", "date", "versions", "cases"}
+    assert data["command"] == "flextensor bench --out 'a b'"
+    assert data["machine"]["peak_gflops"] == 200
+    return code, {c["case"]: c for c in data["cases"]}
+
+
+def test_data_page_and_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, cases = run(monkeypatch, tmp_path / "out", lambda w: result(w, w.m / 512))
+    assert code == 0
+    assert list(cases) == [f"paper/GMV{i}" for i in range(1, 7)]
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| gemv | 6 | 1.41 | 0.25 | 8.00 | 4 | 2 | 0 |" in page
+    assert "| paper/GMV4 | 2 | 1.0% | 12.5 | 50% peak | 2.00 | 1.0e-06 | 7 | 3 |" in page
+    assert "geomean of their geomeans 1.41" in page
+    assert (tmp_path / "out" / "speedup.png").read_bytes().startswith(PNG)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 6
+    assert "[6/6] paper/GMV6" in said.err
+    assert not list((tmp_path / "out").glob(".*")) + list((tmp_path / "out").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DeviceError("no candidate | worked"), "no candidate | worked"),
+        (ZeroDivisionError("a fault\nin two lines"), "ZeroDivisionError: a fault in two lines"),
+    ],
+)
+def test_a_case_that_fails_is_recorded_and_the_rest_is_measured(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def tune(what: Any) -> Result:
+        if what.m == 256:
+            raise error
+        return result(what)
+
+    code, cases = run(monkeypatch, tmp_path / "out", tune)
+    assert code == 1
+    assert cases["paper/GMV2"] == {"case": "paper/GMV2", "operator": "gemv", "failure": reason}
+    assert len(cases) == 6
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 5 | 0 | 1 |" in page
+    assert f"failed: {reason}".replace("|", "\\|") in page
+
+
+def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def tune(what: Any) -> Result:
+        if what.m == 512:
+            raise Interrupted(None)
+        return result(what)
+
+    code, cases = run(monkeypatch, tmp_path / "out", tune)
+    assert (code, list(cases)) == (130, ["paper/GMV1", "paper/GMV2"])
+    assert "| gemv | 2 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_data_is_on_disk_after_every_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    def tune(what: Any) -> Result:
+        path = tmp_path / "out" / "data.json"
+        counts.append(len(json.loads(path.read_text())["cases"]) if path.exists() else 0)
+        return result(what)
+
+    run(monkeypatch, tmp_path / "out", tune)
+    assert counts == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_second_run_replaces_its_cases_and_keeps_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(monkeypatch, out, result)
+    _, cases = run(monkeypatch, out, lambda w: result(w, 3.0), family="gemm")
+    assert len(cases) == 13
+    assert cases["paper/GMV1"]["speedup"] == 2 and cases["paper/GMM1"]["speedup"] == 3
+    _, cases = run(monkeypatch, out, lambda w: result(w, 4.0))
+    assert len(cases) == 13 and cases["paper/GMV1"]["speedup"] == 4
+
+
+@pytest.mark.parametrize("damage", ["not json", '{"cases": 1}', "machine", "versions"])
+def test_what_another_machine_or_version_measured_is_not_mixed_in(
+    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(monkeypatch, out, result)
+    path = out / "data.json"
+    if damage in ("machine", "versions"):
+        data = json.loads(path.read_text())
+        data[damage]["fingerprint" if damage == "machine" else "torch"] = "other"
+        damage = json.dumps(data)
+    path.write_text(damage)
+    _, cases = run(monkeypatch, out, result, family="gemm")
+    assert {c["operator"] for c in cases.values()} == {"gemm"}
+
+
+def test_without_peers_there_is_a_page_and_no_stale_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(monkeypatch, out, result)
+    run(monkeypatch, out, lambda w: result(w, None))
+    assert not (out / "speedup.png").exists()
+    assert "| gemv | 6 | - | - | - | 0 | 0 | 0 |" in (out / "README.md").read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_tuning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="cannot write there"):
+        run(monkeypatch, tmp_path / "out", pytest.fail)
