@@ -137,12 +137,20 @@ def tune(
     device = lookup(target, threads) if isinstance(target, str) else target
     with opened(db) as database:
         known = database.result(workload.key, device.fingerprint)
-        enough = known is not None and (trials is None or trials <= known["trials"])
-        if known is not None and enough and not fresh and known["max_rel_error"] <= tolerance:
+        if not fresh and known is not None and answers(known, trials, tolerance):
             return Result({**known, "reused": True}, workload, device)
         budget = Budget(trials or TRIALS, time or (math.inf if trials else SECONDS))
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
         return run.run(explorer, cost_model, seed, fresh)
+
+
+def answers(known: Mapping[str, Any], trials: int | None, tolerance: float) -> bool:
+    """Whether a kept result is whole, exact enough, and from as many trials as are wanted."""
+    numbers = (known.get("trials"), known.get("max_rel_error"), known.get("best_seconds"))
+    if not all(isinstance(n, int | float) for n in numbers) or not known.get("verified"):
+        return False
+    enough = trials is None or trials <= known["trials"]
+    return bool(enough and known["max_rel_error"] <= tolerance)
 
 
 def _check_budget(name: str, value: float | None) -> None:
@@ -200,9 +208,9 @@ class Tuning:
             search = Search(lanes, measurer, self.budget, self._report)
             try:
                 search.run(self._hints())
+                return self._finish(measurer)
             except KeyboardInterrupt:
                 raise Interrupted(self._partial()) from None
-            return self._finish(measurer)
 
     def _keep(self, trial: Trial) -> None:
         self.trials.append(trial)
