@@ -25,6 +25,8 @@ BATCH = 8
 """Candidates built and measured together."""
 DRAFT = 256
 """Points that the cost model ranks for one batch."""
+HOPELESS = 4.0
+"""A formulation this many times slower than another after its first seeds gets no more of them."""
 PATIENCE = 48
 """Trials without a gain of 1 % after which the search stops."""
 
@@ -83,6 +85,10 @@ class Lane:
         starts = dict.fromkeys([p for p in warm if self.space.legal(p)] + ranked)
         return [p for p in starts if p not in self.history]
 
+    def promise(self, points: Sequence[Point]) -> float:
+        """The best score that the model sees among points; the most promising lane goes first."""
+        return min(self.model.predict(points), default=math.inf)
+
     def propose(self, count: int) -> list[Point]:
         """The explorer's draft, best by the model first."""
         draft = self.explorer.ask(DRAFT)
@@ -121,10 +127,11 @@ class Search:
 
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
-        for lane in self.lanes:
-            starts = lane.seeds(hints.get(lane.name, ()))
-            for chunk in range(0, min(len(starts), 2 * BATCH), BATCH):
-                self._measure(lane, starts[chunk : chunk + BATCH], "seeds")
+        starts = {lane.name: lane.seeds(hints.get(lane.name, ())) for lane in self.lanes}
+        for lane in sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name])):
+            for chunk in range(0, 2 * BATCH, BATCH):
+                if not chunk or lane.best < HOPELESS * self.best:
+                    self._measure(lane, starts[lane.name][chunk : chunk + BATCH], "seeds")
         while not self.spent and self.since_gain < PATIENCE:
             chosen = self._next()
             if chosen is None:
