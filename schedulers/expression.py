@@ -73,17 +73,13 @@ def variables(expr: Any) -> set[Any]:
     return {node for node in walk(expr) if isinstance(node, tirx.Var)}
 
 
-def rewrite(expr: Any, replace: Mapping[Any, Any], load: Load | None = None) -> Any:
-    """The expression with variables replaced and, through `load`, buffers too.
-
-    `replace` maps variables to expressions; constants fold on the way.
-
-        rewrite(A[i, k] * 2, {i: j + 1})  ->  A[j + 1, k] * 2
-    """
+def transform(expr: Any, visit: Callable[[Any], Any], load: Load | None = None) -> Any:
+    """The expression rebuilt bottom up; where `visit` gives no None, that takes a node's place."""
 
     def go(node: Any) -> Any:
-        if isinstance(node, tirx.Var):
-            return replace.get(node, node)
+        placed = visit(node)
+        if placed is not None:
+            return placed
         if type(node) in _BINARY:
             return _BINARY[type(node)](go(node.a), go(node.b))
         if isinstance(node, TensorLoad):
@@ -100,6 +96,18 @@ def rewrite(expr: Any, replace: Mapping[Any, Any], load: Load | None = None) -> 
         return node
 
     return go(expr)
+
+
+def rewrite(expr: Any, replace: Mapping[Any, Any], load: Load | None = None) -> Any:
+    """The expression with variables replaced and, through `load`, buffers too.
+
+    `replace` maps variables to expressions; constants fold on the way.
+
+        rewrite(A[i, k] * 2, {i: j + 1})  ->  A[j + 1, k] * 2
+    """
+    return transform(
+        expr, lambda node: replace.get(node, node) if isinstance(node, tirx.Var) else None, load
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,24 +166,12 @@ def split_variable(expr: Any, var: Any, outer: Any, inner: Any, factor: int) -> 
     v            ->  outer * factor + inner
     """
 
-    def go(node: Any) -> Any:
+    def visit(node: Any) -> Any:
         if isinstance(node, (tirx.FloorDiv, tirx.FloorMod)) and isinstance(node.b, tirx.IntImm):
             if node.a.same_as(var) and int(node.b.value) == factor:
                 return outer if isinstance(node, tirx.FloorDiv) else inner
-        if isinstance(node, tirx.Var):
-            return outer * factor + inner if node.same_as(var) else node
-        if type(node) in _BINARY:
-            return _BINARY[type(node)](go(node.a), go(node.b))
-        if isinstance(node, TensorLoad):
-            return tirx.BufferLoad(node.source, [go(i) for i in node.indices])
-        if isinstance(node, Call):
-            return call(node, [go(a) for a in node.args])
-        if isinstance(node, tirx.Cast):
-            return tirx.Cast(node.ty, go(node.value))
-        if isinstance(node, tirx.Select):
-            return tirx.Select(go(node.condition), go(node.true_value), go(node.false_value))
-        if isinstance(node, tirx.Not):
-            return tirx.Not(go(node.a))
-        return node
+        if isinstance(node, tirx.Var) and node.same_as(var):
+            return outer * factor + inner
+        return None
 
-    return go(expr)
+    return transform(expr, visit)
