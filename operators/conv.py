@@ -7,12 +7,15 @@ bias [out_channels], output [batch, out_channels, spatial..]; cross-correlation 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
 from flextensor.operators.base import Operator, Tensors, register
 from flextensor.operators.stages import convolve, epilogue, epilogue_flops, pad
+from flextensor.operators.winograd import Winograd
 
 if TYPE_CHECKING:
     import torch
@@ -68,18 +71,50 @@ class Convolution(Operator):
         check_groups(self.name, self.groups, self.in_channels, self.out_channels)
         check_window(self.name, self.size, self.kernel, self.dilation, self.padding)
 
+    @property
+    def window_stride(self) -> int:
+        """Steps of the window over what `padded` gives."""
+        return self.stride
+
+    def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
+        """``direct``; ``winograd2`` and ``winograd4``, which are F(2, 3) and F(4, 3) along one or
+        two axes, where a window slides by one over enough channels."""
+        found: dict[str, Callable[[], Tensors]] = {"direct": self.compute}
+        channels = min(self.in_channels, self.out_channels) // self.groups
+        if self.kernel == 3 and self.stride == 1 and channels >= 8:
+            for tile in (2, 4):
+                found[f"winograd{tile}"] = functools.partial(self.compute_winograd, tile)
+        return found
+
     def compute(self) -> Tensors:
         data, weight, *bias = self.placeholders()
-        around = [0, 0] + [self.padding] * len(self.size)
         out = convolve(
-            pad(data, around, around),
-            weight,
-            stride=self.stride,
+            self.padded(data),
+            self.filters(weight),
+            stride=self.window_stride,
             dilation=self.dilation,
             groups=self.groups,
             name=self.name,
         )
         return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+
+    def compute_winograd(self, tile: int) -> Tensors:
+        """The convolution by F(tile, kernel), see `flextensor.operators.winograd`."""
+        data, weight, *bias = self.placeholders()
+        fast = Winograd(
+            self.padded(data), self.filters(weight), tile, self.dilation, self.groups, self.name
+        )
+        out = fast.compute()
+        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+
+    def padded(self, data: Any) -> Any:
+        """The input with zeros around it."""
+        around = [0, 0] + [self.padding] * len(self.size)
+        return pad(data, around, around)
+
+    def filters(self, weight: Any) -> Any:
+        """The weight as [out_channels, in_channels/groups, kernel..]."""
+        return weight
 
     def placeholders(self) -> Tensors:
         """Data, weight and, where there is one, bias."""

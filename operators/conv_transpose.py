@@ -55,23 +55,17 @@ class ConvolutionTranspose(Convolution):
                 f"{self.name}: the output would be {list(self.out_size)}; reduce padding"
             )
 
-    def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
-        """``direct``, and ``subpixel`` where there are phases to split the output into."""
-        if self.stride == 1 or self.dilation > 1:
-            return {"direct": self.compute}
-        return {"direct": self.compute, "subpixel": self.compute_subpixel}
+    @property
+    def window_stride(self) -> int:
+        """1: the input has ``stride - 1`` zeros between its elements instead."""
+        return 1
 
-    def compute(self) -> Tensors:
-        """A convolution of stride 1 over the input with ``stride - 1`` zeros between elements."""
-        data, weight, *bias = self.placeholders()
-        out = convolve(
-            self._insert_zeros(data),
-            self._flip(weight),
-            dilation=self.dilation,
-            groups=self.groups,
-            name=self.name,
-        )
-        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+    def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
+        """Those of a convolution, and ``subpixel`` where there are phases to split the output."""
+        found = dict(super().formulations())
+        if self.stride > 1 and self.dilation == 1:
+            found["subpixel"] = self.compute_subpixel
+        return found
 
     def compute_subpixel(self) -> Tensors:
         """A convolution of stride 1 over the input itself that computes no product with zero.
@@ -87,7 +81,7 @@ class ConvolutionTranspose(Convolution):
         out = self._shuffle(phases)
         return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
 
-    def _insert_zeros(self, data: Any) -> Any:
+    def padded(self, data: Any) -> Any:
         """``out[j] = data[(j - start) / stride]``, zero where that is no element."""
         from tvm import te, tirx
 
@@ -111,7 +105,7 @@ class ConvolutionTranspose(Convolution):
         shape = [self.batch, self.in_channels, *size]
         return te.compute(shape, value, name="insert_zeros" if self.stride > 1 else "pad")
 
-    def _flip(self, weight: Any) -> Any:
+    def filters(self, weight: Any) -> Any:
         """The weight as [out_channels, in_channels/groups, kernel..], each axis reversed."""
         from tvm import te
 

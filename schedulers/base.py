@@ -22,13 +22,23 @@ class StageSchedule(ABC):
     stage: Stage
     space: Space
     fuses: ClassVar[bool] = False
-    """Whether `write` can fuse elementwise consumers into the stage."""
+    """Whether `write` can fuse elementwise consumers into the last stage."""
+
+    @property
+    def covers(self) -> tuple[Stage, ...]:
+        """The stages that are scheduled together, in order of computation."""
+        return (self.stage,)
+
+    @property
+    def last(self) -> Stage:
+        """The last of the stages, which others read."""
+        return self.covers[-1]
 
     @abstractmethod
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Add the stage's computes and let `tensors` know what stands for its output.
 
-        `final` is the stage itself, or the last of the elementwise consumers fused into it.
+        `final` is the last stage, or the last of the elementwise consumers fused into it.
         """
 
     @abstractmethod

@@ -8,20 +8,24 @@ from typing import Any
 
 import tvm
 from tvm import te
-from tvm.ir import Call
 from tvm.s_tir import Schedule
 
 from flextensor.errors import IllegalConfigError
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
-from flextensor.schedulers.expression import loads, walk
-from flextensor.schedulers.program import Program, Stage, Tensors, read
+from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
 from flextensor.schedulers.reduction import ReductionScheduler
 from flextensor.schedulers.space import Space, Value, join
 from flextensor.schedulers.spatial import SpatialScheduler
+from flextensor.schedulers.transform import TransformScheduler
 from flextensor.targets.base import Target
 
-SCHEDULERS = (ContractionScheduler(), ReductionScheduler(), SpatialScheduler())
+SCHEDULERS = (
+    ContractionScheduler(),
+    ReductionScheduler(),
+    TransformScheduler(),
+    SpatialScheduler(),
+)
 """Asked in turn for every stage."""
 
 
@@ -46,9 +50,10 @@ class Composition:
             if stage.name in done or movable(program, stage):
                 continue
             part = next(t for s in SCHEDULERS if (t := s.take(program, stage, target)))
-            final = stage
+            final = part.last
+            done.update(s.name for s in part.covers)
             if part.fuses:
-                for consumer in fusable(program, stage):
+                for consumer in fusable(program, part.last):
                     done.add(consumer.name)
                     final = consumer
             parts.append((part, final))
@@ -74,44 +79,3 @@ class Composition:
         for (part, _), own in reversed(list(zip(self.parts, configs, strict=True))):
             part.arrange(own, sch)
         return sch.mod
-
-
-def movable(program: Program, stage: Stage) -> bool:
-    """Whether a stage only moves data of the inputs, and so is inlined where it is read."""
-    if stage.combiner or stage.buffer.same_as(program.output):
-        return False
-    for load in loads(stage.value):
-        producer = program.producer(load.source)
-        if producer is not None and not movable(program, producer):
-            return False
-    calls = [n for n in walk(stage.value) if isinstance(n, Call)]
-    return all(getattr(c.op, "name", "") == "prim.if_then_else" for c in calls)
-
-
-def fusable(program: Program, stage: Stage) -> list[Stage]:
-    """The chain of elementwise consumers that read the stage at their own indices only."""
-    chain: list[Stage] = []
-    current = stage
-    while len(consumers := program.consumers(current)) == 1 and not current.buffer.same_as(
-        program.output
-    ):
-        (consumer,) = consumers
-        if consumer.combiner or consumer.shape != stage.shape:
-            break
-        reads = [b for b in loads(consumer.value) if b.source.same_as(current.buffer)]
-        own = [i.var for i in consumer.spatial]
-        if not all(len(r.indices) == len(own) for r in reads) or not all(
-            _same(index, var, it.extent)
-            for r in reads
-            for index, var, it in zip(r.indices, own, consumer.spatial, strict=True)
-        ):
-            break
-        if any(program.producer(b.source) not in (None, current) for b in loads(consumer.value)):
-            break
-        chain.append(consumer)
-        current = consumer
-    return chain
-
-
-def _same(index: Any, var: Any, extent: int) -> bool:
-    return bool(index.same_as(var)) or extent == 1

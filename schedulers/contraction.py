@@ -94,6 +94,8 @@ class ContractionSchedule(StageSchedule):
             return z(*own, ro, lo, *tile)
 
         tensors.set(self.stage.buffer, out)
+        if plan.output in ("blocks", "consumer"):
+            return
         if final is self.stage:
             tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
         else:
@@ -125,13 +127,15 @@ class ContractionSchedule(StageSchedule):
         """Place every block, tile the accumulators, hold them in registers."""
         plan, name = self.plan(config), self.stage.name
         acc = sch.get_sblock(f"{name}_acc")
-        out = sch.get_sblock(f"{name}_out")
-        if plan.fused:
-            task = self._tile_output(plan, sch, out)
+        task = None
+        if plan.output == "block":
+            task = self._tile_output(plan, sch, sch.get_sblock(f"{name}_out"))
             sch.compute_at(acc, task, preserve_unit_loops=True)
-        else:
-            loops.copy(sch, out, self.target)
-            task = None
+        elif plan.output == "consumer":
+            task = sch.get_loops(sch.get_consumers(acc)[0])[0]
+            sch.compute_at(acc, task, preserve_unit_loops=True)
+        elif plan.output == "root":
+            loops.copy(sch, sch.get_sblock(f"{name}_out"), self.target)
         nest = sch.get_loops(acc)
         count = len(self.found.batch) + 6 + len(self.found.k)
         own = nest[-count:]

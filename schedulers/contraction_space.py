@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.layouts import Cut, Side, ceil_div, round_up
-from flextensor.schedulers.program import Iterator, Program
+from flextensor.schedulers.program import Iterator, Program, fusable, movable
 from flextensor.schedulers.space import Config, Knob, Space, Value, choice, sizes
 from flextensor.targets.base import Target
 
@@ -30,7 +30,10 @@ class Plan:
     lane_at: str
     row_blocks_outer: bool
     row_tiles_outer: bool
-    fused: bool
+    output: str
+    """Where the output is written: per ``block``, in a pass at the ``root``, or never: the
+    consumer then reads the accumulators where they lie, in ``blocks``, all of them at once or
+    those of one of its tasks, inside its parallel loop (``consumer``)."""
     vector: int
     vectors: int
     main: Iterator
@@ -102,7 +105,7 @@ class Plan:
             lane_at=str(c[f"{lane_side}_at"]),
             row_blocks_outer=(c["blocks_order"] == "m") == (row_side == "m"),
             row_tiles_outer=(c["tiles_order"] == "m") == (row_side == "m"),
-            fused=c["output_at"] == "block",
+            output=str(c["output_at"]),
             vector=vector,
             vectors=vectors,
             main=main,
@@ -117,8 +120,10 @@ class Plan:
 def layouts(program: Program, side: Side) -> tuple[str, ...]:
     """The layouts that fit a side; a buffer whose producer would be inlined is never `inline`."""
     options = []
-    if side.operand.access is not None and program.producer(side.operand.buffer) is None:
-        options.append("inline")
+    if side.operand.access is not None:
+        producer = program.producer(side.operand.buffer)
+        if producer is None or not movable(program, producer):
+            options.append("inline")
     if side.slides() is not None:
         options.append("flat")
     return (*options, "panel")
@@ -139,48 +144,49 @@ def contraction_space(
         sizes("unroll_windows", range(min(len(windows), 2) + 1)),
         choice("blocks_order", ("m", "n")),
         choice("tiles_order", ("m", "n")),
-        choice("output_at", ("block", "root")),
+        choice("output_at", _outputs(program, found)),
     ]
     for name, side in sides.items():
         first = side.extents[0] if side.extents else 1
         knobs += [
             choice(f"{name}_layout", layouts(program, side)),
             choice(f"{name}_at", ("root", "block")),
-            sizes(f"{name}_parts", [p for p in PARTS if p <= first]),
+            sizes(f"{name}_parts", [*(p for p in PARTS if p < first), first]),
         ]
     space = Space(tuple(knobs), (lambda c: _illegal(c, found, sides, target),))
     return dataclasses.replace(
         space,
-        seeds=_seeds(space),
+        seeds=_seeds(space, sides),
         features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target),
     )
 
 
-def _seeds(space: Space) -> tuple[Config, ...]:
+def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy, over the layouts that move the least."""
     picks: dict[tuple[Value, ...], Config] = {}
+    outputs = next(k for k in space.knobs if k.name == "output_at").values
     for lanes, rows, vectors in (
         ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4),
         ("n", 14, 1), ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4),
         ("n", 1, 4), ("m", 1, 1),
     ):  # fmt: skip
-        for packed in (0, 1):
+        for packed in (0, 1, 2) if sides[lanes].contiguous else (0, 1):
             wanted: Config = {
                 "lanes": lanes, "rows": rows, "vectors": vectors, "k_unroll": 1, "k_parts": 1,
                 "unroll_windows": 1, "blocks_order": "m", "tiles_order": "n", "output_at": "block",
-                "m_at": "root", "n_at": "block", "m_parts": 1 + 7 * (1 - packed), "n_parts": 16,
+                "m_at": "root", "n_at": "block", "m_parts": 1 if packed == 1 else 8, "n_parts": 16,
             }  # fmt: skip
             for side in ("m", "n"):
                 options = next(k for k in space.knobs if k.name == f"{side}_layout").values
-                wanted[f"{side}_layout"] = options[0] if not packed else options[-1]
-                if not packed and "flat" in options and "inline" not in options:
+                wanted[f"{side}_layout"] = options[-1] if packed == 1 else options[0]
+                if packed != 1 and "flat" in options and "inline" not in options:
                     wanted[f"{side}_layout"] = "flat"
-                if side == lanes and wanted[f"{side}_layout"] == "inline":
+                if not packed and side == lanes and wanted[f"{side}_layout"] == "inline":
                     wanted[f"{side}_layout"] = "panel"
                     wanted[f"{side}_at"] = "root"
             config = space.config(space.project(wanted))
             for parts in (config["n_parts"], 4, 1):
-                for at in ("block", "root"):
+                for at in outputs:
                     nearest = space.config(
                         space.project({**config, "n_parts": parts, "output_at": at})
                     )
@@ -206,6 +212,8 @@ def _features(
     tile = plan.rows.tile * plan.vectors
     # eight multiply-adds must be in flight; loads of a step share the ports with them
     rate = min(1.0, tile / 8) * min(1.0, 2 * tile / (plan.vectors + plan.rows.tile + 2))
+    if plan.lane_layout == "inline" and not sides[plan.lane_side].contiguous:
+        rate /= 6  # every lane is a load of its own
     tasks = batch * plan.rows.blocks * plan.lanes.blocks
     balance = tasks / (target.cores * ceil_div(tasks, target.cores))
     packed = 0.0
@@ -247,6 +255,17 @@ def _features(
     }
 
 
+def _outputs(program: Program, found: Contraction) -> tuple[str, ...]:
+    """Where the output may be written; an intermediate one that nobody is fused to, nowhere."""
+    stage = found.stage
+    if stage.buffer.same_as(program.output) or fusable(program, stage):
+        return "block", "root"
+    after = program.consumers(stage)
+    if len(after) == 1 and not after[0].combiner:
+        return "consumer", "blocks", "block", "root"
+    return "blocks", "block", "root"
+
+
 def _lane_sides(sides: Mapping[str, Side]) -> tuple[str, ...]:
     """Sides with anything to put in lanes."""
     wide = [n for n, s in sides.items() if math.prod(s.extents) > 1]
@@ -265,7 +284,7 @@ def _illegal(
         return "lanes read in place need tiles that divide"
     if plan.padded_k and "inline" in (plan.row_layout, plan.lane_layout):
         return "a padded reduction needs both operands packed"
-    if plan.fused and (plan.rows.lone or plan.lanes.lone):
+    if plan.output in ("block", "consumer") and (plan.rows.lone or plan.lanes.lone):
         return "a lone partial tile cannot be computed per block of the output"
     if plan.rows.tile >= 2 * max(plan.rows.points, 1):
         return "tile is twice as tall as the rows"

@@ -158,6 +158,14 @@ class Side:
         """Reduction iterators that the operand reads."""
         return tuple(i for i in self.k if i in self.operand.iterators)
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether steps of the innermost iterator are neighbours in memory, as they lie."""
+        access = self.operand.access
+        if not access or not self.iterators:
+            return False
+        return bool(access[-1].terms.get(self.iterators[-1].var) == 1)
+
     def slides(self) -> tuple[Slide, ...] | None:
         """How every side iterator slides, or None when `flat` does not fit the operand: each
         iterator must have a dimension to itself but for non-negative taps of K iterators."""

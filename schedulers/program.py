@@ -6,16 +6,18 @@ Schedulers decide from this structure and never from an operator's name.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import te, tirx
+from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
-from flextensor.schedulers.expression import loads, rewrite
+from flextensor.schedulers.expression import loads, rewrite, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,53 @@ class Program:
         return [
             s for s in self.stages if any(b.source.same_as(stage.buffer) for b in loads(s.value))
         ]
+
+
+def movable(program: Program, stage: Stage) -> bool:
+    """Whether a stage only moves data of the inputs, and so is inlined where it is read.
+
+    What reads a buffer more than once is no such stage: inlined, it would be computed again.
+    """
+    if stage.combiner or stage.buffer.same_as(program.output):
+        return False
+    read = loads(stage.value)
+    if any(a.source.same_as(b.source) for a, b in itertools.combinations(read, 2)):
+        return False
+    for load in read:
+        producer = program.producer(load.source)
+        if producer is not None and not movable(program, producer):
+            return False
+    calls = [n for n in walk(stage.value) if isinstance(n, Call)]
+    return all(getattr(c.op, "name", "") == "prim.if_then_else" for c in calls)
+
+
+def fusable(program: Program, stage: Stage) -> list[Stage]:
+    """The chain of elementwise consumers that read the stage at their own indices only."""
+    chain: list[Stage] = []
+    current = stage
+    while len(consumers := program.consumers(current)) == 1 and not current.buffer.same_as(
+        program.output
+    ):
+        (consumer,) = consumers
+        if consumer.combiner or consumer.shape != stage.shape:
+            break
+        reads = [b for b in loads(consumer.value) if b.source.same_as(current.buffer)]
+        own = [i.var for i in consumer.spatial]
+        if not all(len(r.indices) == len(own) for r in reads) or not all(
+            _same(index, var, it.extent)
+            for r in reads
+            for index, var, it in zip(r.indices, own, consumer.spatial, strict=True)
+        ):
+            break
+        if any(program.producer(b.source) not in (None, current) for b in loads(consumer.value)):
+            break
+        chain.append(consumer)
+        current = consumer
+    return chain
+
+
+def _same(index: Any, var: Any, extent: int) -> bool:
+    return bool(index.same_as(var)) or extent == 1
 
 
 _COMBINERS = {tirx.Add: "sum", tirx.Mul: "prod", tirx.Max: "max", tirx.Min: "min"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +179,31 @@ def test_read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "empty" in refused(path.with_name("empty.db"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_write_permission(path: Path) -> None:
-    with Database(path) as database:
-        add(database, ok())
-    path.parent.chmod(0o500)
+@contextlib.contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Without write permission in `folder`, which root has anywhere: as another user then."""
+    nobody = 65534
+    folder.chmod(0o555)
+    if os.geteuid() == 0:
+        os.seteuid(nobody)
     try:
-        with Database(path) as database:
-            assert database.best(*HERE) == ok()
-            assert "read-only" in refused(database, ok(), action=add)
+        yield
     finally:
-        path.parent.chmod(0o700)
+        if os.getuid() == 0:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+def test_a_folder_without_write_permission() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, whose parents nobody may enter
+        path = Path(folder) / "trials.db"
+        with Database(path) as database:
+            add(database, ok())
+        path.chmod(0o444)
+        with as_nobody(path.parent):
+            with Database(path) as database:
+                assert database.best(*HERE) == ok()
+                assert "read-only" in refused(database, ok(), action=add)
 
 
 # --- old schemas

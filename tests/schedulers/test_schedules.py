@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-import tvm
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import FunctionOperator, parse
 from flextensor.operators.base import Operator
-from flextensor.operators.workload import Workload, aligned
+from flextensor.operators.workload import Workload
 from flextensor.schedulers import schedule, space
-from flextensor.schedulers.composition import Composition
+from flextensor.schedulers.base import Scheduler
+from flextensor.schedulers.composition import SCHEDULERS, Composition
+from flextensor.schedulers.program import read
 from flextensor.targets import lookup
+from flextensor.testing import SchedulerCase
 
 TARGET = lookup("llvm", 2)
 
@@ -83,34 +84,28 @@ def operators() -> list[Operator]:
     ]
 
 
+def scheduler_of(operator: Operator) -> Scheduler:
+    """The scheduler that takes the operator's heaviest stage."""
+    program = read(Workload(operator).prim_func())
+    assert program is not None
+    stage = max(program.stages, key=lambda s: s.points)
+    return next(s for s in SCHEDULERS if s.take(program, stage, TARGET))
+
+
 CASES = [(op, f) for op in operators() for f in Workload(op).formulations]
 
 
 @pytest.mark.parametrize(
     ("operator", "formulation"), CASES, ids=[f"{i}-{o.name}-{f}" for i, (o, f) in enumerate(CASES)]
 )
-def test_every_legal_schedule_computes_the_reference(operator: Operator, formulation: str) -> None:
-    workload = Workload(operator)
-    func = workload.prim_func(formulation)
-    found = space(func, TARGET)
-    rng = np.random.default_rng(0)
-    seeds = [found.point(s) for s in found.seeds if found.reason(s) is None]
-    points = [*seeds[:2], *found.sample(rng, 5)]
-    assert points
-    inputs = workload.inputs(0)
-    want = workload.reference(inputs)
-    ran = 0
-    for point in points:
-        try:
-            module = schedule(func, TARGET, found.config(point))
-            kernel = tvm.compile(module, target=TARGET.tvm_target())
-        except Exception:  # a point that TVM cannot build is a trial with a reason, not a result
-            continue
-        got = aligned(np.full(want.shape, np.nan), workload.buffers[-1].dtype)
-        kernel["main"](*inputs, got)
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
-        ran += 1
-    assert 2 * ran > len(points), f"only {ran} of {len(points)} legal points could be built"
+class TestSchedulers(SchedulerCase):
+    @pytest.fixture
+    def workload(self, operator: Operator) -> Workload:
+        return Workload(operator)
+
+    @pytest.fixture
+    def scheduler(self, operator: Operator) -> Scheduler:
+        return scheduler_of(operator)
 
 
 def takers(operator: Operator, formulation: str = "direct") -> list[str]:
@@ -132,11 +127,3 @@ def test_an_illegal_config_never_reaches_the_compiler() -> None:
     config = {**found.seeds[0], "gemm.rows": 28, "gemm.vectors": 6}
     with pytest.raises(IllegalConfigError, match="vector registers"):
         schedule(func, TARGET, config)
-
-
-def test_the_argument_order_is_the_programs() -> None:
-    func = Workload(parse("gemm", {"m": "16", "n": "32", "k": "8"})).prim_func()
-    found = space(func, TARGET)
-    module = schedule(func, TARGET, found.config(found.sample(np.random.default_rng(1), 1)[0]))
-    shapes = [tuple(int(e) for e in p.shape) for p in module["main"].params]
-    assert shapes == [(16, 8), (8, 32), (16, 32)]

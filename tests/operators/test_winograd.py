@@ -1,0 +1,66 @@
+"""Winograd's filtering: exact in rationals for every size, bounded in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flextensor.operators import Workload, parse
+from flextensor.operators.winograd import Matrix, matrices
+
+NUMBERS = st.integers(-9, 9)
+
+
+def times(matrix: Matrix, vector: list[Fraction]) -> list[Fraction]:
+    return [sum((c * v for c, v in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("window", [1, 2, 3])
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_a_tile_is_the_correlation_exactly(outputs: int, window: int, data: st.DataObject) -> None:
+    if not 2 <= outputs + window - 1 <= 8:
+        return
+    a, g, b = matrices(outputs, window)
+    size = outputs + window - 1
+    pixels = [Fraction(data.draw(NUMBERS)) for _ in range(size)]
+    filters = [Fraction(data.draw(NUMBERS)) for _ in range(window)]
+    products = [u * v for u, v in zip(times(g, filters), times(b, pixels), strict=True)]
+    wanted = [sum(f * pixels[i + r] for r, f in enumerate(filters)) for i in range(outputs)]
+    assert times(a, products) == wanted
+
+
+LAYERS = {
+    "conv1d": {"length": "23"},
+    "conv2d": {"height": "13", "width": "10"},
+    "conv3d": {"depth": "4", "height": "7", "width": "9"},
+    "conv_transpose2d": {"height": "11", "width": "6", "kernel": "3"},
+    "dilated_conv2d": {"height": "15", "width": "12"},
+    "group_conv2d": {"height": "9", "width": "9", "groups": "2"},
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("formulation", "bound"), [("winograd2", 2e-6), ("winograd4", 2e-5)])
+def test_the_error_is_bounded(
+    name: str, formulation: str, bound: float, error_of: Callable[[Workload, str], float]
+) -> None:
+    channels = {"in_channels": "32", "out_channels": "16", "padding": "1"}
+    workload = Workload(parse(name, {**channels, **LAYERS[name]}))
+    error = error_of(workload, formulation)
+    assert np.isfinite(error) and error < bound
+
+
+def test_only_a_small_window_that_slides_by_one_over_channels_is_computed_so() -> None:
+    def names(**fields: str) -> tuple[str, ...]:
+        return Workload(parse("conv2d", fields)).formulations
+
+    assert names() == ("direct", "winograd2", "winograd4")
+    assert names(stride="2") == names(kernel="1") == names(in_channels="3") == ("direct",)
+    assert Workload(parse("depthwise_conv2d", {})).formulations == ("direct",)

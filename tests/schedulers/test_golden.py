@@ -1,0 +1,52 @@
+"""Golden schedules: the program that the first seed of each structure becomes, as text.
+
+`pytest --update-golden` rewrites them; the diff then shows what a change did to every schedule.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flextensor.operators import Workload, parse
+from flextensor.schedulers import schedule, space
+from flextensor.targets.llvm import LLVM
+
+FOLDER = Path(__file__).parent / "golden"
+TARGET = LLVM(
+    cores=4,
+    vector_bits=512,
+    vector_registers=32,
+    l1_bytes=32 << 10,
+    l2_bytes=1 << 20,
+    l3_bytes=32 << 20,
+    max_unroll=512,
+)
+"""A fixed CPU, so that the text is the same on every machine."""
+SMALL = {"in_channels": "32", "out_channels": "32", "height": "14", "width": "14"}
+CASES = {
+    "gemm": ("gemm", {"m": "64", "n": "96", "k": "128"}, "direct"),
+    "gemm_bias_relu": ("gemm", {"m": "61", "n": "97", "bias": "true", "relu": "true"}, "direct"),
+    "gemv": ("gemv", {"m": "64", "k": "256"}, "direct"),
+    "conv2d": ("conv2d", {**SMALL, "padding": "1"}, "direct"),
+    "conv2d_stride": ("conv2d", {**SMALL, "padding": "1", "stride": "2"}, "direct"),
+    "group_conv2d": ("group_conv2d", {**SMALL, "padding": "1"}, "direct"),
+    "depthwise": ("depthwise_conv2d", {"channels": "16", "padding": "1"}, "direct"),
+    "conv_transpose2d": ("conv_transpose2d", {**SMALL, "stride": "2", "padding": "1"}, "subpixel"),
+    "shift": ("shift_conv2d", {"channels": "9", "height": "14", "width": "14"}, "direct"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_seed_gives_the_golden_program(name: str, request: pytest.FixtureRequest) -> None:
+    operator, fields, formulation = CASES[name]
+    func = Workload(parse(operator, fields)).prim_func(formulation)
+    config = space(func, TARGET).seeds[0]
+    text = f"# {json.dumps(config)}\n{schedule(func, TARGET, config).script()}\n"
+    path = FOLDER / f"{name}.txt"
+    if request.config.getoption("--update-golden"):
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text, f"{path.name} changed; see --update-golden"

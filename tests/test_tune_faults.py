@@ -1,0 +1,89 @@
+"""A whole `tune` that is killed, and two of them on one database: nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from flextensor import Database
+from flextensor.errors import DatabaseError
+from flextensor.measure import config_key
+from flextensor.operators import Gemm, Workload
+from flextensor.targets import Trial, lookup
+
+GEMM = Workload(Gemm(m=40, n=56, k=24))
+TARGET = lookup("llvm")
+
+
+def tuner(db: Path, *options: str, m: int = 40) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flextensor", "tune", "gemm", f"m={m}", "n=56", "k=24"]
+    return subprocess.Popen(
+        [*command, "--db", str(db), "--no-peers", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def trials(db: Path, workload: Workload = GEMM) -> list[Trial]:
+    if not db.exists():
+        return []
+    try:
+        with Database(db) as database:
+            return database.trials(workload.key, TARGET.fingerprint)
+    except DatabaseError:  # another process is creating it
+        return []
+
+
+def wait_until(done: object, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def session(leader: int) -> list[int]:
+    """Processes of a session that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, _, sid = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
+            except OSError:
+                continue
+            if int(sid) == leader and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_killed_tune_goes_on_where_it_stood(tmp_path: Path) -> None:
+    db = tmp_path / "trials.db"
+    first = tuner(db, "--trials", "400")
+    wait_until(lambda: len(trials(db)) >= 10)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    wait_until(lambda: not session(first.pid), 30.0)  # its workers end with it
+    kept = trials(db)
+    assert len(kept) >= 10
+
+    wanted = len(kept) + 6
+    second = tuner(db, "--trials", str(wanted))
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    after = trials(db)
+    assert after[: len(kept)] == kept
+    assert len(after) == wanted
+    assert max(Counter(map(config_key, after)).values()) == 1, "a point was measured twice"
+
+
+def test_two_tuners_on_one_database_lose_nothing(tmp_path: Path) -> None:
+    db = tmp_path / "trials.db"
+    running = [tuner(db, "--trials", "12", m=m) for m in (40, 41)]
+    for process in running:
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    assert len(trials(db)) == 12
+    assert len(trials(db, Workload(Gemm(m=41, n=56, k=24)))) == 12
