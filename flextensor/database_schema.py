@@ -138,9 +138,14 @@ def _check_place(path: Path, readonly: bool) -> None:
 def writable(path: Path) -> bool:
     """Whether the database `path` can be written: the file and, for its log, its folder."""
     try:
-        return not path.exists() or os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        return not path.exists() or _may_write(path) and _may_write(path.parent)
     except OSError:
         return True  # opening it will say what is wrong
+
+
+def _may_write(path: Path) -> bool:
+    """Whether this process may, as whoever it acts for."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _open(path: Path, timeout: float, readonly: bool) -> sqlite3.Connection:

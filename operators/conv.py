@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
+from flextensor.operators import winograd
 from flextensor.operators.base import Operator, Tensors, register
 from flextensor.operators.stages import convolve, epilogue, epilogue_flops, pad
-from flextensor.operators.winograd import Winograd
 
 if TYPE_CHECKING:
     import torch
@@ -101,10 +101,14 @@ class Convolution(Operator):
     def compute_winograd(self, tile: int) -> Tensors:
         """The convolution by F(tile, kernel), see `flextensor.operators.winograd`."""
         data, weight, *bias = self.placeholders()
-        fast = Winograd(
-            self.padded(data), self.filters(weight), tile, self.dilation, self.groups, self.name
+        out = winograd.convolve(
+            self.padded(data),
+            self.filters(weight),
+            tile=tile,
+            dilation=self.dilation,
+            groups=self.groups,
+            name=self.name,
         )
-        out = fast.compute()
         return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
 
     def padded(self, data: Any) -> Any:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from flextensor.operators.stages import pad
+
 Matrix = tuple[tuple[Fraction, ...], ...]
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
@@ -75,25 +77,75 @@ def combine(matrix: Matrix, row: Any, element: Callable[[int], Any], dtype: str)
     return value
 
 
+def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, name: str) -> Any:
+    """`flextensor.operators.stages.convolve` with stride 1, by F(tile, window).
+
+    A window with gaps sees only every `dilation`-th element: along the tiled axes the data is
+    dealt out to ``dilation ** axes`` images, which are convolved without gaps and joined again.
+    """
+    axes = min(len(weight.shape) - 2, 2)
+    images = data if dilation == 1 else _deal(data, axes, dilation)
+    out = Winograd(images, weight, tile, axes, dilation, groups, name).compute()
+    if dilation == 1:
+        return out
+    span = [dilation * (int(r) - 1) for r in weight.shape[-axes:]]
+    size = [int(n) - s for n, s in zip(data.shape[-axes:], span, strict=True)]
+    return _join(out, axes, dilation, [*out.shape[2:-axes], *size], int(data.shape[0]))
+
+
+def _deal(data: Any, axes: int, count: int) -> Any:
+    """``images[(n*d + p)*d + q, .., y, x] = data[n, .., y*d + p, x*d + q]``, zero outside."""
+    from tvm import te, tirx
+
+    batch, *rest = (int(n) for n in data.shape)
+    tiled = rest[-axes:]
+
+    def value(image: Any, *at: Any) -> Any:
+        place: list[Any] = []
+        inside: list[Any] = []
+        n = image
+        for x, extent in reversed(list(zip(at[-axes:], tiled, strict=True))):
+            place.insert(0, x * count + n % count)
+            inside += [place[0] < extent] if extent % count else []
+            n = n // count
+        element = data(n, *at[:-axes], *place)
+        if not inside:
+            return element
+        return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, data.dtype))
+
+    shape = [batch * count**axes, *rest[:-axes], *(-(-n // count) for n in tiled)]
+    return te.compute(shape, value, name="phases")
+
+
+def _join(images: Any, axes: int, count: int, size: Sequence[Any], batch: int) -> Any:
+    """The reverse of `_deal`, for an output of `size` along all spatial axes."""
+    from tvm import te
+
+    def value(n: Any, k: Any, *at: Any) -> Any:
+        image = n
+        for x in at[-axes:]:
+            image = image * count + x % count
+        return images(image, k, *at[:-axes], *(x // count for x in at[-axes:]))
+
+    return te.compute([batch, int(images.shape[1]), *size], value, name="join_phases")
+
+
 @dataclasses.dataclass(frozen=True)
 class Winograd:
-    """A stride-1 convolution whose last one or two axes are computed by F(tile, window).
+    """A convolution of stride 1 whose last `axes` axes are computed by F(tile, window).
 
     `data` [N, C, (D,) size..] is padded already, `weight` is [K, C/groups, (R,) window..]. An
-    output y along such an axis is ``(t*tile + i) * dilation + p``: row i of tile t of phase p.
+    output y along a tiled axis is ``t*tile + i``: row i of tile t. `dilation` is that of the axis
+    without tiles, if there is one.
     """
 
     data: Any
     weight: Any
     tile: int
+    axes: int
     dilation: int
     groups: int
     name: str
-
-    @property
-    def axes(self) -> int:
-        """Axes that are computed by tiles: all, or the last two of three."""
-        return min(len(self.weight.shape) - 2, 2)
 
     @property
     def window(self) -> int:
@@ -107,17 +159,15 @@ class Winograd:
 
     @property
     def out_size(self) -> tuple[int, ...]:
-        """Output extents along all spatial axes; those without tiles have dilation too."""
+        """Output extents along all spatial axes."""
         sizes, taps = self.data.shape[2:], self.weight.shape[2:]
-        return tuple(
-            int(n) - self.dilation * (int(r) - 1) for n, r in zip(sizes, taps, strict=True)
-        )
+        gaps = [self.dilation] * (len(taps) - self.axes) + [1] * self.axes
+        return tuple(int(n) - d * (int(r) - 1) for n, r, d in zip(sizes, taps, gaps, strict=True))
 
     @property
     def tiles(self) -> tuple[int, ...]:
-        """Tiles along each tiled axis, of one phase of the dilation."""
-        step = self.tile * self.dilation
-        return tuple(-(-n // step) for n in self.out_size[-self.axes :])
+        """Tiles along each tiled axis."""
+        return tuple(-(-n // self.tile) for n in self.out_size[-self.axes :])
 
     def compute(self) -> Any:
         """The output [N, K, (D,) size..]; its products are the stage `name`."""
@@ -125,26 +175,11 @@ class Winograd:
 
     def _pad(self) -> Any:
         """The data, grown to whole tiles along tiled axes."""
-        from flextensor.operators.stages import pad
-
-        step = self.tile * self.dilation
-        wanted = [(t - 1) * step + self.points * self.dilation for t in self.tiles]
         fixed = len(self.data.shape) - self.axes
         size = [int(n) for n in self.data.shape[fixed:]]
+        wanted = [t * self.tile + self.window - 1 for t in self.tiles]
         after = [0] * fixed + [max(w - n, 0) for w, n in zip(wanted, size, strict=True)]
         return pad(self.data, [0] * len(after), after)
-
-    @property
-    def _place(self) -> list[int]:
-        """Extents that say where a tile is: tile number and, where dilated, phase per axis."""
-        phase = [self.dilation] if self.dilation > 1 else []
-        return [n for t in self.tiles for n in (t, *phase)]
-
-    def _start(self, place: Sequence[Any], axis: int, offset: Any) -> Any:
-        """The coordinate along a tiled axis of element `offset` of a tile."""
-        if self.dilation == 1:
-            return place[axis] * self.tile + offset
-        return (place[2 * axis] * self.tile + offset) * self.dilation + place[2 * axis + 1]
 
     def _rows(self, stage: str, matrix: Matrix, source: Any, axis: int) -> Any:
         """One axis of a transform: ``matrix`` applied to dimension `axis` of a tile.
@@ -165,23 +200,23 @@ class Winograd:
         return te.compute(shape, value, name=f"{self.name}_{stage}{axis}")
 
     def _transform_data(self) -> Any:
-        """V = B' d B, [points.., N, (D,) place.., C]."""
+        """V = B' d B, [points.., N, (D,) tiles.., C]."""
         from tvm import te
 
         data = self._pad()
         _, _, b = matrices(self.tile, self.window)
         batch, channels, *size = (int(n) for n in data.shape)
         loose, ndim = size[: len(size) - self.axes], self.axes
-        shape = [*[self.points] * ndim, batch, *loose, *self._place, channels]
+        shape = [*[self.points] * ndim, batch, *loose, *self.tiles, channels]
 
         def first(*at: Any) -> Any:
             offsets, n, rest, c = at[:ndim], at[ndim], at[ndim + 1 : -1], at[-1]
-            free, place = rest[: len(loose)], rest[len(loose) :]
+            free, tile = rest[: len(loose)], rest[len(loose) :]
 
             def element(j: int) -> Any:
-                position = [self._start(place, i, j if i == 0 else o)
-                            for i, o in enumerate(offsets)]  # fmt: skip
-                return data(n, c, *free, *position)
+                inside = (j, *offsets[1:])
+                place = [t * self.tile + o for t, o in zip(tile, inside, strict=True)]
+                return data(n, c, *free, *place)
 
             return combine(b, offsets[0], element, data.dtype)
 
@@ -210,7 +245,7 @@ class Winograd:
         return rows if ndim == 1 else self._rows("weight", g, rows, 1)
 
     def _products(self, data: Any, weight: Any) -> Any:
-        """M = U V summed over channels and loose taps, [points.., N, K, (D,) place..]."""
+        """M = U V summed over channels and loose taps, [points.., N, K, (D,) tiles..]."""
         from tvm import te
 
         ndim = self.axes
@@ -222,14 +257,12 @@ class Winograd:
 
         def value(*at: Any) -> Any:
             points, n, k, rest = at[:ndim], at[ndim], at[ndim + 1], at[ndim + 2 :]
-            depth = [
-                q + r * self.dilation for q, r in zip(rest[: len(taps)], window, strict=True)
-            ]
+            depth = [q + r * self.dilation for q, r in zip(rest[: len(taps)], window, strict=True)]
             channel = c if self.groups == 1 else k // per_group * in_group + c
             term = data(*points, n, *depth, *rest[len(taps) :], channel)
             return te.sum(term * weight(*points, c, *window, k), axis=[c, *window])
 
-        shape = [*data.shape[:ndim], data.shape[ndim], out_channels, *loose, *self._place]
+        shape = [*data.shape[:ndim], data.shape[ndim], out_channels, *loose, *self.tiles]
         return te.compute(shape, value, name=self.name)
 
     def _gather(self, products: Any) -> Any:
@@ -244,12 +277,8 @@ class Winograd:
         loose = len(self.out_size) - self.axes
 
         def value(n: Any, k: Any, *position: Any) -> Any:
-            inside, place = [], []
-            for x in position[loose:]:
-                inside.append(x // self.dilation % self.tile)
-                place.append(x // (self.tile * self.dilation))
-                if self.dilation > 1:
-                    place.append(x % self.dilation)
-            return out(*inside, n, k, *position[:loose], *place)
+            inside = [x % self.tile for x in position[loose:]]
+            tile = [x // self.tile for x in position[loose:]]
+            return out(*inside, n, k, *position[:loose], *tile)
 
         return te.compute([batch, channels, *self.out_size], value, name=f"{self.name}_tiles")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from flextensor.schedulers.program import Program, Stage, Tensors
-from flextensor.schedulers.space import Space, Value
+from flextensor.schedulers.space import Config, Space, Value
 from flextensor.targets.base import Target
 
 
@@ -33,6 +33,23 @@ class StageSchedule(ABC):
     def last(self) -> Stage:
         """The last of the stages, which others read."""
         return self.covers[-1]
+
+    def elements(self, config: Mapping[str, Value], dimension: int) -> int:
+        """Elements along a dimension of what the first stage reads that one task needs; 0 when
+        no producer can run inside the tasks."""
+        return 0
+
+    def misfit(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> str | None:
+        """Why the stage cannot run as `config` says beside its consumer; None when it can."""
+        return None
+
+    def fitted(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> Config:
+        """The config nearest to `config` that fits the tasks of the consumer."""
+        return dict(config)
 
     @abstractmethod
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:

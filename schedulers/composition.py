@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
 from flextensor.schedulers.reduction import ReductionScheduler
-from flextensor.schedulers.space import Space, Value, join
+from flextensor.schedulers.space import Config, Space, Value, join, share
 from flextensor.schedulers.spatial import SpatialScheduler
 from flextensor.schedulers.transform import TransformScheduler
 from flextensor.targets.base import Target
@@ -57,7 +58,7 @@ class Composition:
                     done.add(consumer.name)
                     final = consumer
             parts.append((part, final))
-        return cls(func, program, tuple(parts), join({p.stage.name: p.space for p, _ in parts}))
+        return cls(func, program, tuple(parts), _joint(program, [part for part, _ in parts]))
 
     def schedule(self, config: Mapping[str, Value]) -> Any:
         """The program with `config` carried out; see `flextensor.schedulers.schedule`."""
@@ -70,8 +71,7 @@ class Composition:
         tensors = Tensors(self.program)
         configs = []
         for part, final in self.parts:
-            prefix = f"{part.stage.name}."
-            own = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+            own = share(config, part.stage.name)
             part.write(own, tensors, final)
             configs.append(own)
         output = tensors.tensor(self.program.output)
@@ -79,3 +79,31 @@ class Composition:
         for (part, _), own in reversed(list(zip(self.parts, configs, strict=True))):
             part.arrange(own, sch)
         return sch.mod
+
+
+def _joint(program: Program, parts: list[StageSchedule]) -> Space:
+    """The space of all parts together, in which a producer fits the tasks of its consumer."""
+    space = join({part.stage.name: part.space for part in parts})
+    seeds = list(space.seeds)
+    constraints = list(space.constraints)
+    for part in parts:
+        after = program.consumers(part.last)
+        for consumer in parts:
+            if len(after) == 1 and consumer.covers[0] is after[0]:
+                constraints.append(functools.partial(_misfit, part, consumer))
+                seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
+    space = dataclasses.replace(space, constraints=tuple(constraints))
+    return dataclasses.replace(space, seeds=tuple(s for s in seeds if space.reason(s) is None))
+
+
+def _misfit(
+    part: StageSchedule, consumer: StageSchedule, config: Mapping[str, Value]
+) -> str | None:
+    theirs = share(config, consumer.stage.name)
+    return part.misfit(share(config, part.stage.name), consumer, theirs)
+
+
+def _fitted(part: StageSchedule, consumer: StageSchedule, config: Mapping[str, Value]) -> Config:
+    theirs = share(config, consumer.stage.name)
+    own = part.fitted(share(config, part.stage.name), consumer, theirs)
+    return {f"{part.stage.name}.{knob}": value for knob, value in own.items()}

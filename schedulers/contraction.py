@@ -22,9 +22,9 @@ from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
-from flextensor.schedulers.layouts import Element, Side
-from flextensor.schedulers.program import Program, Stage, Tensors
-from flextensor.schedulers.space import Value
+from flextensor.schedulers.layouts import Element, Side, ceil_div
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
+from flextensor.schedulers.space import Config, Value
 from flextensor.targets.base import Target
 
 
@@ -62,6 +62,35 @@ class ContractionSchedule(StageSchedule):
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
         return Plan.of(config, self.found, self.sides, self.target)
+
+    def misfit(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> str | None:
+        if config["output_at"] != "consumer":
+            return None
+        plan = self.plan(config)
+        for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
+            for first in self.sides[side].iterators[:1]:
+                wanted = consumer.elements(theirs, self._dimension(first))
+                if wanted < first.extent and (not wanted or wanted % cut.block):
+                    return f"blocks of {cut.block} do not fill a task of {wanted}"
+        return None
+
+    def fitted(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> Config:
+        found = dict(config)
+        if config["output_at"] != "consumer":
+            return found
+        for name, side in self.sides.items():
+            for first in side.iterators[:1]:
+                wanted = consumer.elements(theirs, self._dimension(first)) or first.extent
+                found[f"{name}_parts"] = ceil_div(first.extent, wanted)
+        return self.space.config(self.space.project(found))
+
+    def _dimension(self, iterator: Iterator) -> int:
+        """The dimension of the output that an iterator belongs to."""
+        return next(d for d, parts in enumerate(self.found.outputs) if iterator in parts)
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li], the output."""

@@ -155,25 +155,26 @@ class Space:
             raise IllegalConfigError(f"config lacks {', '.join(sorted(missing))}")
 
 
+def share(config: Mapping[str, Any], name: str) -> Config:
+    """The part of a joint config that belongs to one of its spaces."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+
+
 def join(spaces: Mapping[str, Space]) -> Space:
     """One space of several, each one's knobs prefixed: ``rows`` of ``conv`` -> ``conv.rows``.
 
     Joint points are searched together; the first seeds of the parts are paired in order.
     """
 
-    def part(config: Mapping[str, Any], name: str) -> Config:
-        return {
-            k.removeprefix(f"{name}."): v for k, v in config.items() if k.startswith(f"{name}.")
-        }
-
     def constrain(name: str, inner: Constraint) -> Constraint:
-        return lambda config: inner(part(config, name))
+        return lambda config: inner(share(config, name))
 
     def features(config: Mapping[str, Value]) -> dict[str, float]:
         return {
             f"{name}.{key}": value
             for name, space in spaces.items()
-            for key, value in space.features(part(config, name)).items()
+            for key, value in space.features(share(config, name)).items()
         }
 
     knobs = tuple(

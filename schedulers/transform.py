@@ -24,12 +24,13 @@ from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, loads, rewrite, variables, walk
+from flextensor.schedulers.expression import linear, loads, variables, walk
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
 
-
+MOST_ROWS = 64
+"""Rows that are unrolled; a longer choice is no small transform."""
 BLOCKS = -2
 """Stands for the loop over blocks of lanes where loops are numbered by dimension."""
 
@@ -100,8 +101,9 @@ class Spread:
 
     def dimensions(self, iterator: Iterator) -> list[int]:
         """Dimensions of the tiles that are digits of an iterator, outermost first."""
-        own = [(d.divisor, p) for p, d in enumerate(self.digits) if d and d.var.same_as(iterator.var)]
-        return [p for _, p in sorted(own, reverse=True)]
+        own = {p: d.divisor for p, d in enumerate(self.digits)
+               if d is not None and d.var.same_as(iterator.var)}  # fmt: skip
+        return sorted(own, key=lambda p: -own[p])
 
     def exact(self, dimension: int) -> bool:
         """Whether the tiles end where the output ends, along the iterator of a dimension."""
@@ -119,8 +121,11 @@ class TransformScheduler(Scheduler):
     name = "transform"
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
-        """The chain that begins with the stage, when it is a transform."""
-        if stage.combiner or not rows(stage):
+        """The chain that begins with the stage, when it is a transform of one buffer."""
+        sources = loads(stage.value)
+        if stage.combiner or not 1 < math.prod(i.extent for i in rows(stage)) <= MOST_ROWS:
+            return None
+        if not sources or not all(s.source.same_as(sources[0].source) for s in sources):
             return None
         chain = [stage]
         while len(after := program.consumers(chain[-1])) == 1 and _follows(chain[-1], after[0]):
@@ -131,7 +136,9 @@ class TransformScheduler(Scheduler):
 def _follows(before: Stage, after: Stage) -> bool:
     """Whether `after` is a transform that reads rows of `before`, and else its own elements."""
     chosen = rows(after)
-    if after.combiner or not chosen or len(after.spatial) != len(before.spatial):
+    if after.combiner or len(after.spatial) != len(before.spatial):
+        return False
+    if not 1 < math.prod(i.extent for i in chosen) <= MOST_ROWS:
         return False
     return all(
         load.source.same_as(before.buffer)
@@ -158,9 +165,9 @@ class TransformSchedule(StageSchedule):
         self.source = source if producer is None or movable(program, producer) else None
         lanes = sorted((p for p in range(len(chain[-1].spatial)) if self._width(p) > 1),
                        key=self._stride) or [-1]  # fmt: skip
-        places = ("copy", "inline") if producer else ("inline", "copy")
-        if self.source is None:
-            places = ("inline",)
+        places: tuple[str, ...] = ("inline",)
+        if self.source is not None:
+            places = ("copy", "inline") if producer else ("inline", "copy")
         self.space = Space(
             (
                 choice("lanes", lanes),
@@ -187,15 +194,16 @@ class TransformSchedule(StageSchedule):
         return found or [lane]
 
     def _seeds(self, lane: int, source: str) -> Iterable[Config]:
-        """Blocks of two vectors; tasks of about sixteen tiles that are gathered, or of one row."""
+        """Blocks of two vectors; tasks of sixteen tiles or more where they are spread."""
         spatial = self.chain[-1].spatial
         points = self._points(lane)
         first = self._first(lane)
         inner = math.prod(spatial[p].extent for p in points if p > first)
-        rows = [r for r in _divisors(spatial[first].extent) if r * inner >= 16]
+        divisors = _divisors(spatial[first].extent)
+        rows = next((r for r in divisors if r * inner >= 16), divisors[-1])
         for block in (32, 16, 0):
             config: Config = {
-                "lanes": lane, "block": block, "rows": rows[0] if self.spread and rows else 1,
+                "lanes": lane, "block": block, "rows": rows if self.spread else 1,
                 "source": source, "tasks": "points", "order": "inner",
             }  # fmt: skip
             if self._illegal(config) is None:
@@ -217,7 +225,7 @@ class TransformSchedule(StageSchedule):
         return next((w for w in (full, full // 2, full // 4) if extent % w == 0), 1)
 
     def _stride(self, dimension: int) -> tuple[bool, int]:
-        """What makes a dimension worse for lanes: to be digits of an iterator; to be an outer one."""
+        """What makes a dimension worse for lanes: being a digit; being an outer one."""
         digit = self.spread.digits[dimension] if self.spread else None
         split = digit is not None and (digit.divisor, digit.modulus) != (1, None)
         return split, -dimension
@@ -235,6 +243,13 @@ class TransformSchedule(StageSchedule):
         width = self._width(int(config["lanes"]))
         seconds = sum(s.points for s in self.chain) * (0.15e-9 + 3e-9 / width) / self.target.cores
         return {"estimate": seconds, "log_estimate": math.log2(seconds), "width": width}
+
+    def elements(self, config: Mapping[str, Value], dimension: int) -> int:
+        extent = self.chain[0].spatial[dimension].extent
+        lane = int(config["lanes"])
+        if dimension == lane:
+            return int(config["block"]) or extent
+        return int(config["rows"]) if dimension == self._first(lane) else extent
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Every transform with the lanes in its last dimension, but for the program's output; the
@@ -377,8 +392,6 @@ def _permuted(
         place = [at[d] for d in order]
         if not block:
             return tensor(*place)
-        return tensor(
-            tirx.floordiv(at[last], block), *place[:-1], tirx.floormod(at[last], block)
-        )
+        return tensor(tirx.floordiv(at[last], block), *place[:-1], tirx.floormod(at[last], block))
 
     tensors.set(buffer, tensor if order == sorted(order) and not block else element)

@@ -172,7 +172,7 @@ def test_read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert database.best(*HERE) == ok()
         assert "read-only" in refused(database, ok(), action=add)
         assert "read-only" in refused(action=database.prune)
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
     with Database(path) as database:
         assert database.readonly and database.trials(*HERE) == [ok()]
     path.with_name("empty.db").touch()
@@ -199,7 +199,7 @@ def test_a_folder_without_write_permission() -> None:
         path = Path(folder) / "trials.db"
         with Database(path) as database:
             add(database, ok())
-        path.chmod(0o444)
+        path.chmod(0o666)
         with as_nobody(path.parent):
             with Database(path) as database:
                 assert database.best(*HERE) == ok()

@@ -51,8 +51,20 @@ def pool(channels: int = 3, size: int = 11) -> list[Any]:
     return [a, out]
 
 
+def haar(rows: int = 48, pairs: int = 7) -> list[Any]:
+    """Sums and differences of neighbours: a transform that is the program's output."""
+    a = te.placeholder((rows, 2 * pairs), name="a")
+
+    def value(j: Any, i: Any, p: Any) -> Any:
+        low, high = a[i, 2 * p], a[i, 2 * p + 1]
+        return te.if_then_else(j == 0, low + high, low - high)
+
+    return [a, te.compute((2, rows, pairs), value, name="haar")]
+
+
 def operators() -> list[Operator]:
     small = {"in_channels": "6", "out_channels": "10", "height": "9", "width": "7"}
+    layer = {"in_channels": "16", "out_channels": "32", "height": "10", "width": "13"}
     return [
         parse("gemm", {"m": "13", "n": "37", "k": "11", "bias": "true", "relu": "true"}),
         parse("gemm", {"m": "33", "n": "16", "k": "29"}),
@@ -78,6 +90,12 @@ def operators() -> list[Operator]:
         parse("einsum", {"equation": "abc,cd->adb", "a": "3", "b": "5", "c": "9", "d": "18"}),
         parse("block_circulant_matrix", {"rows": "24", "cols": "20", "block": "8"}),
         parse("shift_conv2d", {"height": "7", "width": "9", "channels": "5"}),
+        parse("conv2d", {**layer, "padding": "1", "bias": "true", "relu": "true"}),
+        parse("conv2d", {**layer, "padding": "1", "groups": "2"}),
+        parse("dilated_conv2d", {**layer, "padding": "2"}),
+        parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}),
+        parse("conv3d", {**layer, "depth": "5", "padding": "1"}),
+        FunctionOperator(haar, {}),
         FunctionOperator(softmax, {}),
         FunctionOperator(correlation, {}),
         FunctionOperator(pool, {}),
@@ -115,6 +133,12 @@ def takers(operator: Operator, formulation: str = "direct") -> list[str]:
 
 def test_stages_go_to_the_scheduler_of_their_structure() -> None:
     assert takers(parse("conv2d", {"padding": "1"})) == ["conv2d:Contraction"]
+    assert takers(parse("conv2d", {"padding": "1"}), "winograd4") == [
+        "conv2d_data0:Transform",
+        "conv2d_weight0:Transform",
+        "conv2d:Contraction",
+        "conv2d_out0:Transform",
+    ]
     assert takers(parse("gemm", {"bias": "true", "relu": "true"})) == ["gemm:Contraction"]
     assert takers(parse("gemv", {})) == ["gemv:Reduction"]
     assert takers(FunctionOperator(pool, {})) == ["p:Spatial"]
