@@ -225,10 +225,13 @@ class TransformSchedule(StageSchedule):
         return next((w for w in (full, full // 2, full // 4) if extent % w == 0), 1)
 
     def _stride(self, dimension: int) -> tuple[bool, int]:
-        """What makes a dimension worse for lanes: being a digit; being an outer one."""
-        digit = self.spread.digits[dimension] if self.spread else None
+        """What makes a dimension worse for lanes. Spread tiles: being a digit, being short;
+        stored ones: being an outer dimension."""
+        if self.spread is None:
+            return False, -dimension
+        digit = self.spread.digits[dimension]
         split = digit is not None and (digit.divisor, digit.modulus) != (1, None)
-        return split, -dimension
+        return split, -self.chain[-1].spatial[dimension].extent
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
         lane, block, rows = int(config["lanes"]), int(config["block"]), int(config["rows"])
