@@ -6,9 +6,11 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from flextensor.database import Database
     from flextensor.operators.suites import Case
     from flextensor.targets import Target
+    from flextensor.tuner import Result
 
 PACKAGES = ("flextensor", "apache-tvm", "apache-tvm-ffi", "torch", "xgboost", "numpy")
 INTERRUPTED = 130
@@ -38,6 +41,7 @@ def run(
     threads: int | None,
     out: Path,
     db: Path | None,
+    peers: Sequence[str],
     command: Sequence[str],
 ) -> int:
     """Tune every case; write OUT/data.json after each, then the table and the picture.
@@ -47,8 +51,10 @@ def run(
     same versions stays until it is measured again. Returns the exit code: 1 when a case failed.
     """
     from flextensor import operators, tuner
+    from flextensor.peers import methods
     from flextensor.targets import lookup
 
+    methods(peers)
     chosen = operators.cases(suite, family)
     device = lookup(target, threads)
     _make(out)
@@ -60,7 +66,7 @@ def run(
         for number, case in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {case.full_name}"
             try:
-                values = _measure(case, label, device, trials, time, database)
+                values = _measure(case, label, device, trials, time, database, peers)
             except (tuner.Interrupted, KeyboardInterrupt):
                 code = INTERRUPTED
                 break
@@ -84,6 +90,7 @@ def _measure(
     trials: int | None,
     time: float | None,
     database: Database,
+    peers: Sequence[str],
 ) -> dict[str, Any]:
     """The JSON object of one case, or its name, operator and the reason of its failure."""
     from flextensor import tuner
@@ -94,6 +101,7 @@ def _measure(
                 case.operator, target=device, trials=trials, time=time, db=database,
                 progress=live.update,
             )  # fmt: skip
+        others = {} if list(peers) == ["torch"] else {"beside": beside(result, peers)}
     except tuner.Interrupted:
         raise
     except Exception as error:  # a fault in one case must not cost the others their results
@@ -101,7 +109,36 @@ def _measure(
         kind = "" if type(error).__module__ == "flextensor.errors" else f"{type(error).__name__}: "
         return {"case": case.full_name, "operator": case.family, "failure": kind + reason}
     values: dict[str, Any] = report.finite(result.json())
-    return {**values, "case": case.full_name}
+    return {**values, **others, "case": case.full_name}
+
+
+def beside(result: Result, peers: Sequence[str]) -> dict[str, Any]:
+    """A result's kernel and peers, timed in turns: medians in seconds.
+
+    {"seconds", "peers": {peer: {"method", "seconds", "ratio"}}, "methods": {method: seconds},
+    "missing": {method: why it failed}}; a ratio above 1 says that the kernel is faster. A peer
+    that cannot compute the operator is left out.
+    """
+    from flextensor.measure import Candidate, LocalMeasurer
+    from flextensor.peers import fastest, methods
+
+    wanted = methods(peers)
+    own = Candidate(result.values["formulation"], result.values["config"])
+    with LocalMeasurer(result.workload, result.target, math.inf) as measurer:
+        times, missing = measurer.compare({"flextensor": own}, wanted)
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    seconds = medians.pop("flextensor")
+    found = {peer: fastest(peer, medians) for peer in peers}
+    return {
+        "seconds": seconds,
+        "peers": {
+            peer: {"method": best[0], "seconds": best[1], "ratio": best[1] / seconds}
+            for peer, best in found.items()
+            if best is not None
+        },
+        "methods": medians,
+        "missing": missing,
+    }
 
 
 def _header(device: Target, command: Sequence[str]) -> dict[str, Any]:

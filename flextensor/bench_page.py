@@ -32,6 +32,20 @@ def compared(cases: Iterable[Case]) -> list[Case]:
     return [c for c in cases if c.get("speedup")]
 
 
+def peers_of(cases: Iterable[Case]) -> list[str]:
+    """Peers other than PyTorch eager that any case was measured beside."""
+    named = (peer for c in cases for peer in c.get("beside", {}).get("peers", {}))
+    return [peer for peer in dict.fromkeys(named) if peer != "torch"]
+
+
+def ratios(cases: Iterable[Case], peer: str) -> list[float]:
+    """How many times faster the kernels are than a peer, where it was measured."""
+    if peer == "torch":
+        return [float(c["speedup"]) for c in compared(cases)]
+    found = (c.get("beside", {}).get("peers", {}).get(peer) for c in cases)
+    return [float(entry["ratio"]) for entry in found if entry]
+
+
 def markdown(suite: str, data: Mapping[str, Any]) -> str:
     """The results as a page: a summary by family, then a table of every family's cases."""
     machine, families = data["machine"], by_family(data["cases"])
@@ -47,29 +61,32 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
         " same inputs (warm caches, plain layouts, everything counted). Every kernel is verified"
         " against a float64 reference; error is max abs(y - y64) / max abs(y64).",
         "",
-        *_summary(families),
+        *_summary(families, "torch"),
     ]
+    for peer in peers_of(data["cases"]):
+        lines += ["", f"Over the fastest method of `{peer}`, each as it likes its data:", ""]
+        lines += _summary(families, peer)
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"
 
 
-def _summary(families: Mapping[str, Sequence[Case]]) -> list[str]:
+def _summary(families: Mapping[str, Sequence[Case]], peer: str) -> list[str]:
     lines = [
         "| family | cases | geomean | worst | best | wins | losses | failed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     means, every = [], []
     for family, cases in families.items():
-        ratios = [float(c["speedup"]) for c in compared(cases)]
+        own = ratios(cases, peer)
         failed = sum("failure" in c for c in cases)
         figures = ["-"] * 3
-        if ratios:
-            means.append(geomean(ratios))
-            every += ratios
-            figures = [f"{means[-1]:.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
-        wins = sum(r >= 1 for r in ratios)
-        cells = [family, len(cases), *figures, wins, len(ratios) - wins, failed]
+        if own:
+            means.append(geomean(own))
+            every += own
+            figures = [f"{means[-1]:.2f}", f"{min(own):.2f}", f"{max(own):.2f}"]
+        wins = sum(r >= 1 for r in own)
+        cells = [family, len(cases), *figures, wins, len(own) - wins, failed]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     if every:
         wins = sum(r >= 1 for r in every)
@@ -81,15 +98,15 @@ def _summary(families: Mapping[str, Sequence[Case]]) -> list[str]:
     return lines
 
 
-def _table(cases: Iterable[Case]) -> list[str]:
-    lines = [
-        "| case | ms | spread | GFLOP/s | share of roof | speed-up | error | trials | s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def _table(cases: Sequence[Case]) -> list[str]:
+    peers = peers_of(cases)
+    titles = ["case", "ms", "spread", "GFLOP/s", "share of roof", "speed-up", "error", "trials",
+              "s", *(f"over {peer}" for peer in peers)]  # fmt: skip
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for c in cases:
         if "failure" in c:
             reason = c["failure"].replace("|", "\\|")
-            lines.append(f"| {c['case']} | failed: {reason} |" + " |" * 7)
+            lines.append(f"| {c['case']} | failed: {reason} |" + " |" * (len(titles) - 2))
             continue
         roof = "peak" if c["bound"] == "compute" else "bandwidth"
         cells = [
@@ -103,6 +120,9 @@ def _table(cases: Iterable[Case]) -> list[str]:
             f"{c['trials']}",
             f"{c['tuning_seconds']:.0f}",
         ]
+        for peer in peers:
+            entry = c.get("beside", {}).get("peers", {}).get(peer)
+            cells.append(f"{entry['ratio']:.2f} ({entry['method']})" if entry else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -127,16 +147,16 @@ def plot(cases: Iterable[Case], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(width, 5.0), layout="constrained")
     start, ticks, tops, every = 0.0, [], [], [0.5, 2.0]  # an axis from 0.5x to 2x at least
     for index, (family, members) in enumerate(families.items()):
-        ratios = [float(c["speedup"]) for c in members]
-        every += ratios
-        places = [start + i for i in range(len(ratios))]
-        colours = [COLOURS[index % len(COLOURS)] if r >= 1 else SLOWER for r in ratios]
-        axes.bar(places, [r - 1 for r in ratios], bottom=1, width=0.85, color=colours)
-        mean, middle = geomean(ratios), start + (len(ratios) - 1) / 2
+        own = ratios(members, "torch")
+        every += own
+        places = [start + i for i in range(len(own))]
+        colours = [COLOURS[index % len(COLOURS)] if r >= 1 else SLOWER for r in own]
+        axes.bar(places, [r - 1 for r in own], bottom=1, width=0.85, color=colours)
+        mean, middle = geomean(own), start + (len(own) - 1) / 2
         axes.hlines(mean, start - 0.5, places[-1] + 0.5, color="black", linewidth=1.2)
-        tops.append((middle, max(*ratios, mean, 1.0), f"{mean:.2g}x"))
+        tops.append((middle, max(*own, mean, 1.0), f"{mean:.2g}x"))
         ticks.append((middle, family))
-        start += len(ratios) + 1.5
+        start += len(own) + 1.5
     for middle, top, text in tops:
         axes.annotate(
             text, (middle, top), (0, 3), textcoords="offset points", ha="center", fontsize=8

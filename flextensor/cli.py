@@ -264,7 +264,7 @@ def explorers(as_json: JsonOption = False) -> None:
         print(json.dumps(dict(family.names())))
         return
     for name, line in family.names().items():
-        print(f"{name:12s}{line}")
+        print(f"{name:20s}{line}")
 
 
 @app.command()
@@ -304,14 +304,16 @@ def bench(
     trials: TrialsOption = None,
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
+    peers: Annotated[str, typer.Option(metavar="NAMES", help="torch, torch-best, blas")] = "torch",
     db: DbOption = None,
 ) -> None:
-    """Tune every case of a suite beside PyTorch; write raw data, a table and a picture."""
+    """Tune every case of a suite beside its peers; write raw data, a table and a picture."""
     check_numbers(trials, time)
     from flextensor import bench as runner
 
     code = runner.run(
         suite, family=family, target=target, time=time, trials=trials, threads=threads,
-        out=out or Path("results") / suite, db=db, command=["flextensor", *sys.argv[1:]],
+        out=out or Path("results") / suite, db=db, peers=[p.strip() for p in peers.split(",")],
+        command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)

@@ -27,6 +27,8 @@ from flextensor.targets.process import (
 if TYPE_CHECKING:
     from flextensor.operators.workload import Workload
 
+PREPARE_SECONDS = 120.0
+"""What a method of a peer may take to pack its weights or to compile."""
 PREFIX = "flextensor-"
 """Temporary folders are called flextensor-<pid>-<random>."""
 
@@ -143,26 +145,26 @@ class LocalMeasurer:
         return path
 
     def compare(
-        self, candidates: Mapping[str, Candidate], peers: Sequence[str] = (), rounds: int = 7
-    ) -> dict[str, list[float]]:
-        """Seconds per call of every candidate and peer, timed in turns in one process.
-
-        `peers` may hold ``torch``: the workload's operator in PyTorch, on the same inputs.
-        Raises `DeviceError` when one of them fails.
+        self, candidates: Mapping[str, Candidate], methods: Sequence[str] = (), rounds: int = 7
+    ) -> tuple[dict[str, list[float]], dict[str, str]]:
+        """Seconds per call of every candidate and of every method of `flextensor.peers` that has
+        a way to compute the operator, timed in turns in one process on the same inputs; and why
+        a method failed, by method. Raises `DeviceError` when a candidate fails.
         """
         kernels = {name: str(self.build(c, self._path())) for name, c in candidates.items()}
-        operator = {"operator": self.workload.operator.name, "params": dict(self.workload.params)}
         payload = {
             "kernels": kernels,
-            "peers": {peer: operator for peer in peers},
+            "peers": list(methods),
+            "operator": self.workload.operator.name,
+            "params": dict(self.workload.params),
             "rounds": rounds,
             "warm": 0.05,
         }
         self._prepare_runner()
-        turns = rounds * (len(kernels) + len(peers))
-        reply = self._runner.call("interleave", payload, turns * self._run_limit(math.inf))
-        times: dict[str, list[float]] = reply["times"]
-        return times
+        turns = rounds * (len(kernels) + len(methods))
+        limit = turns * self._run_limit(math.inf) + PREPARE_SECONDS * len(methods)
+        reply = self._runner.call("interleave", payload, limit)
+        return reply["times"], reply["missing"]
 
     def verify(self, candidate: Candidate, seed: int | None = None) -> float:
         """The relative error of one candidate on fresh inputs (another seed), output poisoned.

@@ -6,7 +6,6 @@ finds its weights when it fits. One kernel runs at a time, on `target.cores` thr
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flextensor import buffers, targets
+from flextensor import buffers, peers, targets
 
 REPEAT_SECONDS = 0.002
 """A repeat lasts at least this long, in as many calls as that takes."""
@@ -193,24 +192,32 @@ class Runner:
         return {"error": data.check(tensors[-1].numpy())}
 
     def interleave(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """{"kernels": {name: path}, "peers": {name: {"operator", "params"}}, "rounds", "warm"}
-        -> {name: [seconds, ...]}; a peer is the operator's PyTorch expression."""
+        """{"kernels": {name: path}, "peers": [method, ...], "operator", "params", "rounds",
+        "warm"} -> {"times": {name: [seconds, ...]}, "missing": {method: why}}."""
         clocks = {name: self._clock(path) for name, path in payload["kernels"].items()}
-        with contextlib.ExitStack() as stack:
-            for name, peer in payload["peers"].items():
-                clocks[name] = self._peer(peer, stack)
-            return {"times": interleave(clocks, payload["rounds"], payload["warm"])}
-
-    def _peer(self, peer: Mapping[str, Any], stack: contextlib.ExitStack) -> Clock:
+        if not payload["peers"]:
+            return {
+                "times": interleave(clocks, payload["rounds"], payload["warm"]),
+                "missing": {},
+            }
         import torch
 
         from flextensor import operators
 
         torch.set_num_threads(self.target.cores)
-        stack.enter_context(torch.inference_mode())
-        operator = operators.lookup(peer["operator"])(**peer["params"])
-        tensors = [torch.from_numpy(array) for array in self.data.inputs]
-        return Clock(lambda: operator.torch(*tensors), lambda: None)
+        operator = operators.lookup(payload["operator"])(**payload["params"])
+        missing: dict[str, str] = {}
+        with torch.inference_mode():
+            for method in payload["peers"]:
+                try:
+                    call = peers.call(method, operator, self.data.inputs)
+                except Exception as error:  # a library's failure must not cost the others theirs
+                    missing[method] = f"{type(error).__name__}: {error}".splitlines()[0]
+                else:
+                    if call is not None:
+                        clocks[method] = Clock(call, lambda: None)
+            times = interleave(clocks, payload["rounds"], payload["warm"])
+        return {"times": times, "missing": missing}
 
 
 RUNNER = Runner()

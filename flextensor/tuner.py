@@ -265,7 +265,9 @@ class Tuning:
         }
         peers = ("torch",) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
-        times = measurer.compare(finalists, peers)
+        times, missing = measurer.compare(finalists, peers)
+        if missing:
+            raise DeviceError(f"{self.workload.key}: PyTorch failed: {missing['torch']}")
         for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
             with contextlib.suppress(DeviceError):
                 error = measurer.verify(finalists[name])

@@ -22,6 +22,8 @@ from typing import Any
 
 from flextensor.operators.stages import pad
 
+CHANNELS = 16
+"""Channels grow to a multiple of this, so that transforms fill the vectors of every target."""
 Matrix = tuple[tuple[Fraction, ...], ...]
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
@@ -82,15 +84,23 @@ def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, n
 
     A window with gaps sees only every `dilation`-th element: along the tiled axes the data is
     dealt out to ``dilation ** axes`` images, which are convolved without gaps and joined again.
+    Channels that are not in groups grow to a multiple of `CHANNELS`.
     """
     axes = min(len(weight.shape) - 2, 2)
+    out_channels, size = int(weight.shape[0]), [int(n) for n in data.shape[-axes:]]
+    if groups == 1:
+        more = [-int(n) % CHANNELS for n in weight.shape[:2]]
+        rest = [0] * (len(data.shape) - 2)
+        data = pad(data, [0, 0, *rest], [0, more[1], *rest])
+        weight = pad(weight, [0, 0, *rest], [*more, *rest])
     images = data if dilation == 1 else _deal(data, axes, dilation)
-    out = Winograd(images, weight, tile, axes, dilation, groups, name).compute()
+    fast = Winograd(images, weight, out_channels, tile, axes, dilation, groups, name)
+    out = fast.compute()
     if dilation == 1:
         return out
-    span = [dilation * (int(r) - 1) for r in weight.shape[-axes:]]
-    size = [int(n) - s for n, s in zip(data.shape[-axes:], span, strict=True)]
-    return _join(out, axes, dilation, [*out.shape[2:-axes], *size], int(data.shape[0]))
+    gaps = [dilation * (int(r) - 1) for r in weight.shape[-axes:]]
+    kept = [n - gap for n, gap in zip(size, gaps, strict=True)]
+    return _join(out, axes, dilation, [*out.shape[2:-axes], *kept], int(data.shape[0]))
 
 
 def _deal(data: Any, axes: int, count: int) -> Any:
@@ -134,13 +144,14 @@ def _join(images: Any, axes: int, count: int, size: Sequence[Any], batch: int) -
 class Winograd:
     """A convolution of stride 1 whose last `axes` axes are computed by F(tile, window).
 
-    `data` [N, C, (D,) size..] is padded already, `weight` is [K, C/groups, (R,) window..]. An
-    output y along a tiled axis is ``t*tile + i``: row i of tile t. `dilation` is that of the axis
-    without tiles, if there is one.
+    `data` [N, C, (D,) size..] is padded already, `weight` is [K, C/groups, (R,) window..], of
+    whose output channels the first `out_channels` are wanted. An output y along a tiled axis is
+    ``t*tile + i``: row i of tile t. `dilation` is that of the axis without tiles, if there is one.
     """
 
     data: Any
     weight: Any
+    out_channels: int
     tile: int
     axes: int
     dilation: int
@@ -273,7 +284,7 @@ class Winograd:
         out = products
         for axis in range(self.axes):
             out = self._rows("out", a, out, axis)
-        batch, channels = int(products.shape[self.axes]), int(products.shape[self.axes + 1])
+        batch = int(products.shape[self.axes])
         loose = len(self.out_size) - self.axes
 
         def value(n: Any, k: Any, *position: Any) -> Any:
@@ -281,4 +292,6 @@ class Winograd:
             tile = [x // self.tile for x in position[loose:]]
             return out(*inside, n, k, *position[:loose], *tile)
 
-        return te.compute([batch, channels, *self.out_size], value, name=f"{self.name}_tiles")
+        return te.compute(
+            [batch, self.out_channels, *self.out_size], value, name=f"{self.name}_tiles"
+        )

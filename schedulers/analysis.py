@@ -84,7 +84,7 @@ def contraction(stage: Stage) -> Contraction | None:
     """
     if stage.combiner != "sum":
         return None
-    value, outputs = _split_groups(stage)
+    value, outputs = split_groups(stage)
     reduction = tuple(i for i in stage.reduction if i.extent > 1)
     value = rewrite(value, {i.var: 0 for i in stage.reduction if i.extent == 1})
     spatial = tuple(i for dims in outputs for i in dims)
@@ -99,7 +99,7 @@ def contraction(stage: Stage) -> Contraction | None:
     return Contraction(stage, outputs, batch, m, n, reduction, a, b)
 
 
-def _split_groups(stage: Stage) -> tuple[Any, tuple[tuple[Iterator, ...], ...]]:
+def split_groups(stage: Stage) -> tuple[Any, tuple[tuple[Iterator, ...], ...]]:
     """Drop unit iterators, and split an iterator v that is read as `v // c` and `v % c`."""
     value = stage.value
     divisors = divisors_used(value)

@@ -39,6 +39,10 @@ class StageSchedule(ABC):
         no producer can run inside the tasks."""
         return 0
 
+    def readers(self, config: Mapping[str, Value], buffer: Any) -> int:
+        """Tasks that read the same element of a buffer; 0 when that is not known."""
+        return 0
+
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:

@@ -19,9 +19,11 @@ from flextensor.schedulers.reduction import ReductionScheduler
 from flextensor.schedulers.space import Config, Space, Value, join, share
 from flextensor.schedulers.spatial import SpatialScheduler
 from flextensor.schedulers.transform import TransformScheduler
+from flextensor.schedulers.window import WindowScheduler
 from flextensor.targets.base import Target
 
 SCHEDULERS = (
+    WindowScheduler(),
     ContractionScheduler(),
     ReductionScheduler(),
     TransformScheduler(),
@@ -86,7 +88,7 @@ def _joint(program: Program, parts: list[StageSchedule]) -> Space:
     space = join({part.stage.name: part.space for part in parts})
     seeds = list(space.seeds)
     constraints = list(space.constraints)
-    for part in parts:
+    for part in reversed(parts):  # a consumer is fitted to its own consumer first
         after = program.consumers(part.last)
         for consumer in parts:
             if len(after) == 1 and consumer.covers[0] is after[0]:

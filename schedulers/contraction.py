@@ -63,6 +63,12 @@ class ContractionSchedule(StageSchedule):
         """All sizes that follow from a config."""
         return Plan.of(config, self.found, self.sides, self.target)
 
+    def readers(self, config: Mapping[str, Value], buffer: Any) -> int:
+        plan = self.plan(config)
+        if not self.sides[plan.row_side].reads(buffer):
+            return plan.rows.blocks if self.sides[plan.lane_side].reads(buffer) else 0
+        return plan.lanes.blocks
+
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:

@@ -158,6 +158,10 @@ class Side:
         """Reduction iterators that the operand reads."""
         return tuple(i for i in self.k if i in self.operand.iterators)
 
+    def reads(self, buffer: Any) -> bool:
+        """Whether the operand is a plain load of a buffer."""
+        return self.operand.buffer is not None and bool(self.operand.buffer.same_as(buffer))
+
     @property
     def contiguous(self) -> bool:
         """Whether steps of the innermost iterator are neighbours in memory, as they lie."""

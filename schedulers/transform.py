@@ -19,100 +19,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tvm import te, tirx
-from tvm.ir import Call
-from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, loads, variables, walk
-from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable
+from flextensor.schedulers.expression import linear, loads
+from flextensor.schedulers.program import Program, Stage, Tensors, movable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
+from flextensor.schedulers.tiling import Spread, chain, rows
 from flextensor.targets.base import Target
 
-MOST_ROWS = 64
-"""Rows that are unrolled; a longer choice is no small transform."""
 BLOCKS = -2
 """Stands for the loop over blocks of lanes where loops are numbered by dimension."""
-
-
-def rows(stage: Stage) -> tuple[Iterator, ...]:
-    """Iterators that decide which of several expressions the value is: ``i == 2 ? a : b``."""
-    chosen: set[Any] = set()
-    for node in walk(stage.value):
-        if isinstance(node, Call) and getattr(node.op, "name", "") == "prim.if_then_else":
-            condition = node.args[0]
-            if isinstance(condition, tirx.EQ) and isinstance(condition.b, tirx.IntImm):
-                chosen |= variables(condition.a)
-    return tuple(i for i in stage.spatial if i.var in chosen)
-
-
-@dataclasses.dataclass(frozen=True)
-class Digit:
-    """``var // divisor % modulus``: one loop of a split iterator; modulus None is the outermost."""
-
-    var: Any
-    divisor: int
-    modulus: int | None
-
-    @classmethod
-    def of(cls, expr: Any) -> Digit | None:
-        """The expression as a digit of one variable, or None."""
-        if isinstance(expr, tirx.Var):
-            return cls(expr, 1, None)
-        if not isinstance(expr, (tirx.FloorDiv, tirx.FloorMod)):
-            return None
-        inner = cls.of(expr.a)
-        if inner is None or not isinstance(expr.b, tirx.IntImm):
-            return None
-        by = int(expr.b.value)
-        if isinstance(expr, tirx.FloorDiv):
-            if inner.modulus is None:
-                return cls(inner.var, inner.divisor * by, None)
-            whole = inner.modulus % by == 0
-            return cls(inner.var, inner.divisor * by, inner.modulus // by) if whole else None
-        return cls(inner.var, inner.divisor, by) if inner.modulus in (None, by) else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """The stage that only puts the elements of another in other places.
-
-    ``out[c, y] = tiles[y % 4, c, y // 4]`` has the digits (y % 4, c, y // 4), one for each
-    dimension of `tiles`; None for a dimension of extent 1.
-    """
-
-    stage: Stage
-    digits: tuple[Digit | None, ...]
-
-    @classmethod
-    def of(cls, program: Program, stage: Stage) -> Spread | None:
-        """The only consumer of a stage, if it spreads the stage's elements."""
-        consumers = program.consumers(stage)
-        if len(consumers) != 1 or consumers[0].combiner or rows(consumers[0]):
-            return None
-        (consumer,) = consumers
-        if not isinstance(consumer.value, TensorLoad):
-            return None
-        digits = tuple(map(Digit.of, consumer.value.indices))
-        used = {d.var for d in digits if d is not None}
-        whole = all(i.var in used or i.extent == 1 for i in consumer.spatial)
-        known = all(d or i.extent == 1 for d, i in zip(digits, stage.spatial, strict=True))
-        return cls(consumer, digits) if whole and known else None
-
-    def dimensions(self, iterator: Iterator) -> list[int]:
-        """Dimensions of the tiles that are digits of an iterator, outermost first."""
-        own = {p: d.divisor for p, d in enumerate(self.digits)
-               if d is not None and d.var.same_as(iterator.var)}  # fmt: skip
-        return sorted(own, key=lambda p: -own[p])
-
-    def exact(self, dimension: int) -> bool:
-        """Whether the tiles end where the output ends, along the iterator of a dimension."""
-        digit = self.digits[dimension]
-        if digit is None:
-            return True
-        it = next(i for i in self.stage.spatial if i.var.same_as(digit.var))
-        top = self.digits[self.dimensions(it)[0]]
-        return top is not None and it.extent % top.divisor == 0
 
 
 class TransformScheduler(Scheduler):
@@ -122,32 +39,8 @@ class TransformScheduler(Scheduler):
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The chain that begins with the stage, when it is a transform of one buffer."""
-        sources = loads(stage.value)
-        if stage.combiner or not 1 < math.prod(i.extent for i in rows(stage)) <= MOST_ROWS:
-            return None
-        if not sources or not all(s.source.same_as(sources[0].source) for s in sources):
-            return None
-        chain = [stage]
-        while len(after := program.consumers(chain[-1])) == 1 and _follows(chain[-1], after[0]):
-            chain.append(after[0])
-        return TransformSchedule(program, tuple(chain), target)
-
-
-def _follows(before: Stage, after: Stage) -> bool:
-    """Whether `after` is a transform that reads rows of `before`, and else its own elements."""
-    chosen = rows(after)
-    if after.combiner or len(after.spatial) != len(before.spatial):
-        return False
-    if not 1 < math.prod(i.extent for i in chosen) <= MOST_ROWS:
-        return False
-    return all(
-        load.source.same_as(before.buffer)
-        and all(
-            it in chosen or it.extent == 1 or index.same_as(it.var)
-            for index, it in zip(load.indices, after.spatial, strict=True)
-        )
-        for load in loads(after.value)
-    )
+        found = chain(program, stage)
+        return TransformSchedule(program, found, target) if found else None
 
 
 class TransformSchedule(StageSchedule):
@@ -155,15 +48,15 @@ class TransformSchedule(StageSchedule):
 
     fuses = True
 
-    def __init__(self, program: Program, chain: tuple[Stage, ...], target: Target) -> None:
-        self.chain, self.target, self.stage = chain, target, chain[0]
-        self.spread = Spread.of(program, chain[-1])
-        self.ends = chain[-1].buffer.same_as(program.output)
-        self.rows = {s.spatial.index(r) for s in chain for r in rows(s)}
-        source = loads(chain[0].value)[0].source
+    def __init__(self, program: Program, stages: tuple[Stage, ...], target: Target) -> None:
+        self.chain, self.target, self.stage = stages, target, stages[0]
+        self.spread = Spread.of(program, stages[-1])
+        self.ends = stages[-1].buffer.same_as(program.output)
+        self.rows = {s.spatial.index(r) for s in stages for r in rows(s)}
+        source = loads(stages[0].value)[0].source
         producer = program.producer(source)
         self.source = source if producer is None or movable(program, producer) else None
-        lanes = sorted((p for p in range(len(chain[-1].spatial)) if self._width(p) > 1),
+        lanes = sorted((p for p in range(len(stages[-1].spatial)) if self._width(p) > 1),
                        key=self._stride) or [-1]  # fmt: skip
         places: tuple[str, ...] = ("inline",)
         if self.source is not None:
@@ -172,10 +65,11 @@ class TransformSchedule(StageSchedule):
             (
                 choice("lanes", lanes),
                 choice("block", (32, 16, 64, 128, 0)),
-                sizes("rows", _divisors(chain[-1].spatial[self._first(lanes[0])].extent)),
+                sizes("rows", _divisors(stages[-1].spatial[self._first(lanes[0])].extent)),
                 choice("source", places),
                 choice("tasks", ("points", "lanes")),
                 choice("order", ("inner", "outer")),
+                choice("at", ("root", "consumer") if self._stored else ("root",)),
             ),
             (self._illegal,),
             features=self._features,
@@ -200,11 +94,11 @@ class TransformSchedule(StageSchedule):
         first = self._first(lane)
         inner = math.prod(spatial[p].extent for p in points if p > first)
         divisors = _divisors(spatial[first].extent)
-        rows = next((r for r in divisors if r * inner >= 16), divisors[-1])
+        cut = next((d for d in divisors if d * inner >= 16), divisors[-1])
         for block in (32, 16, 0):
             config: Config = {
-                "lanes": lane, "block": block, "rows": rows if self.spread else 1,
-                "source": source, "tasks": "points", "order": "inner",
+                "lanes": lane, "block": block, "rows": cut if self.spread else 1,
+                "source": source, "tasks": "points", "order": "inner", "at": "root",
             }  # fmt: skip
             if self._illegal(config) is None:
                 yield config
@@ -234,12 +128,14 @@ class TransformSchedule(StageSchedule):
         return split, -self.chain[-1].spatial[dimension].extent
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
-        lane, block, rows = int(config["lanes"]), int(config["block"]), int(config["rows"])
+        lane, block, cut = int(config["lanes"]), int(config["block"]), int(config["rows"])
         spatial = self.chain[-1].spatial
         if block and (lane < 0 or spatial[lane].extent % block or block % self._width(lane)):
             return f"the lanes have no whole blocks of {block}"
-        if spatial[self._first(lane)].extent % rows:
-            return f"{spatial[self._first(lane)].extent} tiles have no whole tasks of {rows}"
+        if spatial[self._first(lane)].extent % cut:
+            return f"{spatial[self._first(lane)].extent} tiles have no whole tasks of {cut}"
+        if config["at"] == "consumer" and cut > 1:
+            return "tiles are not cut into tasks inside another's"
         return None
 
     def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
@@ -254,6 +150,15 @@ class TransformSchedule(StageSchedule):
             return int(config["block"]) or extent
         return int(config["rows"]) if dimension == self._first(lane) else extent
 
+    def _whole(self, lane: int) -> bool:
+        """Whether every element along the lanes is wanted; not so where channels were grown."""
+        if self.spread is None or lane < 0 or self.spread.digits[lane] is None:
+            return True
+        digit = self.spread.digits[lane]
+        wanted = [i.extent for i in self.spread.stage.spatial if digit and i.var.same_as(digit.var)]
+        split = digit is not None and (digit.divisor, digit.modulus) != (1, None)
+        return split or wanted == [self.chain[-1].spatial[lane].extent]
+
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Every transform with the lanes in its last dimension, but for the program's output; the
         source likewise, if it is copied."""
@@ -264,15 +169,24 @@ class TransformSchedule(StageSchedule):
             value = functools.partial(stage.at, load=tensors.load)
             end = stage is self.chain[-1]
             last = -1 if self.ends and end else lane
-            block = int(config["block"]) if end and self._stored_in_blocks else 0
+            block = int(config["block"]) if end and self._stored else 0
+            if not self._whole(lane):
+                block = self._width(lane)  # an axis of its own, lest TVM shrinks it to what is read
             _permuted(stage.buffer, last, value, stage.name, tensors, block)
         if final is not self.chain[-1]:
             tensors.plain(final, name=f"{self.stage.name}_out")
 
     @property
-    def _stored_in_blocks(self) -> bool:
-        """Whether the tiles are stored, and not as the program's output."""
+    def _stored(self) -> bool:
+        """Whether the tiles are stored for another stage."""
         return not self.spread and not self.ends
+
+    def fitted(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> Config:
+        """Inside the consumer's tasks where no two of them need the same tile."""
+        alone = consumer.readers(theirs, self.chain[-1].buffer) == 1
+        return {**config, "at": "consumer" if alone and self._stored else "root"}
 
     def _copy_source(self, lane: int, tensors: Tensors) -> None:
         """The source as it lies, but for the dimension that lanes step through by one: last."""
@@ -291,7 +205,11 @@ class TransformSchedule(StageSchedule):
         lane, block = int(config["lanes"]), int(config["block"])
         inner = [s.name for s in self.chain]
         out = sch.get_sblock(f"{self.stage.name}_out" if self._spreads(sch) else inner.pop())
-        nest = self._loops(sch, out, lane, block if self._stored_in_blocks else 0)
+        around = []
+        if config["at"] == "consumer":
+            around = sch.get_loops(sch.get_consumers(out)[0])[:1]
+            sch.compute_at(out, around[0], preserve_unit_loops=True)
+        nest = self._loops(sch, sch.get_loops(out)[len(around) :], lane, block)
         unrolled = [nest.pop(p) for p in sorted(self.rows) if p in nest]
         first = self._first(lane)
         task, tile = [nest[p] for p in sorted(nest) if -1 < p < first and p != lane], []
@@ -314,15 +232,17 @@ class TransformSchedule(StageSchedule):
         if not tile:
             tile.append(task.pop())
         sch.reorder(*task, *tile, *unrolled, *vector)
-        if task:
+        if task and not around:
             sch.parallel(loops.fuse(sch, task))
-        depth = len(tile) + bool(task)
+        depth = len(sch.get_loops(out)) - len(unrolled) - len(vector)
         for name in reversed(inner):
             stage = sch.get_sblock(name)
             sch.set_scope(stage, 0, "local")
             sch.compute_at(stage, tile[-1], preserve_unit_loops=True)
             self._unroll(sch, sch.get_loops(stage)[depth:], bool(vector))
-        self._unroll(sch, [*unrolled, *vector], bool(vector))
+        self._unroll(sch, unrolled, False)
+        if vector and self._whole(lane):
+            sch.vectorize(vector[0])
         if config["source"] == "copy":
             source = sch.get_sblock(f"{self.stage.name}_source")
             loops.pack(sch, source, self.target, parallel=True)
@@ -332,11 +252,11 @@ class TransformSchedule(StageSchedule):
         root = sch.get_child_blocks(sch.get_sblock("root"))
         return f"{self.stage.name}_out" in {str(sch.get(b).name_hint) for b in root}
 
-    def _loops(self, sch: Any, out: Any, lane: int, block: int) -> dict[int, Any]:
+    def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
         """The loops of the last stage by dimension of the tiles; iterators split in digits, the
         loop over stored blocks of lanes under `BLOCKS`."""
-        nest = sch.get_loops(out)
         if self.spread is None:
+            block = block if self._stored else 0
             order = _last(len(nest) - bool(block), -1 if self.ends else lane)
             return dict(zip([BLOCKS, *order] if block else order, nest, strict=True))
         found: dict[int, Any] = {}

@@ -34,6 +34,8 @@ ROOT = Path(flextensor.__file__).resolve().parent.parent
 """The folder that workers import this very flextensor from, whatever their current folder."""
 STARTUP_SECONDS = 120.0
 """Time that a worker may need for its imports and its set-up calls on a busy machine."""
+NOT_INHERITED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""Variables that would make a library in the worker think that it runs on another processor."""
 NOISE = ('File "', "!!!!", "Fatal Python error")
 TAIL_BYTES = 4096
 """Bytes of a worker's own output that are kept."""
@@ -81,7 +83,9 @@ class Worker:
         module: str = "flextensor.worker",
     ) -> None:
         self.setup = list(setup)
-        self._env = {**os.environ, **(env or {})}
+        self._env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED} | dict(
+            env or {}
+        )
         paths = (str(ROOT), self._env.get("PYTHONPATH"))
         self._env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._arguments = [sys.executable, "-P", "-m", module]

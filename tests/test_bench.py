@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,17 @@ def result(what: Any, speedup: float | None = 2.0) -> Result:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, out: Path, tune: Callable[[Any], Result], family: str = "gemv"
+    monkeypatch: pytest.MonkeyPatch,
+    out: Path,
+    tune: Callable[[Any], Result],
+    family: str = "gemv",
+    peers: Sequence[str] = ("torch",),
 ) -> tuple[int, dict[str, Any]]:
     """The exit code and the recorded cases, by name."""
     monkeypatch.setattr(tuner, "tune", lambda what, **_: tune(what))
     code = bench.run(
         "paper", family=family, target="llvm", time=None, trials=1, threads=None, out=out,
-        db=out.parent / "t.db", command=["flextensor", "bench", "--out", "a b"],
+        db=out.parent / "t.db", peers=peers, command=["flextensor", "bench", "--out", "a b"],
     )  # fmt: skip
     data = json.loads((out / "data.json").read_text())
     assert set(data) == {"machine", "command", "date", "versions", "cases"}
@@ -171,3 +175,29 @@ def test_a_folder_that_cannot_be_made_is_known_before_tuning(
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="cannot write there"):
         run(monkeypatch, tmp_path / "out", pytest.fail)
+
+
+def test_other_peers_get_columns_and_a_summary(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {
+        "seconds": 2e-3,
+        "peers": {"torch": {"method": "torch", "seconds": 6e-3, "ratio": 3.0},
+                  "blas": {"method": "blas", "seconds": 4e-3, "ratio": 2.0}},
+        "methods": {"torch": 6e-3, "blas": 4e-3},
+        "missing": {},
+    }  # fmt: skip
+    monkeypatch.setattr(bench, "beside", lambda result, peers: found)
+    _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas"))
+    assert cases["paper/GMV1"]["beside"] == found
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "Over the fastest method of `blas`" in page
+    assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 6 | 0 | 0 |" in page
+    assert "| over blas |" in page and "| 2.00 (blas) |" in page
+
+
+def test_an_unknown_peer_is_refused_before_anything_is_tuned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="did you mean torch"):
+        run(monkeypatch, tmp_path / "out", result, peers=("torhc",))

@@ -134,8 +134,11 @@ def test_build_leaves_a_library(local: LocalMeasurer, tmp_path: Path) -> None:
 def test_compare_times_candidates_and_pytorch_in_turns(stubs: None) -> None:
     workload = Workload(Gemm(m=33, n=35, k=37))
     with measurer(workload) as local:
-        times = local.compare({"a": GOOD, "b": GOOD}, ["torch"], rounds=2)
-    assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "torch": 6}
+        times, missing = local.compare({"a": GOOD, "b": GOOD}, ["torch", "blas"], rounds=2)
+    assert missing == {}
+    assert {name: len(values) for name, values in times.items()} == {
+        "a": 6, "b": 6, "torch": 6, "blas": 6,
+    }  # fmt: skip
     assert all(value > 0 for values in times.values() for value in values)
 
 

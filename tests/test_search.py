@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flextensor import cost_models, explorers
 from flextensor.errors import InputError
+from flextensor.explorers.q_method import QMethod
 from flextensor.measure import Candidate, FunctionMeasurer
 from flextensor.search import Budget, Lane, Search
 from flextensor.targets import Status, Trial
@@ -26,7 +29,10 @@ def seconds(candidate: Candidate) -> float:
 
 
 def search(
-    explorer: str, model: str, trials: int, fn: Callable[[Candidate], float | Trial] = seconds
+    explorer: str,
+    model: str,
+    trials: int,
+    fn: Callable[[Candidate], float | Trial] = seconds,
 ) -> Search:
     lane = Lane("direct", SPACE, explorer, model, 0)
     run = Search([lane], FunctionMeasurer(fn), Budget(trials, 60.0), lambda phase: None)
@@ -48,6 +54,51 @@ class TestCostModels(CostModelCase):
 
 def test_the_default_search_comes_near_the_optimum() -> None:
     assert search("annealing", "xgboost", 160).best < 1.1e-3
+
+
+def explored(name: str, seed: int) -> float:
+    """Seconds of the best of 200 points that an explorer asks for, without a model."""
+    explorer, best = explorers.create(name, SPACE, np.random.default_rng(seed)), math.inf
+    for _ in range(25):
+        points = explorer.ask(8)
+        times = [bowl(SPACE, p) for p in points]
+        explorer.tell(points, times)
+        best = min(best, *times)
+    return best
+
+
+@pytest.mark.parametrize("explorer", sorted(set(explorers.names()) - {"random"}))
+def test_explorers_beat_chance(explorer: str) -> None:
+    found, chance = ([explored(name, s) for s in range(5)] for name in (explorer, "random"))
+    assert np.median(found) < np.median(chance)
+
+
+def test_a_policy_is_saved_and_starts_another_search(tmp_path: Path) -> None:
+    first = QMethod(SPACE, np.random.default_rng(0))
+    for _ in range(12):
+        points = first.ask(8)
+        first.tell(points, [bowl(SPACE, p) for p in points])
+    first.save(tmp_path / "policy.pt")
+    second = QMethod(SPACE, np.random.default_rng(1))
+    second.load(tmp_path / "policy.pt")
+    points = SPACE.sample(np.random.default_rng(2), 16)
+    assert second.values(points) == first.values(points)
+
+    other = dataclasses.replace(SPACE, knobs=SPACE.knobs[:3])
+    with pytest.raises(InputError, match="another kind of space"):
+        QMethod(other, np.random.default_rng(0)).load(tmp_path / "policy.pt")
+
+
+def test_the_network_learns_which_way_is_good() -> None:
+    """k0 = 16 is far from its best 5: after some trials it prefers to lower k0."""
+    explorer = QMethod(SPACE, np.random.default_rng(0))
+    for _ in range(40):
+        points = explorer.ask(8)
+        explorer.tell(points, [bowl(SPACE, p) for p in points])
+    rng = np.random.default_rng(5)
+    far = [(15, *p[1:]) for p in SPACE.sample(rng, 64)]
+    lower, higher = zip(*((row[0], row[1]) for row in explorer.values(far)), strict=True)
+    assert sum(a > b for a, b in zip(lower, higher, strict=True)) > 48
 
 
 def test_the_budget_of_trials_is_kept() -> None:

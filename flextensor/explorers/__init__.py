@@ -30,6 +30,10 @@ class Explorer(Protocol):
 
 _HOME = {
     "annealing": ("flextensor.explorers.annealing", "Annealing"),
+    "coordinate-descent": ("flextensor.explorers.coordinate", "CoordinateDescent"),
+    "evolutionary": ("flextensor.explorers.evolutionary", "Evolutionary"),
+    "p-method": ("flextensor.explorers.p_method", "PMethod"),
+    "q-method": ("flextensor.explorers.q_method", "QMethod"),
     "random": ("flextensor.explorers.random", "Random"),
 }
 

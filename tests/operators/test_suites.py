@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from flextensor.errors import InputError
-from flextensor.operators import Workload, case, cases, registry, suites
+from flextensor.operators import Conv2d, Workload, case, cases, registry, suites
 
 PAPER = {
     "gemv": 6, "gemm": 7, "bilinear": 5, "conv1d": 7, "conv_transpose1d": 7, "conv2d": 15,
@@ -26,7 +29,7 @@ def test_names_are_unique_and_lead_back(suite: str) -> None:
     assert all(case(c.full_name) == c for c in every)
 
 
-@pytest.mark.parametrize("suite", suites())
+@pytest.mark.parametrize("suite", ["paper", "extra", "overfeat", "smoke"])
 def test_flops_are_twice_the_published_macs(suite: str) -> None:
     for c in cases(suite):
         assert c.macs is not None
@@ -70,3 +73,19 @@ def test_unknown_cases(name: str, message: str) -> None:
 def test_unknown_family() -> None:
     with pytest.raises(InputError, match="unknown family of suite overfeat 'gemm'; known: conv2d"):
         cases("overfeat", "gemm")
+
+
+def test_made_suites_are_what_their_script_makes() -> None:
+    made = runpy.run_path(str(Path(__file__).parents[1] / "assets" / "make_suites.py"))
+    for name, content in made["suites"]().items():
+        assert made["SUITES"].joinpath(f"{name}.json").read_text() == made["text"](content)
+
+
+def test_rounded_is_the_round_neighbour_of_pruned() -> None:
+    assert len(cases("pruned")) == 24
+    for odd, whole in zip(cases("pruned"), cases("rounded"), strict=True):
+        assert odd.name == whole.name
+        assert isinstance(odd.operator, Conv2d) and isinstance(whole.operator, Conv2d)
+        assert odd.operator.in_channels % 2 == odd.operator.out_channels % 2 == 1
+        assert whole.operator.in_channels % 16 == whole.operator.out_channels % 16 == 0
+        assert 0 < whole.operator.in_channels - odd.operator.in_channels < 16

@@ -85,6 +85,19 @@ def operators() -> list[Operator]:
                 "padding": "1",
             },
         ),  # fmt: skip
+        parse(
+            "depthwise_conv2d",
+            {
+                "channels": "3",
+                "height": "19",
+                "width": "34",
+                "kernel": "3",
+                "stride": "2",
+                "padding": "1",
+                "bias": "true",
+                "relu": "true",
+            },
+        ),
         parse("bilinear", {"n": "5", "m": "7", "k1": "6", "k2": "9"}),
         parse("mttkrp", {"n": "5", "m": "17", "k1": "6", "k2": "7"}),
         parse("einsum", {"equation": "abc,cd->adb", "a": "3", "b": "5", "c": "9", "d": "18"}),
@@ -92,6 +105,7 @@ def operators() -> list[Operator]:
         parse("shift_conv2d", {"height": "7", "width": "9", "channels": "5"}),
         parse("conv2d", {**layer, "padding": "1", "bias": "true", "relu": "true"}),
         parse("conv2d", {**layer, "padding": "1", "groups": "2"}),
+        parse("conv2d", {**layer, "in_channels": "13", "out_channels": "27", "relu": "true"}),
         parse("dilated_conv2d", {**layer, "padding": "2"}),
         parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}),
         parse("conv3d", {**layer, "depth": "5", "padding": "1"}),
@@ -141,7 +155,9 @@ def test_stages_go_to_the_scheduler_of_their_structure() -> None:
     ]
     assert takers(parse("gemm", {"bias": "true", "relu": "true"})) == ["gemm:Contraction"]
     assert takers(parse("gemv", {})) == ["gemv:Reduction"]
-    assert takers(FunctionOperator(pool, {})) == ["p:Spatial"]
+    assert takers(FunctionOperator(pool, {})) == ["p:Window"]
+    assert takers(parse("depthwise_conv2d", {"padding": "1"})) == ["depthwise_conv2d:Window"]
+    assert takers(parse("shift_conv2d", {}))[-1].endswith("Spatial")
     assert takers(FunctionOperator(softmax, {}))[0] == "top:Reduction"
 
 

@@ -1,0 +1,134 @@
+"""The structure of computing by tiles: stages whose value a row chooses, and what spreads tiles.
+
+rows0[i, q, p] = i == 0 ? data[p*2] + data[p*2 + 1] : data[p*2] - data[p*2 + 1]    i is a row
+    out[y]         = tiles[y % 4, y // 4]                    the digits of y: (y % 4, y // 4)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Call
+from tvm.ir.expr import TensorLoad
+
+from flextensor.schedulers.expression import loads, variables, walk
+from flextensor.schedulers.program import Iterator, Program, Stage
+
+MOST_ROWS = 64
+"""Rows that are unrolled; a longer choice is no small transform."""
+
+
+def rows(stage: Stage) -> tuple[Iterator, ...]:
+    """Iterators that decide which of several expressions the value is: ``i == 2 ? a : b``."""
+    chosen: set[Any] = set()
+    for node in walk(stage.value):
+        if isinstance(node, Call) and getattr(node.op, "name", "") == "prim.if_then_else":
+            condition = node.args[0]
+            if isinstance(condition, tirx.EQ) and isinstance(condition.b, tirx.IntImm):
+                chosen |= variables(condition.a)
+    return tuple(i for i in stage.spatial if i.var in chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Digit:
+    """``var // divisor % modulus``: one loop of a split iterator; modulus None is the outermost."""
+
+    var: Any
+    divisor: int
+    modulus: int | None
+
+    @classmethod
+    def of(cls, expr: Any) -> Digit | None:
+        """The expression as a digit of one variable, or None."""
+        if isinstance(expr, tirx.Var):
+            return cls(expr, 1, None)
+        if not isinstance(expr, (tirx.FloorDiv, tirx.FloorMod)):
+            return None
+        inner = cls.of(expr.a)
+        if inner is None or not isinstance(expr.b, tirx.IntImm):
+            return None
+        by = int(expr.b.value)
+        if isinstance(expr, tirx.FloorDiv):
+            if inner.modulus is None:
+                return cls(inner.var, inner.divisor * by, None)
+            whole = inner.modulus % by == 0
+            return cls(inner.var, inner.divisor * by, inner.modulus // by) if whole else None
+        return cls(inner.var, inner.divisor, by) if inner.modulus in (None, by) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The stage that only puts the elements of another in other places.
+
+    ``out[c, y] = tiles[y % 4, c, y // 4]`` has the digits (y % 4, c, y // 4), one for each
+    dimension of `tiles`; None for a dimension of extent 1.
+    """
+
+    stage: Stage
+    digits: tuple[Digit | None, ...]
+
+    @classmethod
+    def of(cls, program: Program, stage: Stage) -> Spread | None:
+        """The only consumer of a stage, if it spreads the stage's elements."""
+        consumers = program.consumers(stage)
+        if len(consumers) != 1 or consumers[0].combiner or rows(consumers[0]):
+            return None
+        (consumer,) = consumers
+        if not isinstance(consumer.value, TensorLoad):
+            return None
+        digits = tuple(map(Digit.of, consumer.value.indices))
+        used = {d.var for d in digits if d is not None}
+        whole = all(i.var in used or i.extent == 1 for i in consumer.spatial)
+        known = all(d or i.extent == 1 for d, i in zip(digits, stage.spatial, strict=True))
+        return cls(consumer, digits) if whole and known else None
+
+    def dimensions(self, iterator: Iterator) -> list[int]:
+        """Dimensions of the tiles that are digits of an iterator, outermost first."""
+        own = {p: d.divisor for p, d in enumerate(self.digits)
+               if d is not None and d.var.same_as(iterator.var)}  # fmt: skip
+        return sorted(own, key=lambda p: -own[p])
+
+    def exact(self, dimension: int) -> bool:
+        """Whether the tiles end where the output ends, along the iterator of a dimension."""
+        digit = self.digits[dimension]
+        if digit is None:
+            return True
+        it = next(i for i in self.stage.spatial if i.var.same_as(digit.var))
+        top = self.digits[self.dimensions(it)[0]]
+        return top is not None and it.extent % top.divisor == 0
+
+
+def transforms(stage: Stage) -> bool:
+    """Whether a stage is a small transform: few rows, of one buffer."""
+    count = math.prod(i.extent for i in rows(stage))
+    sources = loads(stage.value)
+    same = all(s.source.same_as(sources[0].source) for s in sources)
+    return stage.combiner is None and 1 < count <= MOST_ROWS and bool(sources) and same
+
+
+def chain(program: Program, stage: Stage) -> tuple[Stage, ...]:
+    """The transforms that begin with a stage, each of which reads rows of the one before."""
+    found: list[Stage] = []
+    after = [stage]
+    while len(after) == 1 and transforms(after[0]) and (not found or _follows(found[-1], after[0])):
+        found.append(after[0])
+        after = program.consumers(found[-1])
+    return tuple(found)
+
+
+def _follows(before: Stage, after: Stage) -> bool:
+    """Whether a transform reads rows of `before`, and else its own elements."""
+    chosen = rows(after)
+    if len(after.spatial) != len(before.spatial):
+        return False
+    return all(
+        load.source.same_as(before.buffer)
+        and all(
+            it in chosen or it.extent == 1 or index.same_as(it.var)
+            for index, it in zip(load.indices, after.spatial, strict=True)
+        )
+        for load in loads(after.value)
+    )

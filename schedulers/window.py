@@ -1,0 +1,304 @@
+"""Windows that slide over data of their own: depthwise convolution, pooling, stencils.
+
+    for batch, channel in parallel:
+        copy the channel, padded and dealt out by the stride's phase, into the first-level cache
+        for tile of rows, tile of columns:
+            for taps, unrolled:  acc[rows, columns] op= f(copy[y + r, x + s], ..)   # in registers
+            write the tile out, through the fused elementwise consumers
+
+Nothing is shared between channels, so that lanes are neighbouring columns of an output row. A row
+need not be whole vectors: LLVM makes good code of 28 or 7 lanes once all taps are unrolled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tvm import te, tirx
+
+from flextensor.schedulers import loops
+from flextensor.schedulers.analysis import points, split_groups
+from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.expression import linear, loads, rewrite
+from flextensor.schedulers.layouts import ceil_div, round_up
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable, reduce
+from flextensor.schedulers.space import Config, Space, Value, choice, sizes
+from flextensor.targets.base import Target
+
+MOST_TAPS = 64
+"""Taps that are unrolled; a longer reduction has channels in it."""
+MOST_FILTERS = 8
+"""Filters over the same data; more of them are a contraction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A reduction over taps of `data`, whose last dimension is ``stride * x + taps``.
+
+    `outputs` has, per dimension of the output, the iterators that make it up.
+    """
+
+    value: Any
+    outputs: tuple[tuple[Iterator, ...], ...]
+    data: Any
+    stride: int
+    read: tuple[Iterator, ...]
+    """Spatial iterators that the data is read by, but for the last two."""
+    filters: tuple[Iterator, ...]
+    """Spatial iterators that it is not read by."""
+    row: Iterator | None
+    column: Iterator
+
+    @classmethod
+    def of(cls, stage: Stage) -> Window | None:
+        """The stage as a window, or None when it is no such thing."""
+        if stage.combiner not in ("sum", "max", "min") or points(stage.reduction) > MOST_TAPS:
+            return None
+        value, outputs = split_groups(stage)
+        spatial = [i for parts in outputs for i in parts]
+        taps = {i.var for i in stage.reduction}
+        sliding = []
+        for load in loads(value):
+            forms = [linear(index) for index in load.indices]
+            used = {v for form in forms if form is not None for v in form.terms}
+            if spatial and taps & used and spatial[-1].var in used:
+                sliding.append((load, forms, used))
+        if len({id(load.source) for load, _, _ in sliding}) != 1 or len(sliding) != 1:
+            return None
+        ((load, forms, used),) = sliding
+        last = forms[-1]
+        column = spatial[-1]
+        if last is None or any(form is None for form in forms) or not outputs[-1]:
+            return None
+        if not taps & set(last.terms) or last.terms.get(column.var, 0) < 1 or last.constant < 0:
+            return None
+        if any(c < 0 for v, c in last.terms.items()):
+            return None
+        others = spatial[:-1]
+        row = others.pop() if others and _slides(others[-1], taps, forms) else None
+        return cls(
+            value, outputs, load.source, last.terms[column.var],
+            tuple(i for i in others if i.var in used),
+            tuple(i for i in others if i.var not in used), row, column,
+        )  # fmt: skip
+
+
+def _slides(iterator: Iterator, taps: set[Any], forms: list[Any]) -> bool:
+    """Whether a dimension is addressed by a sum of the iterator and taps."""
+    return any(iterator.var in form.terms and taps & set(form.terms) for form in forms)
+
+
+class WindowScheduler(Scheduler):
+    """Takes short reductions over a window of data that few filters share."""
+
+    name = "window"
+
+    def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
+        """The stage, when its data can be copied once per channel."""
+        found = Window.of(stage)
+        if found is None or points(found.filters) > MOST_FILTERS:
+            return None
+        producer = program.producer(found.data)
+        if producer is not None and not movable(program, producer):
+            return None
+        return WindowSchedule(program, stage, found, target)
+
+
+class WindowSchedule(StageSchedule):
+    """One window over one buffer on a target."""
+
+    fuses = True
+
+    def __init__(self, program: Program, stage: Stage, found: Window, target: Target) -> None:
+        self.stage, self.found, self.target = stage, found, target
+        self.lanes = target.lanes(str(stage.buffer.dtype))
+        self.taps = points(stage.reduction)
+        self.rows = found.row.extent if found.row else 1
+        self.columns = found.column.extent
+        padded = program.producer(found.data) is not None
+        widths = {d for d in range(1, 65) if self.columns % d == 0}
+        widths |= {w * self.lanes for w in (1, 2, 3, 4) if w * self.lanes < 2 * self.columns}
+        space = Space(
+            (
+                sizes("columns", widths),
+                sizes("rows", range(1, min(self.rows, 16) + 1)),
+                sizes("row_tasks", [t for t in (1, 2, 4, 8, 16) if t <= self.rows]),
+                choice("copy", ("task",) if padded or found.stride > 1 else ("task", "none")),
+            ),
+            (self._illegal,),
+            features=self._features,
+        )
+        self.space = dataclasses.replace(space, seeds=tuple(self._seeds(space)))
+
+    def _seeds(self, space: Space) -> Iterable[Config]:
+        """Tiles of about eight vectors, widest rows first."""
+        wide = [w for w in space.knobs[0].values if self.columns % int(w) == 0]
+        wide += [w for w in space.knobs[0].values if w not in wide]
+        picks = []
+        for width in wide:
+            for rows in (4, 7, 8, 2, 1, 3):
+                for tasks in (1, 2):
+                    config = space.config(
+                        space.project({"columns": width, "rows": rows, "row_tasks": tasks,
+                                       "copy": "task"})
+                    )  # fmt: skip
+                    if config not in picks and space.reason(config) is None:
+                        picks.append(config)
+        return sorted(picks, key=lambda c: space.features(c)["estimate"])[:12]
+
+    def _sizes(self, config: Mapping[str, Value]) -> tuple[int, int, int]:
+        """Columns and rows of a tile, vectors of its accumulators."""
+        columns, rows = int(config["columns"]), int(config["rows"])
+        return columns, rows, rows * ceil_div(columns, self.lanes)
+
+    def _illegal(self, config: Mapping[str, Value]) -> str | None:
+        columns, rows, vectors = self._sizes(config)
+        if vectors + 2 > self.target.vector_registers:
+            return f"tile needs {vectors + 2} vector registers"
+        if vectors * self.taps > self.target.max_unroll:
+            return f"unrolled body has {vectors * self.taps} operations"
+        exact = self.columns % columns == 0 and self.rows % rows == 0
+        if config["copy"] == "none" and not exact:
+            return "data read in place needs tiles that divide"
+        if int(config["row_tasks"]) > ceil_div(self.rows, rows):
+            return "more tasks than tiles"
+        return None
+
+    def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
+        columns, rows, vectors = self._sizes(config)
+        tiles = ceil_div(self.columns, columns) * ceil_div(self.rows, rows)
+        around = points(self.found.read) * points(self.found.filters)
+        busy = min(1.0, vectors / 8)
+        seconds = around * tiles * (vectors * self.taps / busy + 4 * vectors + 20) / 3e9
+        copied = points(self.found.read) * self.rows * self.columns * self.found.stride**2
+        seconds = (seconds + copied * 0.2e-9) / self.target.cores
+        waste = tiles * columns * rows / (self.columns * self.rows)
+        return {"estimate": seconds, "log_estimate": math.log2(seconds), "vectors": vectors,
+                "waste": waste, "body": math.log2(vectors * self.taps)}  # fmt: skip
+
+    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
+        """The copy, the accumulators acc[.., tile row, tile column, row, column], the output."""
+        found, name = self.found, self.stage.name
+        columns, rows, _ = self._sizes(config)
+        if config["copy"] == "task":
+            self._copy(columns, rows, tensors)
+        axes = [te.reduce_axis((0, i.extent), f"r{p}") for p, i in enumerate(self.stage.reduction)]
+        others = [*found.read, *found.filters]
+
+        def accumulate(*at: Any) -> Any:
+            own, (yo, xo, yi, xi) = at[: len(others)], at[len(others) :]
+            bound = {i.var: v for i, v in zip(others, own, strict=True)}
+            bound |= {i.var: a.var for i, a in zip(self.stage.reduction, axes, strict=True)}
+            bound[found.column.var] = xo * columns + xi
+            if found.row:
+                bound[found.row.var] = yo * rows + yi
+            value = rewrite(found.value, bound, tensors.load)
+            return reduce(str(self.stage.combiner), value, axes)
+
+        shape = [i.extent for i in others]
+        shape += [ceil_div(self.rows, rows), ceil_div(self.columns, columns), rows, columns]
+        acc = te.compute(shape, accumulate, name=f"{name}_acc")
+
+        def out(*indices: Any) -> Any:
+            at: dict[Any, Any] = {}
+            for index, parts in zip(indices, found.outputs, strict=True):
+                if len(parts) == 2:
+                    at[parts[0].var] = index // parts[1].extent
+                    at[parts[1].var] = index % parts[1].extent
+                elif parts:
+                    at[parts[0].var] = index
+            y, x = at[found.row.var] if found.row else 0, at[found.column.var]
+            own = [at[i.var] for i in others]
+            tile = tirx.floordiv(y, rows) if found.row else 0
+            row = tirx.floormod(y, rows) if found.row else 0
+            return acc(*own, tile, tirx.floordiv(x, columns), row, tirx.floormod(x, columns))
+
+        tensors.set(self.stage.buffer, out)
+        if final is self.stage:
+            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
+        else:
+            tensors.plain(final, name=f"{name}_out")
+
+    def _copy(self, columns: int, rows: int, tensors: Tensors) -> None:
+        """``copy[.., y, phase, x] = data[.., y, x * stride + phase]``, zero beyond the edges."""
+        found, load = self.found, tensors.load
+        shape = [int(n) for n in found.data.shape]
+        taps = {i.var: i.extent for i in self.stage.reduction}
+        padded = {found.column.var: round_up(self.columns, columns)}
+        if found.row:
+            padded[found.row.var] = round_up(self.rows, rows)
+        (access,) = [ld.indices for ld in loads(found.value) if ld.source.same_as(found.data)]
+        reach = []
+        for index, extent in zip(access, shape, strict=True):
+            form = linear(index)
+            assert form is not None
+            ends = (c * (taps.get(v) or padded.get(v) or 1) - c for v, c in form.terms.items())
+            own = any(v in taps or v in padded for v in form.terms)
+            reach.append(max(extent, form.constant + sum(ends) + 1) if own else extent)
+        stride = found.stride
+
+        def body(*at: Any) -> Any:
+            place = [*at[:-2], at[-1] * stride + at[-2]]
+            wider = zip(place, reach, shape, strict=True)
+            last = len(shape) - 1
+            inside = [p < n for d, (p, r, n) in enumerate(wider)
+                      if r > n or (d == last and r % stride)]  # fmt: skip
+            value = load(found.data, place)
+            if not inside:
+                return value
+            return tirx.if_then_else(te.all(*inside), value, tirx.const(0, value.ty.dtype))
+
+        extents = [*reach[:-1], stride, ceil_div(reach[-1], stride)]
+        copy = te.compute(extents, body, name=f"{self.stage.name}_copy")
+
+        def element(*at: Any) -> Any:
+            return copy(*at[:-1], tirx.floormod(at[-1], stride), tirx.floordiv(at[-1], stride))
+
+        tensors.set(found.data, element)
+
+    def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
+        """Parallel over channels; tiles in registers, their taps unrolled."""
+        found, name = self.found, self.stage.name
+        columns, rows, _ = self._sizes(config)
+        acc, out = sch.get_sblock(f"{name}_acc"), sch.get_sblock(f"{name}_out")
+        nest: dict[Any, Any] = {}
+        units = []
+        for loop, parts in zip(sch.get_loops(out), found.outputs, strict=True):
+            if not parts:
+                units.append(loop)
+                continue
+            pieces = sch.split(loop, [None, parts[1].extent]) if len(parts) == 2 else [loop]
+            nest |= {i.var: piece for i, piece in zip(parts, pieces, strict=True)}
+        task = [*units, *(nest[i.var] for i in found.read)]
+        tile = [nest[i.var] for i in found.filters]
+        within = []
+        if found.row:
+            y, yi = sch.split(nest[found.row.var], [None, rows])
+            yt, y = sch.split(y, [int(config["row_tasks"]), None])
+            task.append(yt)
+            tile.append(y)
+            within.append(yi)
+        xo, xi = sch.split(nest[found.column.var], [None, columns])
+        sch.reorder(*task, *tile, xo, *within, xi)
+        if task:
+            sch.parallel(loops.fuse(sch, task))
+        sch.set_scope(acc, 0, "local")
+        sch.compute_at(acc, xo, preserve_unit_loops=True)
+        *_, ay, ax = sch.get_loops(acc)[: -len(self.stage.reduction)]
+        taps = sch.get_loops(acc)[-len(self.stage.reduction) :]
+        sch.reorder(*taps, ay, ax)
+        for loop in (*taps, ay, *within):
+            sch.unroll(loop)
+        sch.vectorize(ax)
+        if self.columns % columns == 0:
+            sch.vectorize(xi)
+        sch.decompose_reduction(acc, taps[0])
+        if config["copy"] == "task":
+            copy = sch.get_sblock(f"{name}_copy")
+            if task:
+                sch.compute_at(copy, sch.get_loops(out)[0])
+            else:
+                loops.pack(sch, copy, self.target, parallel=True)
