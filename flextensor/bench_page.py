@@ -66,6 +66,9 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for peer in peers_of(data["cases"]):
         lines += ["", f"Over the fastest method of `{peer}`, each as it likes its data:", ""]
         lines += _summary(families, peer)
+    for c in data["cases"]:
+        for method, reason in c.get("beside", {}).get("missing", {}).items():
+            lines += ["", f"{c['case']}: `{method}` failed, {reason}."]
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"

@@ -22,7 +22,13 @@ Call = Callable[[], Any]
 
 PEERS: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
-    "torch-best": ("torch", "torch channels_last", "torch prepacked", "torch compiled"),
+    "torch-best": (
+        "torch",
+        "torch channels_last",
+        "torch prepacked",
+        "torch prepacked channels_last",
+        "torch compiled",
+    ),
     "blas": ("blas",),
 }
 """The methods of every peer:
@@ -30,6 +36,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 - ``torch``: the operator's PyTorch expression, eager, plain layouts.
 - ``torch channels_last``: the same on tensors that lie channels last.
 - ``torch prepacked``: oneDNN with weights that lie ahead of time as its kernel wants them.
+- ``torch prepacked channels_last``: the same on data that lies channels last.
 - ``torch compiled``: torch.compile, max-autotune, with frozen weights.
 - ``blas``: NumPy's matmul on OpenBLAS with threads of its own.
 """
@@ -63,8 +70,8 @@ def call(method: str, operator: Operator, inputs: Arrays) -> Call | None:
         return lambda: operator.torch(*tensors)
     if method == "torch channels_last":
         return _channels_last(operator, tensors)
-    if method == "torch prepacked":
-        return _prepacked(operator, tensors)
+    if method.startswith("torch prepacked"):
+        return _prepacked(operator, tensors, last=method.endswith("channels_last"))
     return _compiled(operator, tensors)
 
 
@@ -74,6 +81,8 @@ def _blas(operator: Operator, inputs: Arrays) -> Call | None:
     from flextensor.operators import BatchGemm, Gemm, Gemv
 
     if not isinstance(operator, Gemm | Gemv | BatchGemm) or len(inputs) != 2:
+        return None
+    if getattr(operator, "relu", False):
         return None
     a, b = inputs
     out = np.empty(np.matmul(a, b).shape, a.dtype)
@@ -92,7 +101,7 @@ def _channels_last(operator: Operator, tensors: list[Any]) -> Call | None:
     return lambda: operator.torch(*converted)
 
 
-def _prepacked(operator: Operator, tensors: list[Any]) -> Call | None:
+def _prepacked(operator: Operator, tensors: list[Any], last: bool) -> Call | None:
     """oneDNN's convolution. `mkldnn_convolution` would pack the weights again at every call."""
     import torch
 
@@ -101,33 +110,31 @@ def _prepacked(operator: Operator, tensors: list[Any]) -> Call | None:
 
     if not isinstance(operator, Convolution) or isinstance(operator, ConvolutionTranspose):
         return None
-    if len(operator.size) != 2 or len(tensors) != 2:
+    if len(operator.size) != 2:
         return None
-    data, weight = tensors
+    data, weight, *bias = tensors
     filters = weight.reshape(operator.out_channels, -1, operator.kernel, operator.kernel)
     pads, strides, gaps = ([n] * 2 for n in (operator.padding, operator.stride, operator.dilation))
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         filters, pads, strides, gaps, operator.groups, list(data.shape)
     )
-    run = torch.ops.mkldnn._convolution_pointwise
-    last = data.contiguous(memory_format=torch.channels_last)
-    arguments: Any = (packed, None, pads, strides, gaps, operator.groups, "none", [], "")
-    plain, other = (lambda x=x: run(x, *arguments) for x in (data, last))
-    return min((plain, other), key=_once)
+    if last:
+        data = data.contiguous(memory_format=torch.channels_last)
+    after = "relu" if operator.relu else "none"
+    return lambda: torch.ops.mkldnn._convolution_pointwise(
+        data, packed, bias[0] if bias else None, pads, strides, gaps, operator.groups, after, [], ""
+    )
 
 
-def _once(call: Call) -> float:
-    """Seconds of the third call."""
-    import time
-
-    call(), call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _compiled(operator: Operator, tensors: list[Any]) -> Call:
+def _compiled(operator: Operator, tensors: list[Any]) -> Call | None:
+    """What has one operand that changes and weights that do not; a product of several data
+    operands could be folded away when they are frozen."""
     import torch
+
+    from flextensor.operators.conv import Convolution
+
+    if not isinstance(operator, Convolution):
+        return None
     from torch._inductor import config
 
     data, *weights = tensors

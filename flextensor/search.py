@@ -27,6 +27,8 @@ DRAFT = 256
 """Points that the cost model ranks for one batch."""
 HOPELESS = 4.0
 """A formulation this many times slower than another after its first seeds gets no more of them."""
+FINISH = 0.1
+"""Share of the budget that is kept for coordinate descent."""
 PATIENCE = 48
 """Trials without a gain of 1 % after which the search stops."""
 
@@ -125,14 +127,21 @@ class Search:
         """Whether the budget is used up."""
         return self.trials >= self.budget.trials or self.budget.elapsed >= self.budget.seconds
 
+    @property
+    def _closing(self) -> bool:
+        """Whether what is left of the budget is for the finish."""
+        late = self.budget.elapsed >= (1 - FINISH) * self.budget.seconds
+        return late or self.trials >= (1 - FINISH) * self.budget.trials
+
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
         starts = {lane.name: lane.seeds(hints.get(lane.name, ())) for lane in self.lanes}
         for lane in sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name])):
-            for chunk in range(0, 2 * BATCH, BATCH):
-                if not chunk or lane.best < HOPELESS * self.best:
-                    self._measure(lane, starts[lane.name][chunk : chunk + BATCH], "seeds")
-        while not self.spent and self.since_gain < PATIENCE:
+            for first in range(0, 2 * BATCH, BATCH):
+                if not first or lane.best < HOPELESS * self.best:
+                    self._measure(lane, starts[lane.name][first : first + BATCH], "seeds")
+        self.since_gain = 0  # seeds are no search
+        while not self._closing and self.since_gain < PATIENCE:
             chosen = self._next()
             if chosen is None:
                 break
@@ -152,7 +161,7 @@ class Search:
         return ranked[0]
 
     def _descend(self) -> None:
-        """One knob at a time from the best point, most promising first, until nothing gains."""
+        """The neighbours of the best point that promise most, until they give no gain of 1 %."""
         while not self.spent:
             lane = min(self.lanes, key=lambda lane: lane.best)
             if not math.isfinite(lane.best):

@@ -30,6 +30,9 @@ COLD_SECONDS = 0.02
 LONG_SECONDS = 1.0
 """Two repeats are enough when they took this long."""
 
+PEER_TOLERANCE = 1e-3
+"""Relative error of a peer's result above which it does not compute the operator."""
+
 Call = Callable[[], Any]
 
 
@@ -211,13 +214,19 @@ class Runner:
             for method in payload["peers"]:
                 try:
                     call = peers.call(method, operator, self.data.inputs)
+                    if call is not None:
+                        self._check_peer(call)
+                        clocks[method] = Clock(call, lambda: None)
                 except Exception as error:  # a library's failure must not cost the others theirs
                     missing[method] = f"{type(error).__name__}: {error}".splitlines()[0]
-                else:
-                    if call is not None:
-                        clocks[method] = Clock(call, lambda: None)
             times = interleave(clocks, payload["rounds"], payload["warm"])
         return {"times": times, "missing": missing}
+
+    def _check_peer(self, call: Call) -> None:
+        """Raise `ValueError` unless a peer computes the operator too."""
+        error = self.data.check(np.asarray(call()))
+        if error is None or error > PEER_TOLERANCE:
+            raise ValueError(f"the result is wrong, relative error {error}")
 
 
 RUNNER = Runner()

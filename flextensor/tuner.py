@@ -137,7 +137,8 @@ def tune(
     device = lookup(target, threads) if isinstance(target, str) else target
     with opened(db) as database:
         known = database.result(workload.key, device.fingerprint)
-        if not fresh and known is not None and answers(known, trials, tolerance):
+        usable = known is not None and answers(known, trials, tolerance)
+        if known is not None and usable and not fresh and current(known, workload, device):
             return Result({**known, "reused": True}, workload, device)
         budget = Budget(trials or TRIALS, time or (math.inf if trials else SECONDS))
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
@@ -151,6 +152,16 @@ def answers(known: Mapping[str, Any], trials: int | None, tolerance: float) -> b
         return False
     enough = trials is None or trials <= known["trials"]
     return bool(enough and known["max_rel_error"] <= tolerance)
+
+
+def current(known: Mapping[str, Any], workload: Workload, target: Target) -> bool:
+    """Whether this version can still write the schedule of a kept result."""
+    from flextensor.schedulers import space
+
+    formulation, config = known.get("formulation"), known.get("config")
+    if formulation not in workload.formulations or not isinstance(config, Mapping):
+        return False
+    return space(workload.prim_func(str(formulation)), target).has(config)
 
 
 def _check_budget(name: str, value: float | None) -> None:
@@ -198,9 +209,11 @@ class Tuning:
             for name in self.workload.formulations
         ]
         if not fresh:
-            self.trials = self.database.trials(self.workload.key, self.target.fingerprint)
+            known = self.database.trials(self.workload.key, self.target.fingerprint)
             for lane in lanes:
-                lane.learn([t for t in self.trials if t.formulation == lane.name])
+                own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
+                lane.learn(own)
+                self.trials += own
         measurer = LocalMeasurer(
             self.workload, self.target, self.tolerance, on_trial=self._keep, seed=seed
         )
@@ -265,14 +278,12 @@ class Tuning:
         }
         peers = ("torch",) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
-        times, missing = measurer.compare(finalists, peers)
-        if missing:
-            raise DeviceError(f"{self.workload.key}: PyTorch failed: {missing['torch']}")
+        times, _ = measurer.compare(finalists, peers)
         for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
             with contextlib.suppress(DeviceError):
                 error = measurer.verify(finalists[name])
                 if error <= self._tolerance:
-                    medians = {p: statistics.median(times[p]) for p in peers}
+                    medians = {p: statistics.median(times[p]) for p in peers if p in times}
                     result = self._result(ranked[int(name)], times[name], medians, error, True)
                     w = self.workload
                     self.database.add_result(w.key, self.target.fingerprint, result.json())
@@ -332,7 +343,7 @@ def _quartiles(times: list[float]) -> tuple[float, float]:
 def roofline(workload: Workload, target: Target, seconds: float) -> tuple[float, str]:
     """Share of the roof that binds, and which: ``compute`` or ``memory``.
 
-    The roof is measured on this device: FLOP/s of the output's dtype, and bytes/s of main memory
+    The roof is measured on this device: FLOP/s in float32, and bytes/s of main memory
     over the compulsory traffic. A share above 1 means that the data stayed in a cache.
     """
     compute = workload.flops / target.peak_flops("float32")
@@ -352,8 +363,9 @@ def load(
     device = lookup(target, threads) if isinstance(target, str) else target
     with opened(db) as database:
         known = database.result(workload.key, device.fingerprint)
-    if known is None:
-        raise InputError(f"{workload.key} was never tuned on {device.device}; tune it first")
+    if known is None or not current(known, workload, device):
+        when = "never" if known is None else "not by this version"
+        raise InputError(f"{workload.key} was {when} tuned on {device.device}; tune it first")
     return Result({**known, "reused": True}, workload, device)
 
 

@@ -96,6 +96,14 @@ class Space:
                 )
         return tuple(k.values.index(config[k.name]) for k in self.knobs)
 
+    def has(self, config: Mapping[str, Value]) -> bool:
+        """Whether a config, of whatever version, is a legal one of this space."""
+        try:
+            self.point(config)
+        except IllegalConfigError:
+            return False
+        return self.reason(config) is None
+
     def project(self, config: Mapping[str, Any]) -> Point:
         """The nearest point to a config of another space: unknown knobs dropped, missing ones
         at their first value. What a warm start from another workload becomes here."""
@@ -116,14 +124,18 @@ class Space:
     def sample(self, rng: np.random.Generator, count: int) -> list[Point]:
         """Up to `count` distinct legal points, uniform over the legal ones."""
         found: dict[Point, None] = {}
+        tried: set[Point] = set()
         for _ in range(200):
             draws = [rng.integers(len(k.values), size=count) for k in self.knobs]
             for point in zip(*(d.tolist() for d in draws), strict=True):
-                if point not in found and self.legal(point):
+                if point in tried:
+                    continue
+                tried.add(point)
+                if self.legal(point):
                     found[point] = None
                     if len(found) == count:
                         return list(found)
-            if len(found) == self.size:
+            if len(tried) == self.size:
                 break
         return list(found)
 

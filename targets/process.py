@@ -34,8 +34,8 @@ ROOT = Path(flextensor.__file__).resolve().parent.parent
 """The folder that workers import this very flextensor from, whatever their current folder."""
 STARTUP_SECONDS = 120.0
 """Time that a worker may need for its imports and its set-up calls on a busy machine."""
-NOT_INHERITED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""Variables that would make a library in the worker think that it runs on another processor."""
+NOT_INHERITED = ("OPENBLAS_", "GOTO_", "MKL_", "OMP_", "GOMP_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_")
+"""Variables of libraries that would take threads or instructions away from them in a worker."""
 NOISE = ('File "', "!!!!", "Fatal Python error")
 TAIL_BYTES = 4096
 """Bytes of a worker's own output that are kept."""

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 class PMethod:
-    """Measures every neighbour of a start that is chosen by simulated annealing."""
+    """Proposes every neighbour of a start that is chosen by simulated annealing."""
 
     def __init__(self, space: Space, rng: np.random.Generator) -> None:
         self._space = space
         self._history = History(space, rng)
+        self._open: list[Point] = []
 
     def ask(self, count: int) -> list[Point]:
-        """All neighbours of one annealed start after the other, until there are enough."""
+        """All neighbours of one annealed start after the other; the last start is gone on with."""
         return self._history.filled(self._around(count), count)
 
     def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
@@ -28,5 +29,6 @@ class PMethod:
         self._history.tell(points, seconds)
 
     def _around(self, count: int) -> Iterator[Point]:
-        for start in dict.fromkeys(self._history.starts(count)):
+        for start in dict.fromkeys([*self._open, *self._history.starts(count)]):
+            self._open = [start]
             yield from self._space.neighbours(start)

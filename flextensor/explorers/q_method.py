@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HIDDEN = 64
 LAYERS = 4
 TRAIN_EVERY = 5
-"""Trials between two trainings."""
+"""Trials between two trainings, at least."""
 STEPS, BATCH = 24, 32
 """Gradient steps of a training, and moves in each."""
 REPLAY = 2048
@@ -51,7 +51,8 @@ class QMethod:
             for d, knob in enumerate(space.knobs)
             for move in ((-1, 1) if knob.ordered else range(len(knob.values)))
         ]
-        self._pending: dict[Point, list[tuple[Point, int]]] = {}
+        self._pending: dict[Point, tuple[Point, int]] = {}
+        self._walls: set[tuple[Point, int]] = set()
         self._replay: deque[tuple[Point, int, float, Point | None]] = deque(maxlen=REPLAY)
         self._untrained = 0
         self._seed = int(rng.integers(2**31))
@@ -60,17 +61,17 @@ class QMethod:
 
     def ask(self, count: int) -> list[Point]:
         """Points one move away from annealed starts, each in the direction that promises most."""
-        if len(self._pending) > REPLAY:
-            self._pending.clear()  # proposals that nobody measured
+        self._pending.clear()
         return self._history.filled(self._moves(4 * count), count)
 
     def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Remember what was measured, and learn from the moves that led there."""
         known = self._history.seconds
         for point, now in zip(points, seconds, strict=True):
-            for start, action in self._pending.pop(point, []):
-                self._replay.append((start, action, reward(known[start], now),
-                                     point if math.isfinite(now) else None))  # fmt: skip
+            if point in self._pending:
+                start, action = self._pending.pop(point)
+                ahead = point if math.isfinite(now) else None
+                self._replay.append((start, action, reward(known[start], now), ahead))
         self._history.tell(points, seconds)
         self._untrained += len(points)
         if self._untrained >= TRAIN_EVERY and self._replay:
@@ -123,11 +124,11 @@ class QMethod:
             for action in actions:
                 other = self.moved(start, action)
                 if other is None:
-                    if action == actions[0]:  # its favourite is no move: that is worth knowing
+                    if action == actions[0] and (start, action) not in self._walls:
+                        self._walls.add((start, action))  # wanted most, and no way: learn it once
                         self._replay.append((start, action, PENALTY, None))
-                    continue
-                if other not in self._history.seconds:
-                    self._pending.setdefault(other, []).append((start, action))
+                elif other not in self._history.seconds and other not in self._pending:
+                    self._pending[other] = (start, action)
                     yield other
                     break
 
