@@ -29,9 +29,11 @@ def aligned(array: Array) -> Array:
 
 
 def poison(array: Array) -> None:
-    """Fill with NaN (integers: a value that is unlikely to be right)."""
-    floating = np.issubdtype(array.dtype, np.floating)
-    array[...] = np.nan if floating else np.iinfo(array.dtype).max - 77
+    """Fill with NaN (integers: a value that is unlikely to be right; bools: true)."""
+    if np.issubdtype(array.dtype, np.floating):
+        array[...] = np.nan
+    else:
+        array[...] = True if array.dtype == np.bool_ else np.iinfo(array.dtype).max - 77
 
 
 def relative_error(got: Array, want: Array) -> float:

@@ -27,6 +27,8 @@ SPREAD = 0.03
 median, and after MOST_SECONDS in any case."""
 COLD_SECONDS = 0.02
 """A first call below this says nothing: page faults and waking threads may be most of it."""
+SLOW_SECONDS = 0.05
+"""One repeat a turn is enough when a call takes this long."""
 LONG_SECONDS = 1.0
 """Two repeats are enough when they took this long."""
 
@@ -87,7 +89,7 @@ def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], s
     """
     if first > max(20 * best, COLD_SECONDS):
         return [first], f"abandoned: {first / best:.3g} times slower than the best"
-    number = calls_per_repeat(clock.warm(WARM_SECONDS))
+    number = 1 if first > LONG_SECONDS else calls_per_repeat(clock.warm(WARM_SECONDS))
     times: list[float] = []
     total = 0.0
     while len(times) < MAX_REPEATS:
@@ -109,13 +111,17 @@ def interleave(clocks: Mapping[str, Clock], rounds: int, warm: float) -> dict[st
     """Seconds per call of every function, timed in turns.
 
     Every turn first runs the same function `warm` seconds unrecorded: when thread pools change
-    hands, about ten calls read 2 to 30 times slow.
+    hands, about ten calls read 2 to 30 times slow. Each round begins with another function.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
-    for _ in range(rounds):
-        for name, clock in clocks.items():
-            number = calls_per_repeat(clock.warm(warm))
-            times[name] += [clock.run(number) for _ in range(3)]
+    names = list(clocks)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds = clocks[name].warm(warm)
+            repeats = 3 if seconds < SLOW_SECONDS else 1
+            number = calls_per_repeat(seconds)
+            times[name] += [clocks[name].run(number) for _ in range(repeats)]
     return times
 
 

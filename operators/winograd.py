@@ -36,6 +36,8 @@ def matrices(outputs: int, window: int) -> tuple[Matrix, Matrix, Matrix]:
     Row j of B' holds the coefficients of ``prod over i != j of (x - p[i])``, the last row those
     of the product over all points; G divides by ``prod (p[j] - p[i])``.
     """
+    if outputs + window - 2 > len(POINTS):
+        raise ValueError(f"F({outputs}, {window}) needs more than {len(POINTS)} points")
     points = [Fraction(p) for p in POINTS[: outputs + window - 2]]
     others = [[p for i, p in enumerate(points) if i != j] for j in range(len(points))]
     scale = [math.prod((p - q for q in others[j]), start=Fraction(1)) for j, p in enumerate(points)]
@@ -189,7 +191,7 @@ class Winograd:
         fixed = len(self.data.shape) - self.axes
         size = [int(n) for n in self.data.shape[fixed:]]
         wanted = [t * self.tile + self.window - 1 for t in self.tiles]
-        after = [0] * fixed + [max(w - n, 0) for w, n in zip(wanted, size, strict=True)]
+        after = [0] * fixed + [w - n for w, n in zip(wanted, size, strict=True)]
         return pad(self.data, [0] * len(after), after)
 
     def _rows(self, stage: str, matrix: Matrix, source: Any, axis: int) -> Any:

@@ -99,6 +99,19 @@ def contraction(stage: Stage) -> Contraction | None:
     return Contraction(stage, outputs, batch, m, n, reduction, a, b)
 
 
+def iterators(outputs: tuple[tuple[Iterator, ...], ...], indices: Any) -> dict[Any, Any]:
+    """Values of a stage's iterators, by variable, at indices of its output."""
+    at: dict[Any, Any] = {}
+    for index, parts in zip(indices, outputs, strict=True):
+        if len(parts) == 1:
+            at[parts[0].var] = index
+        elif parts:
+            outer, inner = parts
+            at[outer.var] = index // inner.extent
+            at[inner.var] = index % inner.extent
+    return at
+
+
 def split_groups(stage: Stage) -> tuple[Any, tuple[tuple[Iterator, ...], ...]]:
     """Drop unit iterators, and split an iterator v that is read as `v // c` and `v % c`."""
     value = stage.value

@@ -12,7 +12,7 @@ from flextensor.targets.base import Target
 
 
 class StageSchedule(ABC):
-    """One stage of one program, as one scheduler would run it on one target.
+    """One stage of one program, or a few in a row, as one scheduler would run them on a target.
 
     `space` has the decisions. A config is carried out in two steps, since the layout of data is
     a matter of what is computed, and the order of loops is not: `write` gives the TVM computes,

@@ -90,10 +90,10 @@ def _joint(program: Program, parts: list[StageSchedule]) -> Space:
     constraints = list(space.constraints)
     for part in reversed(parts):  # a consumer is fitted to its own consumer first
         after = program.consumers(part.last)
-        for consumer in parts:
-            if len(after) == 1 and consumer.covers[0] is after[0]:
-                constraints.append(functools.partial(_misfit, part, consumer))
-                seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
+        consumer = next((c for c in parts if len(after) == 1 and c.covers[0] is after[0]), None)
+        if consumer is not None:
+            constraints.append(functools.partial(_misfit, part, consumer))
+            seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
     space = dataclasses.replace(space, constraints=tuple(constraints))
     return dataclasses.replace(space, seeds=tuple(s for s in seeds if space.reason(s) is None))
 

@@ -19,7 +19,7 @@ from typing import Any
 from tvm import te
 
 from flextensor.schedulers import loops
-from flextensor.schedulers.analysis import Contraction, contraction, points
+from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
 from flextensor.schedulers.layouts import Element, Side, ceil_div
@@ -65,9 +65,10 @@ class ContractionSchedule(StageSchedule):
 
     def readers(self, config: Mapping[str, Value], buffer: Any) -> int:
         plan = self.plan(config)
-        if not self.sides[plan.row_side].reads(buffer):
-            return plan.rows.blocks if self.sides[plan.lane_side].reads(buffer) else 0
-        return plan.lanes.blocks
+        rows, lanes = (self.sides[s].reads(buffer) for s in (plan.row_side, plan.lane_side))
+        if rows == lanes:
+            return 0
+        return plan.lanes.blocks if rows else plan.rows.blocks
 
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
@@ -76,10 +77,11 @@ class ContractionSchedule(StageSchedule):
             return None
         plan = self.plan(config)
         for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
-            for first in self.sides[side].iterators[:1]:
-                wanted = consumer.elements(theirs, self._dimension(first))
-                if wanted < first.extent and (not wanted or wanted % cut.block):
-                    return f"blocks of {cut.block} do not fill a task of {wanted}"
+            for position, it in enumerate(self.sides[side].iterators):
+                wanted = consumer.elements(theirs, self._dimension(it))
+                block = it.extent if position else cut.block
+                if wanted < it.extent and (not wanted or wanted % block):
+                    return f"blocks of {block} do not fill a task of {wanted}"
         return None
 
     def fitted(
@@ -92,7 +94,10 @@ class ContractionSchedule(StageSchedule):
             for first in side.iterators[:1]:
                 wanted = consumer.elements(theirs, self._dimension(first)) or first.extent
                 found[f"{name}_parts"] = ceil_div(first.extent, wanted)
-        return self.space.config(self.space.project(found))
+        found = self.space.config(self.space.project(found))
+        if self.misfit(found, consumer, theirs) is not None:
+            found["output_at"] = "blocks"
+        return found
 
     def _dimension(self, iterator: Iterator) -> int:
         """The dimension of the output that an iterator belongs to."""
@@ -121,7 +126,7 @@ class ContractionSchedule(StageSchedule):
         z = te.compute(shape, accumulate, name=f"{name}_acc")
 
         def out(*indices: Any) -> Any:
-            at = self._iterators(indices)
+            at = iterators(self.found.outputs, indices)
             ro, rq = r.locate([at[i.var] for i in self.sides[plan.row_side].iterators])
             lo, lq = v.locate([at[i.var] for i in self.sides[plan.lane_side].iterators])
             own = [at[i.var] for i in batch]
@@ -145,18 +150,6 @@ class ContractionSchedule(StageSchedule):
             return side.inline(cut, tensors)
         make = side.flat if layout == "flat" else side.panel
         return make(cut, tensors, f"{self.stage.name}_{role}", plan.padded_k)
-
-    def _iterators(self, indices: Any) -> dict[Any, Any]:
-        """Iterator values from the indices of the output."""
-        at: dict[Any, Any] = {}
-        for index, parts in zip(indices, self.found.outputs, strict=True):
-            if len(parts) == 1:
-                at[parts[0].var] = index
-            elif parts:
-                outer, inner = parts
-                at[outer.var] = index // inner.extent
-                at[inner.var] = index % inner.extent
-        return at
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Place every block, tile the accumulators, hold them in registers."""
@@ -195,27 +188,13 @@ class ContractionSchedule(StageSchedule):
 
     def _tile_output(self, plan: Plan, sch: Any, out: Any) -> Any:
         """Cut the output's loops at the blocks of both sides; the parallel loop over blocks."""
-        cuts = {}
-        for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
-            iterators = self.sides[side].iterators
-            if iterators:
-                cuts[iterators[0].var] = (side, cut)
+        nest, inner = loops.by_iterator(sch, out, self.found.outputs)
         outer: dict[str, Any] = {}
-        batch, inner = [], []
-        for loop, parts in zip(sch.get_loops(out), self.found.outputs, strict=True):
-            pieces = [loop] if len(parts) < 2 else list(sch.split(loop, [None, parts[1].extent]))
-            for piece, it in zip(pieces, parts, strict=False):
-                if it in self.found.batch:
-                    batch.append(piece)
-                elif it.var in cuts:
-                    side, cut = cuts[it.var]
-                    blocks, within = sch.split(piece, [cut.blocks, cut.block])
-                    outer[side] = blocks
-                    inner.append(within)
-                else:
-                    inner.append(piece)
-            if not parts:
-                inner.append(loop)
+        for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
+            for first in self.sides[side].iterators[:1]:
+                outer[side], nest[first.var] = sch.split(nest[first.var], [cut.blocks, cut.block])
+        batch = [nest.pop(i.var) for i in self.found.batch]
+        inner += nest.values()
         order = [plan.row_side, plan.lane_side]
         if not plan.row_blocks_outer:
             order.reverse()

@@ -10,7 +10,7 @@ from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.layouts import Cut, Side, ceil_div, round_up
 from flextensor.schedulers.program import Iterator, Program, fusable, movable
 from flextensor.schedulers.space import Config, Knob, Space, Value, choice, sizes
-from flextensor.schedulers.tiling import transforms
+from flextensor.schedulers.transform_analysis import is_transform
 from flextensor.targets.base import Target
 
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -262,7 +262,7 @@ def _outputs(program: Program, found: Contraction) -> tuple[str, ...]:
     if stage.buffer.same_as(program.output) or fusable(program, stage):
         return "block", "root"
     after = program.consumers(stage)
-    if len(after) == 1 and transforms(after[0]):
+    if len(after) == 1 and is_transform(after[0]):
         return "consumer", "blocks", "block", "root"
     return "blocks", "block", "root"
 

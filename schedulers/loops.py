@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flextensor.schedulers.program import Iterator
 from flextensor.targets.base import Target
 
 
@@ -47,3 +48,19 @@ def pack(sch: Any, block: Any, target: Target, *, parallel: bool) -> None:
         loops = sch.get_loops(block)
         outer = loops[:-1] if len(loops) > 1 else loops
         sch.parallel(fuse(sch, outer))
+
+
+def by_iterator(
+    sch: Any, block: Any, outputs: tuple[tuple[Iterator, ...], ...]
+) -> tuple[dict[Any, Any], list[Any]]:
+    """The loops of a block by the variables of the iterators that make up its dimensions, split
+    where a dimension has two; and the loops of unit dimensions."""
+    found: dict[Any, Any] = {}
+    units = []
+    for loop, parts in zip(sch.get_loops(block), outputs, strict=True):
+        if not parts:
+            units.append(loop)
+            continue
+        pieces = [loop] if len(parts) == 1 else sch.split(loop, [None, parts[1].extent])
+        found |= {i.var: piece for i, piece in zip(parts, pieces, strict=True)}
+    return found, units

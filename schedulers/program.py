@@ -42,7 +42,6 @@ class Stage:
     reduction: tuple[Iterator, ...]
     value: Any
     combiner: str | None = None
-    identity: Any = None
 
     @property
     def points(self) -> int:
@@ -195,8 +194,21 @@ def _stage(block: SBlock) -> Stage | None:
     term = _other_than(store.value, store)
     if term is None:
         return None
-    identity = block.init.value
-    return Stage(name, store.buffer, tuple(spatial), reduction, term, combiner, identity)
+    if not _neutral(combiner, block.init.value):
+        return None
+    return Stage(name, store.buffer, tuple(spatial), reduction, term, combiner)
+
+
+def _neutral(combiner: str, start: Any) -> bool:
+    """Whether a reduction starts from the combiner's neutral element, and so can start anywhere."""
+    if not isinstance(start, (tirx.IntImm, tirx.FloatImm)):
+        return False
+    if combiner in ("sum", "prod"):
+        return bool(start.value == (combiner == "prod"))
+    dtype = str(start.ty.dtype)
+    if combiner == "max":
+        return bool(start.value <= tirx.min_value(dtype).value)
+    return bool(start.value >= tirx.max_value(dtype).value)
 
 
 def _other_than(value: Any, store: Any) -> Any:

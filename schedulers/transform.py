@@ -15,17 +15,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import te, tirx
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, loads
-from flextensor.schedulers.program import Program, Stage, Tensors, movable
+from flextensor.schedulers.expression import Load, linear, loads
+from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
-from flextensor.schedulers.tiling import Spread, chain, rows
+from flextensor.schedulers.transform_analysis import Spread, chain, rows
 from flextensor.targets.base import Target
 
 BLOCKS = -2
@@ -51,30 +51,42 @@ class TransformSchedule(StageSchedule):
     def __init__(self, program: Program, stages: tuple[Stage, ...], target: Target) -> None:
         self.chain, self.target, self.stage = stages, target, stages[0]
         self.spread = Spread.of(program, stages[-1])
-        self.ends = stages[-1].buffer.same_as(program.output)
         self.rows = {s.spatial.index(r) for s in stages for r in rows(s)}
         source = loads(stages[0].value)[0].source
         producer = program.producer(source)
-        self.source = source if producer is None or movable(program, producer) else None
-        lanes = sorted((p for p in range(len(stages[-1].spatial)) if self._width(p) > 1),
-                       key=self._stride) or [-1]  # fmt: skip
+        movable_source = producer is None or movable(program, producer)
+        self.source = source if movable_source else None
+        written = self.spread or fusable(program, stages[-1])
+        self.out = f"{self.stage.name}_out" if written else stages[-1].name
+        ends = bool(written) or stages[-1].buffer.same_as(program.output)
+        self.stored = not ends
+        """Whether the tiles are stored for another stage."""
+        alone = self.stored and len(program.consumers(stages[-1])) == 1
+        self.space = self._space(padded=producer is not None, alone=alone)
+
+    def _space(self, padded: bool, alone: bool) -> Space:
+        """All decisions; where the source is `padded` it is copied first, and only an `alone`
+        consumer may have the tiles in its tasks."""
+        spatial = self.chain[-1].spatial
+        lanes = [p for p in range(len(spatial)) if self._width(p) > 1]
+        lanes = sorted(lanes, key=self._lane_cost) or [-1]
         places: tuple[str, ...] = ("inline",)
         if self.source is not None:
-            places = ("copy", "inline") if producer else ("inline", "copy")
-        self.space = Space(
+            places = ("copy", "inline") if padded else ("inline", "copy")
+        space = Space(
             (
                 choice("lanes", lanes),
                 choice("block", (32, 16, 64, 128, 0)),
-                sizes("rows", _divisors(stages[-1].spatial[self._first(lanes[0])].extent)),
+                sizes("tiles", _divisors(spatial[self._first(lanes[0])].extent)),
                 choice("source", places),
                 choice("tasks", ("points", "lanes")),
                 choice("order", ("inner", "outer")),
-                choice("at", ("root", "consumer") if self._stored else ("root",)),
+                choice("at", ("root", "consumer") if alone else ("root",)),
             ),
             (self._illegal,),
             features=self._features,
         )
-        self.space = dataclasses.replace(self.space, seeds=tuple(self._seeds(lanes[0], places[0])))
+        return dataclasses.replace(space, seeds=(self._seed(lanes[0], places[0]),))
 
     def _first(self, lane: int) -> int:
         """The outermost dimension of tiles with more than one, which is cut into tasks."""
@@ -87,22 +99,19 @@ class TransformSchedule(StageSchedule):
         found = [p for p in range(len(self.chain[-1].spatial)) if p not in {lane, *self.rows}]
         return found or [lane]
 
-    def _seeds(self, lane: int, source: str) -> Iterable[Config]:
+    def _seed(self, lane: int, source: str) -> Config:
         """Blocks of two vectors; tasks of sixteen tiles or more where they are spread."""
         spatial = self.chain[-1].spatial
-        points = self._points(lane)
         first = self._first(lane)
-        inner = math.prod(spatial[p].extent for p in points if p > first)
+        inner = math.prod(spatial[p].extent for p in self._points(lane) if p > first)
         divisors = _divisors(spatial[first].extent)
         cut = next((d for d in divisors if d * inner >= 16), divisors[-1])
-        for block in (32, 16, 0):
-            config: Config = {
-                "lanes": lane, "block": block, "rows": cut if self.spread else 1,
-                "source": source, "tasks": "points", "order": "inner", "at": "root",
-            }  # fmt: skip
-            if self._illegal(config) is None:
-                yield config
-                return
+        config: Config = {
+            "lanes": lane, "block": 0, "tiles": cut if self.spread else 1,
+            "source": source, "tasks": "points", "order": "inner", "at": "root",
+        }  # fmt: skip
+        options: list[Config] = [{**config, "block": block} for block in (32, 16)]
+        return next((c for c in options if self._illegal(c) is None), config)
 
     @property
     def covers(self) -> tuple[Stage, ...]:
@@ -118,17 +127,17 @@ class TransformSchedule(StageSchedule):
         full = self.target.lanes(str(self.chain[-1].buffer.dtype))
         return next((w for w in (full, full // 2, full // 4) if extent % w == 0), 1)
 
-    def _stride(self, dimension: int) -> tuple[bool, int]:
+    def _lane_cost(self, dimension: int) -> tuple[bool, int]:
         """What makes a dimension worse for lanes. Spread tiles: being a digit, being short;
         stored ones: being an outer dimension."""
         if self.spread is None:
             return False, -dimension
         digit = self.spread.digits[dimension]
-        split = digit is not None and (digit.divisor, digit.modulus) != (1, None)
+        split = digit is not None and not digit.whole
         return split, -self.chain[-1].spatial[dimension].extent
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
-        lane, block, cut = int(config["lanes"]), int(config["block"]), int(config["rows"])
+        lane, block, cut = int(config["lanes"]), int(config["block"]), int(config["tiles"])
         spatial = self.chain[-1].spatial
         if block and (lane < 0 or spatial[lane].extent % block or block % self._width(lane)):
             return f"the lanes have no whole blocks of {block}"
@@ -148,63 +157,75 @@ class TransformSchedule(StageSchedule):
         lane = int(config["lanes"])
         if dimension == lane:
             return int(config["block"]) or extent
-        return int(config["rows"]) if dimension == self._first(lane) else extent
+        return int(config["tiles"]) if dimension == self._first(lane) else extent
 
     def _whole(self, lane: int) -> bool:
         """Whether every element along the lanes is wanted; not so where channels were grown."""
-        if self.spread is None or lane < 0 or self.spread.digits[lane] is None:
+        digit = self.spread.digits[lane] if self.spread and lane >= 0 else None
+        if self.spread is None or digit is None or not digit.whole:
             return True
-        digit = self.spread.digits[lane]
-        wanted = [i.extent for i in self.spread.stage.spatial if digit and i.var.same_as(digit.var)]
-        split = digit is not None and (digit.divisor, digit.modulus) != (1, None)
-        return split or wanted == [self.chain[-1].spatial[lane].extent]
+        it = self.spread.iterator(lane)
+        return it is None or it.extent == self.chain[-1].spatial[lane].extent
 
-    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
-        """Every transform with the lanes in its last dimension, but for the program's output; the
-        source likewise, if it is copied."""
-        lane = int(config["lanes"])
-        if config["source"] == "copy":
-            self._copy_source(lane, tensors)
-        for stage in self.chain:
-            value = functools.partial(stage.at, load=tensors.load)
-            end = stage is self.chain[-1]
-            last = -1 if self.ends and end else lane
-            block = int(config["block"]) if end and self._stored else 0
-            if not self._whole(lane):
-                block = self._width(lane)  # an axis of its own, lest TVM shrinks it to what is read
-            _permuted(stage.buffer, last, value, stage.name, tensors, block)
-        if final is not self.chain[-1]:
-            tensors.plain(final, name=f"{self.stage.name}_out")
-
-    @property
-    def _stored(self) -> bool:
-        """Whether the tiles are stored for another stage."""
-        return not self.spread and not self.ends
+    def misfit(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> str | None:
+        if config["at"] == "consumer" and not consumer.readers(theirs, self.chain[-1].buffer):
+            return "the consumer has no tasks that need tiles"
+        return None
 
     def fitted(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> Config:
-        """Inside the consumer's tasks where no two of them need the same tile."""
+        """Inside the consumer's tasks where only one of them reads a tile."""
         alone = consumer.readers(theirs, self.chain[-1].buffer) == 1
-        return {**config, "at": "consumer" if alone and self._stored else "root"}
+        knob = next(k for k in self.space.knobs if k.name == "at")
+        return {**config, "at": "consumer" if alone and "consumer" in knob.values else "root"}
 
-    def _copy_source(self, lane: int, tensors: Tensors) -> None:
-        """The source as it lies, but for the dimension that lanes step through by one: last."""
+    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
+        """Every transform with the lanes in its last dimension, but for what others read as it
+        is; the source likewise, if it is copied."""
+        lane = int(config["lanes"])
+        load = self._copy(lane, tensors) if config["source"] == "copy" else tensors.load
+        for stage in self.chain:
+            value = functools.partial(stage.at, load=load)
+            ends = stage is self.chain[-1]
+            last, block = lane, 0
+            if ends and self.stored:
+                block = int(config["block"])
+            elif ends and self.out == stage.name:
+                last = -1
+            if not self._whole(lane):
+                block = self._width(lane)  # an axis of its own, lest TVM shrinks it to what is read
+            access = _permuted(stage.buffer, last, value, stage.name, block)
+            tensors.set(stage.buffer, access)
+            load = tensors.load
+        if final is not self.chain[-1]:
+            tensors.plain(final, name=self.out)
+
+    def _copy(self, lane: int, tensors: Tensors) -> Load:
+        """The source as it lies, but for the dimension that lanes step through by one: last; what
+        loads from the copy."""
         assert self.source is not None
-        steps = -1
+        source, steps = self.source, -1
         if lane >= 0:
             var = self.chain[0].spatial[lane].var
             for d, index in enumerate(loads(self.chain[0].value)[0].indices):
                 form = linear(index)
                 steps = d if form is not None and dict(form.terms) == {var: 1} else steps
-        value = functools.partial(tensors.load, self.source)
-        _permuted(self.source, steps, value, f"{self.stage.name}_source", tensors)
+        value = functools.partial(tensors.load, source)
+        copy = _permuted(source, steps, value, f"{self.stage.name}_source")
+
+        def load(buffer: Any, indices: list[Any]) -> Any:
+            return copy(*indices) if buffer.same_as(source) else tensors.load(buffer, indices)
+
+        return load
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Parallel over tasks; in a tile, rows unrolled, all but the last stage in registers."""
         lane, block = int(config["lanes"]), int(config["block"])
-        inner = [s.name for s in self.chain]
-        out = sch.get_sblock(f"{self.stage.name}_out" if self._spreads(sch) else inner.pop())
+        inner = [s.name for s in self.chain if s.name != self.out]
+        out = sch.get_sblock(self.out)
         around = []
         if config["at"] == "consumer":
             around = sch.get_loops(sch.get_consumers(out)[0])[:1]
@@ -214,8 +235,8 @@ class TransformSchedule(StageSchedule):
         first = self._first(lane)
         task, tile = [nest[p] for p in sorted(nest) if -1 < p < first and p != lane], []
         if first in nest and first != lane:
-            task_rows, within = sch.split(nest[first], [None, int(config["rows"])])
-            task.append(task_rows)
+            tile_tasks, within = sch.split(nest[first], [None, int(config["tiles"])])
+            task.append(tile_tasks)
             tile.append(within)
         tile += [nest[p] for p in sorted(nest) if p > first and p != lane]
         vector = []
@@ -247,22 +268,17 @@ class TransformSchedule(StageSchedule):
             source = sch.get_sblock(f"{self.stage.name}_source")
             loops.pack(sch, source, self.target, parallel=True)
 
-    def _spreads(self, sch: Any) -> bool:
-        """Whether a block after the transforms takes what they compute."""
-        root = sch.get_child_blocks(sch.get_sblock("root"))
-        return f"{self.stage.name}_out" in {str(sch.get(b).name_hint) for b in root}
-
     def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
-        """The loops of the last stage by dimension of the tiles; iterators split in digits, the
+        """The loops of the last block by dimension of the tiles; iterators split in digits, the
         loop over stored blocks of lanes under `BLOCKS`."""
         if self.spread is None:
-            block = block if self._stored else 0
-            order = _last(len(nest) - bool(block), -1 if self.ends else lane)
+            block = block if self.stored else 0
+            order = _last(len(nest) - bool(block), lane if self.stored else -1)
             return dict(zip([BLOCKS, *order] if block else order, nest, strict=True))
         found: dict[int, Any] = {}
         for loop, it in zip(nest, self.spread.stage.spatial, strict=True):
             own = self.spread.dimensions(it)
-            factors = [self.chain[-1].spatial[p].extent for p in own[1:]]
+            factors = [d.modulus for p in own[1:] if (d := self.spread.digits[p]) is not None]
             pieces = sch.split(loop, [None, *factors]) if factors else [loop]
             found |= dict(zip(own, pieces, strict=True)) if own else {}
         return found
@@ -288,15 +304,11 @@ def _last(count: int, position: int) -> list[int]:
 
 
 def _permuted(
-    buffer: Any,
-    last: int,
-    value: Callable[[list[Any]], Any],
-    name: str,
-    tensors: Tensors,
-    block: int = 0,
-) -> None:
-    """A tensor of `value` (of the indices of `buffer`) that stands for `buffer`, with dimension
-    `last` moved to the end, and cut in blocks: ``[i, c, k] -> [k // block, i, c, k % block]``."""
+    buffer: Any, last: int, value: Callable[[list[Any]], Any], name: str, block: int = 0
+) -> Any:
+    """A tensor of `value` (of the indices of `buffer`), as a function of those indices, that has
+    dimension `last` at its end, and cut in blocks: ``[i, c, k] -> [k // block, i, c, k % block]``.
+    """
     shape = [int(n) for n in buffer.shape]
     order = _last(len(shape), last)
     moved = [shape[d] for d in order]
@@ -310,6 +322,8 @@ def _permuted(
         return value([place[d] for d in range(len(order))])
 
     tensor = te.compute(moved, body, name=name)
+    if order == sorted(order) and not block:
+        return tensor
 
     def element(*at: Any) -> Any:
         place = [at[d] for d in order]
@@ -317,4 +331,4 @@ def _permuted(
             return tensor(*place)
         return tensor(tirx.floordiv(at[last], block), *place[:-1], tirx.floormod(at[last], block))
 
-    tensors.set(buffer, tensor if order == sorted(order) and not block else element)
+    return element

@@ -1,7 +1,7 @@
 """Windows that slide over data of their own: depthwise convolution, pooling, stencils.
 
     for batch, channel in parallel:
-        copy the channel, padded and dealt out by the stride's phase, into the first-level cache
+        copy the channel, padded and dealt out by the stride's phase, into a buffer of the task
         for tile of rows, tile of columns:
             for taps, unrolled:  acc[rows, columns] op= f(copy[y + r, x + s], ..)   # in registers
             write the tile out, through the fused elementwise consumers
@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
 from flextensor.schedulers import loops
-from flextensor.schedulers.analysis import points, split_groups
+from flextensor.schedulers.analysis import iterators, points, split_groups
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, loads, rewrite
+from flextensor.schedulers.expression import Linear, Load, linear, loads, rewrite, variables
 from flextensor.schedulers.layouts import ceil_div, round_up
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable, reduce
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
@@ -46,11 +46,24 @@ class Window:
     data: Any
     stride: int
     read: tuple[Iterator, ...]
-    """Spatial iterators that the data is read by, but for the last two."""
+    """Spatial iterators that the data is read by, but for row and column."""
     filters: tuple[Iterator, ...]
     """Spatial iterators that it is not read by."""
     row: Iterator | None
     column: Iterator
+
+    @property
+    def access(self) -> Any:
+        """The load of the data."""
+        (load,) = (ld for ld in loads(self.value) if ld.source.same_as(self.data))
+        return load
+
+    @property
+    def pinned(self) -> set[Any]:
+        """Variables that something else than the data is read by: a tile that passes their ends
+        would read beyond it."""
+        others = [ld for ld in loads(self.value) if not ld.source.same_as(self.data)]
+        return {v for ld in others for index in ld.indices for v in variables(index)}
 
     @classmethod
     def of(cls, stage: Stage) -> Window | None:
@@ -59,34 +72,39 @@ class Window:
             return None
         value, outputs = split_groups(stage)
         spatial = [i for parts in outputs for i in parts]
-        taps = {i.var for i in stage.reduction}
-        sliding = []
-        for load in loads(value):
-            forms = [linear(index) for index in load.indices]
-            used = {v for form in forms if form is not None for v in form.terms}
-            if spatial and taps & used and spatial[-1].var in used:
-                sliding.append((load, forms, used))
-        if len({id(load.source) for load, _, _ in sliding}) != 1 or len(sliding) != 1:
+        taps = {i.var for i in stage.reduction if i.extent > 1}
+        sliding = [ld for ld in loads(value) if _is_read_by(ld, taps) and spatial
+                   and _is_read_by(ld, {spatial[-1].var})]  # fmt: skip
+        if len(sliding) != 1 or not outputs[-1]:
             return None
-        ((load, forms, used),) = sliding
-        last = forms[-1]
-        column = spatial[-1]
-        if last is None or any(form is None for form in forms) or not outputs[-1]:
+        (load,) = sliding
+        forms = [linear(index) for index in load.indices]
+        known = [form for form in forms if form is not None]
+        if len(known) < len(forms) or not all(map(_forward, known)):
             return None
-        if not taps & set(last.terms) or last.terms.get(column.var, 0) < 1 or last.constant < 0:
+        if sum(ld.source.same_as(load.source) for ld in loads(value)) != 1:
             return None
-        if any(c < 0 for v, c in last.terms.items()):
+        column, last = spatial[-1], known[-1]
+        if column.var not in last.terms or not taps & set(last.terms):
             return None
         others = spatial[:-1]
-        row = others.pop() if others and _slides(others[-1], taps, forms) else None
-        return cls(
-            value, outputs, load.source, last.terms[column.var],
-            tuple(i for i in others if i.var in used),
-            tuple(i for i in others if i.var not in used), row, column,
-        )  # fmt: skip
+        row = others.pop() if others and _slides(others[-1], taps, known) else None
+        read = tuple(i for i in others if _is_read_by(load, {i.var}))
+        filters = tuple(i for i in others if i not in read)
+        return cls(value, outputs, load.source, last.terms[column.var], read, filters, row, column)
 
 
-def _slides(iterator: Iterator, taps: set[Any], forms: list[Any]) -> bool:
+def _is_read_by(load: Any, found: set[Any]) -> bool:
+    """Whether any of some variables is in the indices of a load."""
+    return any(found & variables(index) for index in load.indices)
+
+
+def _forward(form: Linear) -> bool:
+    """Whether an index only grows with its variables, from 0 or more."""
+    return form.constant >= 0 and all(c > 0 for c in form.terms.values())
+
+
+def _slides(iterator: Iterator, taps: set[Any], forms: list[Linear]) -> bool:
     """Whether a dimension is addressed by a sum of the iterator and taps."""
     return any(iterator.var in form.terms and taps & set(form.terms) for form in forms)
 
@@ -121,30 +139,28 @@ class WindowSchedule(StageSchedule):
         padded = program.producer(found.data) is not None
         widths = {d for d in range(1, 65) if self.columns % d == 0}
         widths |= {w * self.lanes for w in (1, 2, 3, 4) if w * self.lanes < 2 * self.columns}
+        along = self.rows if found.row else self.columns
         space = Space(
             (
                 sizes("columns", widths),
                 sizes("rows", range(1, min(self.rows, 16) + 1)),
-                sizes("row_tasks", [t for t in (1, 2, 4, 8, 16) if t <= self.rows]),
+                sizes("tasks", [t for t in (1, 2, 4, 8, 16) if t <= along]),
                 choice("copy", ("task",) if padded or found.stride > 1 else ("task", "none")),
             ),
             (self._illegal,),
             features=self._features,
         )
-        self.space = dataclasses.replace(space, seeds=tuple(self._seeds(space)))
+        self.space = dataclasses.replace(space, seeds=tuple(self._seeds(space, sorted(widths))))
 
-    def _seeds(self, space: Space) -> Iterable[Config]:
-        """Tiles of about eight vectors, widest rows first."""
-        wide = [w for w in space.knobs[0].values if self.columns % int(w) == 0]
-        wide += [w for w in space.knobs[0].values if w not in wide]
-        picks = []
-        for width in wide:
+    def _seeds(self, space: Space, widths: Sequence[int]) -> Iterable[Config]:
+        """The twelve best by estimate; rows that are whole tiles first."""
+        picks: list[Config] = []
+        for width in sorted(widths, key=lambda w: self.columns % w != 0):
             for rows in (4, 7, 8, 2, 1, 3):
                 for tasks in (1, 2):
-                    config = space.config(
-                        space.project({"columns": width, "rows": rows, "row_tasks": tasks,
-                                       "copy": "task"})
-                    )  # fmt: skip
+                    wanted: Config = {"columns": width, "rows": rows, "tasks": tasks,
+                                      "copy": "task"}  # fmt: skip
+                    config = space.config(space.project(wanted))
                     if config not in picks and space.reason(config) is None:
                         picks.append(config)
         return sorted(picks, key=lambda c: space.features(c)["estimate"])[:12]
@@ -163,8 +179,12 @@ class WindowSchedule(StageSchedule):
         exact = self.columns % columns == 0 and self.rows % rows == 0
         if config["copy"] == "none" and not exact:
             return "data read in place needs tiles that divide"
-        if int(config["row_tasks"]) > ceil_div(self.rows, rows):
+        along = (self.rows, rows) if self.found.row else (self.columns, columns)
+        if int(config["tasks"]) > ceil_div(*along):
             return "more tasks than tiles"
+        for it, tile in ((self.found.row, rows), (self.found.column, columns)):
+            if it is not None and it.var in self.found.pinned and it.extent % tile:
+                return f"{it.var.name} is read elsewhere too, and needs tiles that divide"
         return None
 
     def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
@@ -183,8 +203,8 @@ class WindowSchedule(StageSchedule):
         """The copy, the accumulators acc[.., tile row, tile column, row, column], the output."""
         found, name = self.found, self.stage.name
         columns, rows, _ = self._sizes(config)
-        if config["copy"] == "task":
-            self._copy(columns, rows, tensors)
+        copied = config["copy"] == "task"
+        load = self._copy(columns, rows, tensors) if copied else tensors.load
         axes = [te.reduce_axis((0, i.extent), f"r{p}") for p, i in enumerate(self.stage.reduction)]
         others = [*found.read, *found.filters]
 
@@ -195,7 +215,7 @@ class WindowSchedule(StageSchedule):
             bound[found.column.var] = xo * columns + xi
             if found.row:
                 bound[found.row.var] = yo * rows + yi
-            value = rewrite(found.value, bound, tensors.load)
+            value = rewrite(found.value, bound, load)
             return reduce(str(self.stage.combiner), value, axes)
 
         shape = [i.extent for i in others]
@@ -203,13 +223,7 @@ class WindowSchedule(StageSchedule):
         acc = te.compute(shape, accumulate, name=f"{name}_acc")
 
         def out(*indices: Any) -> Any:
-            at: dict[Any, Any] = {}
-            for index, parts in zip(indices, found.outputs, strict=True):
-                if len(parts) == 2:
-                    at[parts[0].var] = index // parts[1].extent
-                    at[parts[1].var] = index % parts[1].extent
-                elif parts:
-                    at[parts[0].var] = index
+            at = iterators(found.outputs, indices)
             y, x = at[found.row.var] if found.row else 0, at[found.column.var]
             own = [at[i.var] for i in others]
             tile = tirx.floordiv(y, rows) if found.row else 0
@@ -222,22 +236,21 @@ class WindowSchedule(StageSchedule):
         else:
             tensors.plain(final, name=f"{name}_out")
 
-    def _copy(self, columns: int, rows: int, tensors: Tensors) -> None:
-        """``copy[.., y, phase, x] = data[.., y, x * stride + phase]``, zero beyond the edges."""
-        found, load = self.found, tensors.load
+    def _copy(self, columns: int, rows: int, tensors: Tensors) -> Load:
+        """``copy[.., y, phase, x] = data[.., y, x * stride + phase]``, zero beyond the edges; what
+        loads the data from it, and everything else from where it is."""
+        found = self.found
         shape = [int(n) for n in found.data.shape]
-        taps = {i.var: i.extent for i in self.stage.reduction}
-        padded = {found.column.var: round_up(self.columns, columns)}
+        extents = {i.var: i.extent for i in (*self.stage.reduction, *found.read)}
+        extents[found.column.var] = round_up(self.columns, columns)
         if found.row:
-            padded[found.row.var] = round_up(self.rows, rows)
-        (access,) = [ld.indices for ld in loads(found.value) if ld.source.same_as(found.data)]
+            extents[found.row.var] = round_up(self.rows, rows)
         reach = []
-        for index, extent in zip(access, shape, strict=True):
+        for index, extent in zip(found.access.indices, shape, strict=True):
             form = linear(index)
             assert form is not None
-            ends = (c * (taps.get(v) or padded.get(v) or 1) - c for v, c in form.terms.items())
-            own = any(v in taps or v in padded for v in form.terms)
-            reach.append(max(extent, form.constant + sum(ends) + 1) if own else extent)
+            last = form.constant + sum(c * (extents[v] - 1) for v, c in form.terms.items())
+            reach.append(max(extent, last + 1))
         stride = found.stride
 
         def body(*at: Any) -> Any:
@@ -246,59 +259,51 @@ class WindowSchedule(StageSchedule):
             last = len(shape) - 1
             inside = [p < n for d, (p, r, n) in enumerate(wider)
                       if r > n or (d == last and r % stride)]  # fmt: skip
-            value = load(found.data, place)
+            value = tensors.load(found.data, place)
             if not inside:
                 return value
             return tirx.if_then_else(te.all(*inside), value, tirx.const(0, value.ty.dtype))
 
-        extents = [*reach[:-1], stride, ceil_div(reach[-1], stride)]
-        copy = te.compute(extents, body, name=f"{self.stage.name}_copy")
+        size = [*reach[:-1], stride, ceil_div(reach[-1], stride)]
+        copy = te.compute(size, body, name=f"{self.stage.name}_copy")
 
-        def element(*at: Any) -> Any:
-            return copy(*at[:-1], tirx.floormod(at[-1], stride), tirx.floordiv(at[-1], stride))
+        def load(buffer: Any, indices: list[Any]) -> Any:
+            if not buffer.same_as(found.data):
+                return tensors.load(buffer, indices)
+            *at, x = indices
+            return copy(*at, tirx.floormod(x, stride), tirx.floordiv(x, stride))
 
-        tensors.set(found.data, element)
+        return load
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Parallel over channels; tiles in registers, their taps unrolled."""
         found, name = self.found, self.stage.name
         columns, rows, _ = self._sizes(config)
         acc, out = sch.get_sblock(f"{name}_acc"), sch.get_sblock(f"{name}_out")
-        nest: dict[Any, Any] = {}
-        units = []
-        for loop, parts in zip(sch.get_loops(out), found.outputs, strict=True):
-            if not parts:
-                units.append(loop)
-                continue
-            pieces = sch.split(loop, [None, parts[1].extent]) if len(parts) == 2 else [loop]
-            nest |= {i.var: piece for i, piece in zip(parts, pieces, strict=True)}
-        task = [*units, *(nest[i.var] for i in found.read)]
+        nest, task = loops.by_iterator(sch, out, found.outputs)
+        task += [nest[i.var] for i in found.read]
         tile = [nest[i.var] for i in found.filters]
-        within = []
+        xo, xi = sch.split(nest[found.column.var], [None, columns])
+        within, tasks = [xi], int(config["tasks"])
         if found.row:
             y, yi = sch.split(nest[found.row.var], [None, rows])
-            yt, y = sch.split(y, [int(config["row_tasks"]), None])
-            task.append(yt)
+            outer, y = sch.split(y, [tasks, None])
             tile.append(y)
-            within.append(yi)
-        xo, xi = sch.split(nest[found.column.var], [None, columns])
-        sch.reorder(*task, *tile, xo, *within, xi)
-        if task:
-            sch.parallel(loops.fuse(sch, task))
+            within.insert(0, yi)
+        else:
+            outer, xo = sch.split(xo, [tasks, None])
+        sch.reorder(*task, outer, *tile, xo, *within)
+        sch.parallel(loops.fuse(sch, [*task, outer]))
         sch.set_scope(acc, 0, "local")
         sch.compute_at(acc, xo, preserve_unit_loops=True)
         *_, ay, ax = sch.get_loops(acc)[: -len(self.stage.reduction)]
         taps = sch.get_loops(acc)[-len(self.stage.reduction) :]
         sch.reorder(*taps, ay, ax)
-        for loop in (*taps, ay, *within):
+        for loop in (*taps, ay, *within[:-1]):
             sch.unroll(loop)
         sch.vectorize(ax)
         if self.columns % columns == 0:
             sch.vectorize(xi)
         sch.decompose_reduction(acc, taps[0])
         if config["copy"] == "task":
-            copy = sch.get_sblock(f"{name}_copy")
-            if task:
-                sch.compute_at(copy, sch.get_loops(out)[0])
-            else:
-                loops.pack(sch, copy, self.target, parallel=True)
+            sch.compute_at(sch.get_sblock(f"{name}_copy"), sch.get_loops(out)[0])

@@ -73,7 +73,8 @@ class Target(ABC):
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""
-        return self.vector_bits // int("".join(filter(str.isdigit, dtype)))
+        bits = int("".join(filter(str.isdigit, dtype)) or 8)  # "bool" has no digits
+        return self.vector_bits // bits
 
     @property
     @abstractmethod

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from flextensor import Database
 from flextensor.errors import DatabaseError
@@ -20,12 +22,30 @@ GEMM = Workload(Gemm(m=40, n=56, k=24))
 TARGET = lookup("llvm")
 
 
-def tuner(db: Path, *options: str, m: int = 40) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flextensor", "tune", "gemm", f"m={m}", "n=56", "k=24"]
-    return subprocess.Popen(
-        [*command, "--db", str(db), "--no-peers", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a `tune` on a database; none is left running."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(db: Path, *options: str, m: int = 40) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "flextensor", "tune", "gemm", f"m={m}", "n=56", "k=24"]
+        started.append(
+            subprocess.Popen(
+                [*command, "--db", str(db), "--no-peers", *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def trials(db: Path, workload: Workload = GEMM) -> list[Trial]:
@@ -38,39 +58,37 @@ def trials(db: Path, workload: Workload = GEMM) -> list[Trial]:
         return []
 
 
-def wait_until(done: object, seconds: float = 120.0) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
-    while not done():  # type: ignore[operator]
+    while not done():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
-def session(leader: int) -> list[int]:
-    """Processes of a session that still run."""
-    found = []
+def processes() -> Iterator[tuple[int, int]]:
+    """(pid, parent's pid) of every process that still runs."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                state, _, _, sid = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:
-                continue
-            if int(sid) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+            with contextlib.suppress(OSError):
+                state, parent = entry.joinpath("stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    yield int(entry.name), int(parent)
 
 
-def test_a_killed_tune_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_a_killed_tune_goes_on_where_it_stood(tmp_path: Path, start: Start) -> None:
     db = tmp_path / "trials.db"
-    first = tuner(db, "--trials", "400")
+    first = start(db, "--trials", "400")
     wait_until(lambda: len(trials(db)) >= 10)
-    os.kill(first.pid, signal.SIGKILL)
+    workers = {pid for pid, parent in processes() if parent == first.pid}
+    assert workers
+    first.kill()
     first.communicate()
-    wait_until(lambda: not session(first.pid), 30.0)  # its workers end with it
+    wait_until(lambda: not workers & {pid for pid, _ in processes()}, 60.0)
     kept = trials(db)
     assert len(kept) >= 10
 
     wanted = len(kept) + 6
-    second = tuner(db, "--trials", str(wanted))
+    second = start(db, "--trials", str(wanted))
     _, said = second.communicate(timeout=120)
     assert second.returncode == 0, said
     after = trials(db)
@@ -79,9 +97,9 @@ def test_a_killed_tune_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert max(Counter(map(config_key, after)).values()) == 1, "a point was measured twice"
 
 
-def test_two_tuners_on_one_database_lose_nothing(tmp_path: Path) -> None:
+def test_two_tuners_on_one_database_lose_nothing(tmp_path: Path, start: Start) -> None:
     db = tmp_path / "trials.db"
-    running = [tuner(db, "--trials", "12", m=m) for m in (40, 41)]
+    running = [start(db, "--trials", "12", m=m) for m in (40, 41)]
     for process in running:
         _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said

@@ -31,6 +31,7 @@ CASES = {
     "gemm_bias_relu": ("gemm", {"m": "61", "n": "97", "bias": "true", "relu": "true"}, "direct"),
     "gemv": ("gemv", {"m": "64", "k": "256"}, "direct"),
     "conv2d": ("conv2d", {**SMALL, "padding": "1"}, "direct"),
+    "winograd4": ("conv2d", {**SMALL, "padding": "1"}, "winograd4"),
     "conv2d_stride": ("conv2d", {**SMALL, "padding": "1", "stride": "2"}, "direct"),
     "group_conv2d": ("group_conv2d", {**SMALL, "padding": "1"}, "direct"),
     "depthwise": ("depthwise_conv2d", {"channels": "16", "padding": "1"}, "direct"),

@@ -51,6 +51,100 @@ def pool(channels: int = 3, size: int = 11) -> list[Any]:
     return [a, out]
 
 
+def sobel(size: int = 19) -> list[Any]:
+    """Two windows over one padded image."""
+    a = te.placeholder((size, size), name="a")
+    w = te.placeholder((2, 3, 3), name="w")
+    inside = te.compute(
+        (size + 2, size + 2),
+        lambda y, x: te.if_then_else(
+            te.all(y >= 1, y <= size, x >= 1, x <= size), a[y - 1, x - 1], 0.0
+        ),
+        name="inside",
+    )
+
+    def gradient(which: int) -> Any:
+        r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+        return te.compute(
+            (size, size),
+            lambda y, x: te.sum(inside[y + r, x + s] * w[which, r, s], axis=[r, s]),
+            name=f"g{which}",
+        )
+
+    gy, gx = gradient(0), gradient(1)
+    out = te.compute((size, size), lambda y, x: gy[y, x] * gy[y, x] + gx[y, x] * gx[y, x], "edges")
+    return [a, w, out]
+
+
+def contrast(height: int = 17, width: int = 19) -> list[Any]:
+    """A window that also reads its own middle."""
+    a = te.placeholder((height + 2, width + 2), name="a")
+    r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+
+    def value(y: Any, x: Any) -> Any:
+        gap = a[y + r, x + s] - a[y + 1, x + 1]
+        return te.sum(gap * gap, axis=[r, s])
+
+    return [a, te.compute((height, width), value, name="contrast")]
+
+
+def guided(height: int = 17, width: int = 19) -> list[Any]:
+    """A window weighted by another image, which must not be read beyond its end."""
+    a = te.placeholder((height + 2, width + 2), name="a")
+    g = te.placeholder((height, width), name="g")
+    r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+    out = te.compute(
+        (height, width), lambda y, x: te.sum(a[y + r, x + s] * g[y, x], axis=[r, s]), "guided"
+    )
+    return [a, g, out]
+
+
+def flipped(size: int = 13) -> list[Any]:
+    """A true convolution: the rows of the window run backwards."""
+    a = te.placeholder((size + 2, size + 2), name="a")
+    w = te.placeholder((3, 3), name="w")
+    r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+    out = te.compute(
+        (size, size), lambda y, x: te.sum(a[y - r + 2, x + s] * w[r, s], axis=[r, s]), "flipped"
+    )
+    return [a, w, out]
+
+
+def fir(length: int = 997, taps: int = 7) -> list[Any]:
+    """One row, which has to be cut for all cores."""
+    a, w = te.placeholder((length + taps - 1,), name="a"), te.placeholder((taps,), name="w")
+    s = te.reduce_axis((0, taps), "s")
+    return [a, w, te.compute((length,), lambda x: te.sum(a[x + s] * w[s], axis=s), name="fir")]
+
+
+def negative_pool(channels: int = 3, height: int = 13, width: int = 37) -> list[Any]:
+    """The largest of values below -1: a zero from padding would win."""
+    a = te.placeholder((channels, height, width), name="a")
+    below = te.compute(a.shape, lambda c, y, x: -1.0 - a[c, y, x] * a[c, y, x], name="below")
+    r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+    shape = (channels, (height - 3) // 2 + 1, (width - 3) // 2 + 1)
+    out = te.compute(
+        shape, lambda c, y, x: te.max(below[c, y * 2 + r, x * 2 + s], axis=[r, s]), name="pool"
+    )
+    return [a, out]
+
+
+def haar_relu(rows: int = 48, pairs: int = 7) -> list[Any]:
+    """A transform with an elementwise consumer."""
+    a, low = haar(rows, pairs)
+    zero = te.compute(low.shape, lambda j, i, p: te.max(low[j, i, p], 0.0), name="relu")
+    return [a, zero]
+
+
+def butterfly() -> list[Any]:
+    """A transform of nothing but rows."""
+    a = te.placeholder((2,), name="a")
+    out = te.compute(
+        (2,), lambda j: te.if_then_else(j == 0, a[0] + a[1], a[0] - a[1]), name="butterfly"
+    )
+    return [a, out]
+
+
 def haar(rows: int = 48, pairs: int = 7) -> list[Any]:
     """Sums and differences of neighbours: a transform that is the program's output."""
     a = te.placeholder((rows, 2 * pairs), name="a")
@@ -109,7 +203,25 @@ def operators() -> list[Operator]:
         parse("dilated_conv2d", {**layer, "padding": "2"}),
         parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}),
         parse("conv3d", {**layer, "depth": "5", "padding": "1"}),
-        FunctionOperator(haar, {}),
+        parse("conv2d", {**layer, "batch": "2", "padding": "1"}),
+        parse("conv2d", {**layer, "width": "3"}),
+        parse(
+            "conv1d", {"in_channels": "32", "out_channels": "16", "groups": "16", "length": "21"}
+        ),
+        *(
+            FunctionOperator(f, {})
+            for f in (
+                haar,
+                haar_relu,
+                butterfly,
+                sobel,
+                contrast,
+                guided,
+                flipped,
+                fir,
+                negative_pool,
+            )
+        ),
         FunctionOperator(softmax, {}),
         FunctionOperator(correlation, {}),
         FunctionOperator(pool, {}),

@@ -40,6 +40,11 @@ class Digit:
     divisor: int
     modulus: int | None
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is the variable itself."""
+        return (self.divisor, self.modulus) == (1, None)
+
     @classmethod
     def of(cls, expr: Any) -> Digit | None:
         """The expression as a digit of one variable, or None."""
@@ -80,10 +85,28 @@ class Spread:
         if not isinstance(consumer.value, TensorLoad):
             return None
         digits = tuple(map(Digit.of, consumer.value.indices))
-        used = {d.var for d in digits if d is not None}
-        whole = all(i.var in used or i.extent == 1 for i in consumer.spatial)
         known = all(d or i.extent == 1 for d, i in zip(digits, stage.spatial, strict=True))
-        return cls(consumer, digits) if whole and known else None
+        found = cls(consumer, digits)
+        return found if known and all(map(found.covered, consumer.spatial)) else None
+
+    def covered(self, iterator: Iterator) -> bool:
+        """Whether the digits of an iterator give it back: each goes on where the next ends."""
+        if iterator.extent == 1:
+            return True
+        expected: int | None = 1
+        for position in reversed(self.dimensions(iterator)):
+            digit = self.digits[position]
+            assert digit is not None
+            if digit.divisor != expected:
+                return False
+            expected = digit.divisor * digit.modulus if digit.modulus else None
+        return expected is None
+
+    def iterator(self, dimension: int) -> Iterator | None:
+        """The iterator that a dimension of the tiles is a digit of."""
+        digit = self.digits[dimension]
+        found = (i for i in self.stage.spatial if digit is not None and i.var.same_as(digit.var))
+        return next(found, None)
 
     def dimensions(self, iterator: Iterator) -> list[int]:
         """Dimensions of the tiles that are digits of an iterator, outermost first."""
@@ -93,30 +116,39 @@ class Spread:
 
     def exact(self, dimension: int) -> bool:
         """Whether the tiles end where the output ends, along the iterator of a dimension."""
-        digit = self.digits[dimension]
-        if digit is None:
+        it = self.iterator(dimension)
+        if it is None:
             return True
-        it = next(i for i in self.stage.spatial if i.var.same_as(digit.var))
         top = self.digits[self.dimensions(it)[0]]
         return top is not None and it.extent % top.divisor == 0
 
 
-def transforms(stage: Stage) -> bool:
-    """Whether a stage is a small transform: few rows, of one buffer."""
-    count = math.prod(i.extent for i in rows(stage))
+def is_transform(stage: Stage) -> bool:
+    """Whether a stage is a small transform: few rows, of one buffer, at many points."""
+    chosen = rows(stage)
     sources = loads(stage.value)
     same = all(s.source.same_as(sources[0].source) for s in sources)
-    return stage.combiner is None and 1 < count <= MOST_ROWS and bool(sources) and same
+    few = 1 < math.prod(i.extent for i in chosen) <= MOST_ROWS
+    return stage.combiner is None and few and bool(sources) and same
 
 
 def chain(program: Program, stage: Stage) -> tuple[Stage, ...]:
-    """The transforms that begin with a stage, each of which reads rows of the one before."""
+    """The transforms that begin with a stage, each of which reads rows of the one before; empty
+    when nothing but rows would be left to run over."""
     found: list[Stage] = []
+    chosen: dict[int, int] = {}
     after = [stage]
-    while len(after) == 1 and transforms(after[0]) and (not found or _follows(found[-1], after[0])):
-        found.append(after[0])
-        after = program.consumers(found[-1])
-    return tuple(found)
+    while len(after) == 1 and is_transform(after[0]):
+        (current,) = after
+        own = {current.spatial.index(r): r.extent for r in rows(current)}
+        if math.prod((chosen | own).values()) > MOST_ROWS:
+            break
+        if found and not _follows(found[-1], current):
+            break
+        chosen |= own
+        found.append(current)
+        after = program.consumers(current)
+    return tuple(found) if len(chosen) < len(stage.spatial) else ()
 
 
 def _follows(before: Stage, after: Stage) -> bool:
