@@ -66,7 +66,8 @@ class ContractionSchedule(StageSchedule):
     def readers(self, config: Mapping[str, Value], buffer: Any) -> int:
         plan = self.plan(config)
         rows, lanes = (self.sides[s].reads(buffer) for s in (plan.row_side, plan.lane_side))
-        if rows == lanes:
+        layout = plan.row_layout if rows else plan.lane_layout
+        if rows == lanes or layout != "inline":
             return 0
         return plan.lanes.blocks if rows else plan.rows.blocks
 
