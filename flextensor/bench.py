@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor import report
 from flextensor.bench_page import markdown, plot
-from flextensor.errors import InputError
+from flextensor.results import header, make, now, write
 
 if TYPE_CHECKING:
     from flextensor.database import Database
@@ -26,7 +20,6 @@ if TYPE_CHECKING:
     from flextensor.targets import Target
     from flextensor.tuner import Result
 
-PACKAGES = ("flextensor", "apache-tvm", "apache-tvm-ffi", "torch", "xgboost", "numpy")
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
@@ -57,8 +50,8 @@ def run(
     methods(peers)
     chosen = operators.cases(suite, family)
     device = lookup(target, threads)
-    _make(out)
-    data = {**_header(device, command), "cases": []}
+    make(out)
+    data = {**header(device, command), "cases": []}
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]
     code = 0
@@ -111,7 +104,7 @@ def _measure(
         kind = "" if type(error).__module__ == "flextensor.errors" else f"{type(error).__name__}: "
         return {"case": case.full_name, "operator": case.family, "failure": kind + reason}
     values: dict[str, Any] = report.finite(result.json())
-    return {**values, **others, "case": case.full_name, "date": _now()}
+    return {**values, **others, "case": case.full_name, "date": now()}
 
 
 def beside(result: Result, peers: Sequence[str]) -> dict[str, Any]:
@@ -143,57 +136,17 @@ def beside(result: Result, peers: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _header(device: Target, command: Sequence[str]) -> dict[str, Any]:
-    return {
-        "machine": {
-            "device": device.device, "fingerprint": device.fingerprint,
-            "system": platform.platform(),
-            "peak_gflops": device.peak_flops() / 1e9, "bandwidth_gbs": device.bandwidth() / 1e9,
-        },
-        "command": shlex.join(command),
-        "date": _now(),
-        "versions": {package: _version(package) for package in PACKAGES},
-    }  # fmt: skip
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def _recorded(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The cases in an older `path`, if the same versions measured them on the same machine."""
     try:
         old = json.loads(path.read_text())
         same = (
-            old["machine"]["fingerprint"] == header["machine"]["fingerprint"]
-            and old["versions"] == header["versions"]
+            old["machine"]["fingerprint"] == today["machine"]["fingerprint"]
+            and old["versions"] == today["versions"]
         )
         return [dict(c) for c in old["cases"] if "case" in c] if same else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _make(folder: Path) -> None:
-    """Make the folder of the results now, not after an hour of tuning."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / ".probe", "")
-        (folder / ".probe").unlink()
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot write there: {error.strerror}") from error
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file in one step."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def summary(values: Mapping[str, Any]) -> str:

@@ -317,3 +317,37 @@ def bench(
         command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    explorers: Annotated[
+        str, typer.Option(metavar="NAMES", help="explorers, e.g. annealing,q-method/no-model")
+    ],
+    suite: Annotated[str, typer.Option(metavar="NAME", help="the workloads")] = "smoke",
+    cases: Annotated[str | None, typer.Option(metavar="NAMES", help="only these cases")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="searches of every explorer")] = 3,
+    trials: TrialsOption = None,
+    time: TimeOption = None,
+    cost_model: Annotated[str, typer.Option(help="what ranks a draft")] = "xgboost",
+    target: TargetOption = "llvm",
+    threads: ThreadsOption = None,
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("results/explorers"),
+) -> None:
+    """Search the same workloads by several explorers; write raw data, a table and curves."""
+    check_numbers(trials, time)
+    from flextensor import compare as runner
+    from flextensor import cost_models, operators, targets
+    from flextensor.errors import unknown
+
+    if cost_model not in cost_models.names():
+        raise unknown("cost model", cost_model, cost_models.names())
+    variants = [runner.Variant.parse(name) for name in explorers.split(",")]
+    chosen = operators.cases(suite)
+    if cases is not None:
+        chosen = [operators.case(f"{suite}/{name.strip()}") for name in cases.split(",")]
+    code = runner.run(
+        chosen, variants, seeds=seeds, trials=trials, time=time, cost_model=cost_model,
+        target=targets.lookup(target, threads), out=out, command=["flextensor", *sys.argv[1:]],
+    )  # fmt: skip
+    raise typer.Exit(code)

@@ -102,13 +102,30 @@ class Lane:
 Report = Callable[[str], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Parts of the search that an experiment leaves out."""
+
+    seeds: bool = True
+    """Begin with the schedulers' picks, and not with what the explorer asks for."""
+    finish: bool = True
+    """End with coordinate descent."""
+    patience: float = PATIENCE
+
+
 class Search:
     """Searches the formulations of one workload together, the best one most of the time."""
 
     def __init__(
-        self, lanes: Sequence[Lane], measurer: Measurer, budget: Budget, report: Report
+        self,
+        lanes: Sequence[Lane],
+        measurer: Measurer,
+        budget: Budget,
+        report: Report,
+        options: Options | None = None,
     ) -> None:
         self.lanes, self.measurer, self.budget, self.report = lanes, measurer, budget, report
+        self.options = options or Options()
         self.since_gain = 0
         self.rounds = 0
 
@@ -127,26 +144,32 @@ class Search:
         """Whether the budget is used up."""
         return self.trials >= self.budget.trials or self.budget.elapsed >= self.budget.seconds
 
+    def _starts(self, lane: Lane, hints: Sequence[Mapping[str, object]]) -> list[Point]:
+        return lane.seeds(hints) if self.options.seeds else lane.explorer.ask(BATCH)
+
     @property
     def _closing(self) -> bool:
         """Whether what is left of the budget is for the finish."""
+        if not self.options.finish:
+            return self.spent
         late = self.budget.elapsed >= (1 - FINISH) * self.budget.seconds
         return late or self.trials >= (1 - FINISH) * self.budget.trials
 
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
-        starts = {lane.name: lane.seeds(hints.get(lane.name, ())) for lane in self.lanes}
+        starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         for lane in sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name])):
             for first in range(0, 2 * BATCH, BATCH):
                 if not first or lane.best < HOPELESS * self.best:
                     self._measure(lane, starts[lane.name][first : first + BATCH], "seeds")
         self.since_gain = 0  # seeds are no search
-        while not self._closing and self.since_gain < PATIENCE:
+        while not self._closing and self.since_gain < self.options.patience:
             chosen = self._next()
             if chosen is None:
                 break
             self._measure(chosen, chosen.propose(BATCH), "search")
-        self._descend()
+        if self.options.finish:
+            self._descend()
 
     def _next(self) -> Lane | None:
         """The best formulation three times out of four, else the others within twice its time."""

@@ -1,0 +1,75 @@
+"""compare: what it records, resumes and says; the page and curves from known traces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flextensor import compare, compare_page
+from flextensor.compare import Variant
+from flextensor.errors import InputError
+from flextensor.operators.gemm import Gemm
+from flextensor.operators.suites import Case
+from flextensor.targets import lookup
+
+CASES = [Case("toy", "G", Gemm(m=33, n=35, k=37))]
+
+
+def test_variants_are_explorers_without_some_parts() -> None:
+    variant = Variant.parse("q-method/no-finish/no-seeds")
+    assert variant.explorer == "q-method"
+    assert str(variant) == "q-method/no-seeds/no-finish"
+    with pytest.raises(InputError, match="did you mean q-method"):
+        Variant.parse("q-metod")
+    with pytest.raises(InputError, match="unknown part of the search 'no-sed'"):
+        Variant.parse("random/no-sed")
+
+
+def run(out: Path, *names: str, **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"seeds": 2, "trials": 10, "time": None, "cost_model": "xgboost"}
+    code = compare.run(
+        CASES, [Variant.parse(n) for n in names], target=lookup("llvm"), out=out,
+        command=["flextensor", "compare"], **{**options, **changes},
+    )  # fmt: skip
+    assert code == 0
+    found: dict[str, Any] = json.loads((out / "data.json").read_text())
+    return found
+
+
+def test_every_run_is_recorded_once_and_resumed(tmp_path: Path) -> None:
+    first = run(tmp_path, "random/no-seeds", "annealing")
+    assert [(r["variant"], r["seed"]) for r in first["runs"]] == [
+        ("random/no-seeds", 0), ("annealing", 0), ("random/no-seeds", 1), ("annealing", 1),
+    ]  # fmt: skip
+    for r in first["runs"]:
+        walls = [wall for wall, _ in r["trace"]]
+        assert len(walls) == 10 and walls == sorted(walls)
+    again = run(tmp_path, "random/no-seeds", "annealing", "coordinate-descent/no-model")
+    assert again["runs"][:4] == first["runs"]
+    assert len(again["runs"]) == 6
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    page = (tmp_path / "README.md").read_text()
+    assert "1 workloads, 2 seeds" in page and "| coordinate-descent/no-model |" in page
+
+
+def test_a_budget_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs a budget"):
+        run(tmp_path, "random", trials=None)
+
+
+def traced(variant: str, *times: float | None) -> dict[str, Any]:
+    trace = [(float(i), t) for i, t in enumerate(times, 1)]
+    return {"case": "toy/G", "variant": variant, "seed": 0, "trace": trace}
+
+
+def test_shares_are_of_the_best_that_any_run_found() -> None:
+    slow, fast = traced("a", None, 4.0, 2.0), traced("b", 1.0)
+    best = compare_page.best_known([slow, fast])
+    assert best == {"toy/G": 1.0}
+    rows = compare_page.progress(slow, 1.0)
+    assert rows == [(1.0, 0.0), (2.0, 0.25), (3.0, 0.5)]
+    assert compare_page.reached(rows, 0.5) == (3, 3.0)
+    assert compare_page.reached(rows, 0.9) is None
