@@ -52,8 +52,9 @@ def markdown(data: Mapping[str, Any]) -> str:
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(best)} workloads,"
         f" {seeds} seeds; every search starts from nothing and runs to its budget. The best"
-        " known kernel of a workload is the fastest that any run found. Medians over workloads and seeds; in"
-        " brackets how many of the runs got there; a median counts those that did not as never.",
+        " known kernel of a workload is the fastest that any run found. Medians over workloads"
+        " and seeds; in brackets how many of the runs got there; a median counts those that did"
+        " not as never.",
         "",
         "| variant | share of best | " + " | ".join(f"to {s:.0%}" for s in SHARES) + " |",
         "| --- | ---: |" + " ---: |" * len(SHARES),
