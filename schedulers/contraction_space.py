@@ -287,6 +287,12 @@ def _illegal(
         return "a padded reduction needs both operands packed"
     if plan.output in ("block", "consumer") and (plan.rows.lone or plan.lanes.lone):
         return "a lone partial tile cannot be computed per block of the output"
+    if plan.output == "block":
+        inner = [parts[1] for parts in found.outputs if len(parts) == 2]
+        for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
+            cuts = cut.blocks * cut.block
+            if any(i in inner and i.extent != cuts for i in sides[side].iterators[:1]):
+                return "a group is no whole number of the output's blocks"
     if plan.rows.tile >= 2 * max(plan.rows.points, 1):
         return "tile is twice as tall as the rows"
     return None
