@@ -158,8 +158,7 @@ class ContractionSchedule(StageSchedule):
         acc = sch.get_sblock(f"{name}_acc")
         task = None
         if plan.output == "block":
-            task = self._tile_output(plan, sch, sch.get_sblock(f"{name}_out"))
-            sch.compute_at(acc, task, preserve_unit_loops=True)
+            task = self._tile_output(plan, sch, sch.get_sblock(f"{name}_out"), acc)
         elif plan.output == "consumer":
             task = sch.get_loops(sch.get_consumers(acc)[0])[0]
             sch.compute_at(acc, task, preserve_unit_loops=True)
@@ -187,8 +186,9 @@ class ContractionSchedule(StageSchedule):
             loops.pack(sch, block, self.target, parallel=at == "root")
         self._tile(plan, sch, acc, (rt, ri, lt, li), k)
 
-    def _tile_output(self, plan: Plan, sch: Any, out: Any) -> Any:
-        """Cut the output's loops at the blocks of both sides; the parallel loop over blocks."""
+    def _tile_output(self, plan: Plan, sch: Any, out: Any, acc: Any) -> Any:
+        """Cut the output's loops at the blocks of both sides, and accumulate inside; the parallel
+        loop over blocks."""
         nest, inner = loops.by_iterator(sch, out, self.found.outputs)
         outer: dict[str, Any] = {}
         for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
@@ -203,7 +203,9 @@ class ContractionSchedule(StageSchedule):
         if not tasks:
             tasks = [inner.pop(0)]
         sch.reorder(*tasks, *inner)
-        task = sch.fuse(*tasks) if len(tasks) > 1 else tasks[0]
+        # before they are fused: TVM does not see through a group's number in a fused loop
+        sch.compute_at(acc, tasks[-1], preserve_unit_loops=True)
+        task = loops.fuse(sch, tasks)
         sch.parallel(task)
         loops.vectorize_inner(sch, sch.get_loops(out)[1:], self.target)
         return task
