@@ -176,9 +176,11 @@ def _connect(uri: str, timeout: float) -> sqlite3.Connection:
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
     """The schema of the file, 0 for a new one; `DatabaseError` when it is not ours to read."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # in one snapshot: another process may be making the file right now
+    with contextlib.nullcontext() if connection.in_transaction else snapshot(connection):
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (application, version, objects) == (0, 0, 0):
         return 0
     if application != APPLICATION_ID or version < 1:

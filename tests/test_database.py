@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import math
@@ -254,6 +255,16 @@ def test_a_killed_writer_loses_nothing_that_it_was_told_is_stored(path: Path) ->
         kept = numbers(path, str(round))
         assert kept == list(range(len(kept)))
         assert len(kept) in (told, told + 1)
+
+
+def test_many_may_make_the_same_file_at_once(tmp_path: Path) -> None:
+    def make(path: Path) -> None:
+        with Database(path) as database:
+            database.stats()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for number in range(60):
+            list(pool.map(make, [tmp_path / f"{number}.db"] * 4))
 
 
 def test_a_lock_that_stays_is_an_error(path: Path) -> None:
