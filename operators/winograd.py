@@ -22,8 +22,9 @@ from typing import Any
 
 from flextensor.operators.stages import pad
 
-CHANNELS = 16
-"""Channels grow to a multiple of this, so that transforms fill the vectors of every target."""
+GROWN = (16, 8)
+"""Output and input channels grow to multiples of these, so that transforms fill vectors; halves of
+them will do for the input, each channel of which costs a product."""
 Matrix = tuple[tuple[Fraction, ...], ...]
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
@@ -86,12 +87,12 @@ def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, n
 
     A window with gaps sees only every `dilation`-th element: along the tiled axes the data is
     dealt out to ``dilation ** axes`` images, which are convolved without gaps and joined again.
-    Channels that are not in groups grow to a multiple of `CHANNELS`.
+    Channels that are not in groups grow to multiples of `GROWN`.
     """
     axes = min(len(weight.shape) - 2, 2)
     out_channels, size = int(weight.shape[0]), [int(n) for n in data.shape[-axes:]]
     if groups == 1:
-        more = [-int(n) % CHANNELS for n in weight.shape[:2]]
+        more = [-int(n) % m for n, m in zip(weight.shape[:2], GROWN, strict=True)]
         rest = [0] * (len(data.shape) - 2)
         data = pad(data, [0, 0, *rest], [0, more[1], *rest])
         weight = pad(weight, [0, 0, *rest], [*more, *rest])
