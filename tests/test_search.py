@@ -85,6 +85,10 @@ def test_a_policy_is_saved_and_starts_another_search(tmp_path: Path) -> None:
     points = SPACE.sample(np.random.default_rng(2), 16)
     assert second.values(points) == first.values(points)
 
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    for name in ("junk.pt", "absent.pt"):
+        with pytest.raises(InputError, match="not a saved policy"):
+            second.load(tmp_path / name)
     other = dataclasses.replace(SPACE, knobs=SPACE.knobs[:3])
     with pytest.raises(InputError, match="another kind of space"):
         QMethod(other, np.random.default_rng(0)).load(tmp_path / "policy.pt")

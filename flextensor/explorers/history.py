@@ -1,8 +1,9 @@
-"""What every explorer remembers: measured points, and good ones among them to start from."""
+"""What every explorer shares: it remembers points, starts from good ones, proposes fresh ones."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -57,3 +58,23 @@ class History:
             if point not in self.seconds:
                 fresh[point] = None
         return list(fresh)
+
+
+class Proposer(ABC):
+    """An `Explorer` that is told by its history: members say only where they would go next."""
+
+    def __init__(self, space: Space, rng: np.random.Generator) -> None:
+        self.space, self.rng = space, rng
+        self.history = History(space, rng)
+
+    @abstractmethod
+    def propose(self, count: int) -> Iterable[Point]:
+        """Legal points, best first, measured ones among them or not; about `count` are wanted."""
+
+    def ask(self, count: int) -> list[Point]:
+        """Up to `count` proposals that were not measured yet, uniform ones where too few."""
+        return self.history.filled(self.propose(count), count)
+
+    def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Remember measured points and their times."""
+        self.history.tell(points, seconds)

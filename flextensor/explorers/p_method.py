@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flextensor.explorers.history import History
+from flextensor.explorers.history import Proposer
 from flextensor.schedulers.space import Point, Space
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class PMethod:
+class PMethod(Proposer):
     """Proposes every neighbour of a start that is chosen by simulated annealing."""
 
     def __init__(self, space: Space, rng: np.random.Generator) -> None:
-        self._space = space
-        self._history = History(space, rng)
+        super().__init__(space, rng)
         self._open: list[Point] = []
 
-    def ask(self, count: int) -> list[Point]:
+    def propose(self, count: int) -> Iterator[Point]:
         """All neighbours of one annealed start after the other; the last start is gone on with."""
-        return self._history.filled(self._around(count), count)
-
-    def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
-        """Remember measured points and their times."""
-        self._history.tell(points, seconds)
-
-    def _around(self, count: int) -> Iterator[Point]:
-        for start in dict.fromkeys([*self._open, *self._history.starts(count)]):
+        for start in dict.fromkeys([*self._open, *self.history.starts(count)]):
             self._open = [start]
-            yield from self._space.neighbours(start)
+            yield from self.space.neighbours(start)

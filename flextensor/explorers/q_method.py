@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.errors import InputError
-from flextensor.explorers.history import History
+from flextensor.explorers.history import Proposer
 from flextensor.schedulers.space import Point, Space
 
 if TYPE_CHECKING:
@@ -40,12 +40,11 @@ EXPLORE_FROM, EXPLORE_TO, EXPLORE_TRIALS = 0.8, 0.1, 64.0
 """Probability of a random direction: falls from the first to the second over so many trials."""
 
 
-class QMethod:
+class QMethod(Proposer):
     """One direction per annealed start, chosen by a Q-network that learns from every trial."""
 
     def __init__(self, space: Space, rng: np.random.Generator) -> None:
-        self._space, self._rng = space, rng
-        self._history = History(space, rng)
+        super().__init__(space, rng)
         self._directions = [
             (d, move)
             for d, knob in enumerate(space.knobs)
@@ -59,20 +58,15 @@ class QMethod:
         self._network: Any = None
         self._target: Any = None
 
-    def ask(self, count: int) -> list[Point]:
-        """Points one move away from annealed starts, each in the direction that promises most."""
-        self._pending.clear()
-        return self._history.filled(self._moves(4 * count), count)
-
     def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Remember what was measured, and learn from the moves that led there."""
-        known = self._history.seconds
+        known = self.history.seconds
         for point, now in zip(points, seconds, strict=True):
             if point in self._pending:
                 start, action = self._pending.pop(point)
                 ahead = point if math.isfinite(now) else None
                 self._replay.append((start, action, reward(known[start], now), ahead))
-        self._history.tell(points, seconds)
+        super().tell(points, seconds)
         self._untrained += len(points)
         if self._untrained >= TRAIN_EVERY and self._replay:
             self._train()
@@ -81,12 +75,12 @@ class QMethod:
     def moved(self, point: Point, action: int) -> Point | None:
         """Where a direction leads from a point; None when there is nothing, or it is illegal."""
         dimension, move = self._directions[action]
-        knob = self._space.knobs[dimension]
+        knob = self.space.knobs[dimension]
         index = point[dimension] + move if knob.ordered else move
         if not 0 <= index < len(knob.values) or index == point[dimension]:
             return None
         other = (*point[:dimension], index, *point[dimension + 1 :])
-        return other if self._space.legal(other) else None
+        return other if self.space.legal(other) else None
 
     def save(self, path: Path) -> None:
         """Write the network's weights, for a later search of the same kind of space."""
@@ -96,10 +90,13 @@ class QMethod:
         torch.save({"kind": self.kind, "weights": self._network.state_dict()}, path)
 
     def load(self, path: Path) -> None:
-        """Start from saved weights; `InputError` when they are for another kind of space."""
+        """Start from saved weights; `InputError` when there are none for this kind of space."""
         import torch
 
-        found = torch.load(path, weights_only=True)
+        try:
+            found = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises whatever it meets in a file that is not its own
+            raise InputError(f"{path}: not a saved policy: {type(error).__name__}") from error
         if not isinstance(found, dict) or found.get("kind") != self.kind:
             raise InputError(f"{path}: a policy for another kind of space")
         self._networks()
@@ -109,32 +106,34 @@ class QMethod:
     @property
     def kind(self) -> str:
         """What spaces share that one network fits: names of knobs, and values of choices."""
-        text = json.dumps([[k.name, None if k.ordered else k.values] for k in self._space.knobs])
+        text = json.dumps([[k.name, None if k.ordered else k.values] for k in self.space.knobs])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _moves(self, count: int) -> Iterator[Point]:
-        starts = self._history.starts(count)
+    def propose(self, count: int) -> Iterator[Point]:
+        """Points one move away from annealed starts, each in the direction that promises most."""
+        self._pending.clear()
+        starts = self.history.starts(4 * count)
         if not starts:
             return
         values = self.values(starts)
         for start, row in zip(starts, values, strict=True):
             actions = sorted(range(len(row)), key=lambda a: -row[a])
-            if self._rng.random() < self._exploring:
-                self._rng.shuffle(actions)
+            if self.rng.random() < self._exploring:
+                self.rng.shuffle(actions)
             for action in actions:
                 other = self.moved(start, action)
                 if other is None:
                     if action == actions[0] and (start, action) not in self._walls:
                         self._walls.add((start, action))  # wanted most, and no way: learn it once
                         self._replay.append((start, action, PENALTY, None))
-                elif other not in self._history.seconds and other not in self._pending:
+                elif other not in self.history.seconds and other not in self._pending:
                     self._pending[other] = (start, action)
                     yield other
                     break
 
     @property
     def _exploring(self) -> float:
-        trials = len(self._history.seconds)
+        trials = len(self.history.seconds)
         return max(EXPLORE_FROM * math.exp(-trials / EXPLORE_TRIALS), EXPLORE_TO)
 
     def _networks(self) -> None:
@@ -144,7 +143,7 @@ class QMethod:
         import torch
 
         inputs, outputs = (
-            len(self._space.encode((0,) * len(self._space.knobs))),
+            len(self.space.encode((0,) * len(self.space.knobs))),
             len(self._directions),
         )
         sizes = [inputs, *[HIDDEN] * (LAYERS - 1), outputs]
@@ -164,7 +163,7 @@ class QMethod:
     def _encode(self, points: Sequence[Point]) -> Any:
         import torch
 
-        return torch.tensor([self._space.encode(p) for p in points], dtype=torch.float32)
+        return torch.tensor([self.space.encode(p) for p in points], dtype=torch.float32)
 
     def values(self, points: Sequence[Point]) -> list[list[float]]:
         """Q of every direction from every point; zeros until something was learned."""
@@ -183,7 +182,7 @@ class QMethod:
         self._networks()
         moves = list(self._replay)
         for _ in range(STEPS):
-            picks = self._rng.integers(len(moves), size=min(BATCH, len(moves))).tolist()
+            picks = self.rng.integers(len(moves), size=min(BATCH, len(moves))).tolist()
             batch = [moves[i] for i in picks]
             with torch.no_grad():
                 ahead = self._target(self._encode([e or p for p, _, _, e in batch])).amax(1)
