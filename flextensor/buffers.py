@@ -1,4 +1,4 @@
-"""Aligned arrays: what a vectorised kernel may be called with."""
+"""Arrays that a vectorised kernel may be called with, poisoned before and compared after."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from flextensor.operators.workload import ALIGNMENT
+from flextensor.operators.workload import aligned, empty
+
+__all__ = ["Array", "aligned", "empty", "poison", "relative_error"]
 
 Array = np.ndarray[Any, Any]
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An uninitialised aligned array, row-major."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    array: Array = raw[start : start + size].view(dtype).reshape(shape)
-    return array
-
-
-def aligned(array: Array) -> Array:
-    """An aligned row-major copy of `array`."""
-    copy = empty(array.shape, array.dtype)
-    copy[...] = array
-    return copy
 
 
 def poison(array: Array) -> None:

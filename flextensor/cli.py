@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 
 from flextensor import __version__
 from flextensor.cli_db import DbOption, JsonOption, db_app
-from flextensor.errors import DeviceError, FlexTensorError, InputError
+from flextensor.errors import DeviceError, FlexTensorError, InputError, check_positive, unknown
 
 if TYPE_CHECKING:
     from flextensor.operators.base import Operator
@@ -69,10 +68,8 @@ def check_numbers(
     trials: int | None, time: float | None, tolerance: float = 1.0, seed: int = 0
 ) -> None:
     """Raise `InputError` for a budget, tolerance or seed that makes no sense."""
-    given = {"--trials": trials, "--time": time, "--tolerance": tolerance}
-    for option, value in given.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InputError(f"{option} must be greater than 0, got {value}")
+    for option, value in {"--trials": trials, "--time": time, "--tolerance": tolerance}.items():
+        check_positive(option, value)
     if seed < 0:
         raise InputError(f"--seed must be at least 0, got {seed}")
 
@@ -338,7 +335,6 @@ def compare(
     check_numbers(trials, time)
     from flextensor import compare as runner
     from flextensor import cost_models, operators, targets
-    from flextensor.errors import unknown
 
     if cost_model not in cost_models.names():
         raise unknown("cost model", cost_model, cost_models.names())

@@ -13,6 +13,7 @@ it is a `flextensor.targets.Trial` with a status and a reason.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -46,3 +47,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
     return InputError(f"unknown {what} {name!r}; {hint}")
+
+
+def check_positive(what: str, value: float | None) -> None:
+    """Raise `InputError` for a number that is given and not finite and greater than 0."""
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{what} must be greater than 0, got {value}")

@@ -232,8 +232,7 @@ class LocalMeasurer:
 
     def _prepare_runner(self) -> None:
         if not self._runner.setup:
-            exact = self.workload.buffers[-1].dtype.startswith(("int", "uint"))
-            tolerance = 0.0 if exact else self.tolerance
+            tolerance = self.workload.tolerance(self.tolerance)
             payload = {"target": dump(self.target), "tolerance": tolerance, **self._data(self.seed)}
             self._runner.add_setup("load", payload)
 

@@ -23,22 +23,14 @@ import numpy as np
 import pytest
 
 from flextensor import targets
-from flextensor.buffers import empty
+from flextensor.buffers import aligned, empty, relative_error
 from flextensor.cost_models import CostModel
 from flextensor.explorers import Explorer
 from flextensor.operators import Operator, Workload, parse
 from flextensor.operators.program import PLAIN
-from flextensor.operators.workload import aligned
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.space import Point, Space, choice, sizes
 from flextensor.targets import Target
-
-Array = np.ndarray[Any, Any]
-
-
-def relative_error(got: Array, want: Array) -> float:
-    """max|got - want| / max|want|; NaN where a kernel left an output unwritten."""
-    return float(np.max(np.abs(got - want)) / max(float(np.max(np.abs(want))), 1e-30))
 
 
 class OperatorCase:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.database import Database
-from flextensor.errors import DeviceError, FlexTensorError, InputError, unknown
+from flextensor.errors import DeviceError, InputError, check_positive, unknown
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators.base import Operator
 from flextensor.operators.workload import Workload
@@ -129,9 +129,9 @@ def tune(
     `trials` asks for more than it had. `tolerance` bounds max|y - y64| / max|y64|. Raises
     `InputError`, `DeviceError`, `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
-    _check_budget("trials", trials)
-    _check_budget("time", time)
-    _check_budget("tolerance", tolerance)
+    check_positive("trials", trials)
+    check_positive("time", time)
+    check_positive("tolerance", tolerance)
     _check_names(explorer, cost_model)
     workload = as_workload(what)
     device = lookup(target, threads) if isinstance(target, str) else target
@@ -162,11 +162,6 @@ def current(known: Mapping[str, Any], workload: Workload, target: Target) -> boo
     if formulation not in workload.formulations or not isinstance(config, Mapping):
         return False
     return space(workload.prim_func(str(formulation)), target).has(config)
-
-
-def _check_budget(name: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise InputError(f"{name} must be greater than 0, got {value}")
 
 
 def _check_names(explorer: str, cost_model: str) -> None:
@@ -282,7 +277,7 @@ class Tuning:
         for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
             with contextlib.suppress(DeviceError):
                 error = measurer.verify(finalists[name])
-                if error <= self._tolerance:
+                if error <= self.workload.tolerance(self.tolerance):
                     medians = {p: statistics.median(times[p]) for p in peers if p in times}
                     result = self._result(ranked[int(name)], times[name], medians, error, True)
                     w = self.workload
@@ -291,11 +286,6 @@ class Tuning:
         raise DeviceError(
             f"{self.workload.key}: none of the best {len(finalists)} kernels verified"
         )
-
-    @property
-    def _tolerance(self) -> float:
-        exact = self.workload.buffers[-1].dtype.startswith(("int", "uint"))
-        return 0.0 if exact else self.tolerance
 
     def _result(
         self,
@@ -383,6 +373,3 @@ def show(result: Result) -> dict[str, Any]:
         "tir": module.script(),
         "source": executable.mod.inspect_source("ll"),
     }
-
-
-__all__ = ["FlexTensorError", "Interrupted", "Progress", "Result", "load", "show", "tune"]

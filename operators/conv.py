@@ -96,7 +96,7 @@ class Convolution(Operator):
             groups=self.groups,
             name=self.name,
         )
-        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+        return self.finish(out, data, weight, *bias)
 
     def compute_winograd(self, tile: int) -> Tensors:
         """The convolution by F(tile, kernel), see `flextensor.operators.winograd`."""
@@ -109,6 +109,10 @@ class Convolution(Operator):
             groups=self.groups,
             name=self.name,
         )
+        return self.finish(out, data, weight, *bias)
+
+    def finish(self, out: Any, data: Any, weight: Any, *bias: Any) -> Tensors:
+        """The placeholders, and `out` with bias and relu where there are any."""
         return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
 
     def padded(self, data: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flextensor.errors import InputError
 from flextensor.operators.base import Tensors, register
 from flextensor.operators.conv import Convolution, check_groups
-from flextensor.operators.stages import convolve, epilogue, epilogue_flops
+from flextensor.operators.stages import convolve, epilogue_flops
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class ConvolutionTranspose(Convolution):
             self._pad_phases(data), self._split(weight), groups=self.groups, name=self.name
         )
         out = self._shuffle(phases)
-        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+        return self.finish(out, data, weight, *bias)
 
     def padded(self, data: Any) -> Any:
         """``out[j] = data[(j - start) / stride]``, zero where that is no element."""

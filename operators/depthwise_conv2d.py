@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.operators.base import Tensors, register
 from flextensor.operators.conv import Convolution, check_window
-from flextensor.operators.stages import epilogue, pad
+from flextensor.operators.stages import pad
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class DepthwiseConv2d(Convolution):
 
         shape = (self.batch, self.out_channels, *self.out_size)
         out = te.compute(shape, value, name=self.name)
-        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+        return self.finish(out, data, weight, *bias)
 
     def torch(self, *inputs: torch.Tensor) -> torch.Tensor:
         data, weight, *bias = inputs

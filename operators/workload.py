@@ -109,6 +109,10 @@ class Workload:
         """Compulsory traffic: every input read once, the output written once."""
         return sum(b.nbytes for b in self.buffers)
 
+    def tolerance(self, asked: float) -> float:
+        """The relative error that an output may have: integers are exact."""
+        return 0.0 if self.buffers[-1].dtype.startswith(("int", "uint")) else asked
+
     def inputs(self, seed: int) -> list[np.ndarray[Any, Any]]:
         """Random inputs, the same for the same seed, aligned to `ALIGNMENT` bytes."""
         import numpy as np
@@ -145,13 +149,19 @@ def _random(rng: np.random.Generator, spec: BufferSpec) -> np.ndarray[Any, Any]:
     return rng.standard_normal(spec.shape, dtype="float32")
 
 
-def aligned(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    """A copy of `array` in `dtype` that starts at a multiple of `ALIGNMENT` bytes."""
+def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+    """An uninitialised row-major array that starts at a multiple of `ALIGNMENT` bytes."""
     import numpy as np
 
-    kind = np.dtype(dtype)
-    raw = np.empty(array.size * kind.itemsize + ALIGNMENT, np.uint8)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    out = raw[start : start + array.size * kind.itemsize].view(kind).reshape(array.shape)
+    array: np.ndarray[Any, Any] = raw[start : start + size].view(dtype).reshape(shape)
+    return array
+
+
+def aligned(array: np.ndarray[Any, Any], dtype: Any = None) -> np.ndarray[Any, Any]:
+    """A copy of `array`, in `dtype` if one is given, as `empty` makes them."""
+    out = empty(array.shape, dtype or array.dtype)
     out[...] = array
     return out

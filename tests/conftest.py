@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flextensor.buffers import empty, poison, relative_error
 from flextensor.operators import Workload
 from flextensor.operators.program import PLAIN
-
-Array = np.ndarray[Any, Any]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,11 +24,18 @@ def error_of() -> Callable[[Workload, str], float]:
 
     def measure(workload: Workload, formulation: str) -> float:
         inputs = workload.inputs(seed=7)
-        out = np.full(workload.buffers[-1].shape, np.nan, "float32")
+        out = empty(workload.buffers[-1].shape, "float32")
+        poison(out)
         tvm.compile(workload.prim_func(formulation), target=PLAIN)(*inputs, out)
         expected = workload.reference(inputs)
         assert expected.dtype == np.float64
         assert expected.shape == out.shape
-        return float(np.max(np.abs(out - expected)) / max(1.0, np.max(np.abs(expected))))
+        return relative_error(out, expected)
 
     return measure
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a database may be made."""
+    return tmp_path / "trials.db"

@@ -7,48 +7,16 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from database_trials import ASSETS, HERE, add, failure, ok, refused
 
 from flextensor import database_schema
 from flextensor.database import Database
-from flextensor.errors import DatabaseError
 from flextensor.targets.base import Status, Trial
-
-ASSETS = Path(__file__).parent / "assets"
-PARAMS = {"m": 64, "n": 64, "k": 64}
-HERE = ("gemm(m=64, n=64, k=64)", "llvm-here")
-
-
-def ok(seconds: float = 1e-3, tile: int = 1) -> Trial:
-    return Trial("direct", {"tile": tile}, Status.OK, (seconds,), error=1e-7)
-
-
-def failure(status: Status = Status.BUILD_ERROR, tile: int = 1) -> Trial:
-    return Trial("direct", {"tile": tile}, status, message=f"it was {status}")
-
-
-def add(database: Database, *trials: Trial, key: str = HERE[0]) -> None:
-    for trial in trials:
-        database.add(key, "gemm", PARAMS, HERE[1], trial)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "trials.db"
-
-
-# One line, whatever was wrong.
-def refused(*arguments: Any, action: Callable[..., Any] = Database, **options: Any) -> str:
-    with pytest.raises(DatabaseError) as caught:
-        action(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
 
 # --- files that are not ours, or not well
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from flextensor import peers
+from flextensor.buffers import relative_error
 from flextensor.errors import InputError
 from flextensor.operators import Conv2d, Conv3d, Gemm, Operator, Workload
 from flextensor.operators.depthwise_conv2d import DepthwiseConv2d
-from flextensor.testing import relative_error
 
 CONV = Conv2d(in_channels=8, height=9, width=11, out_channels=16, padding=1, stride=2)
 WAYS = [
