@@ -51,6 +51,7 @@ def run(
     chosen = operators.cases(suite, family)
     device = lookup(target, threads)
     make(out)
+    device.remeasure()
     data = {**header(device, command), "cases": []}
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]

@@ -27,6 +27,8 @@ SPREAD = 0.03
 median, and after MOST_SECONDS in any case."""
 COLD_SECONDS = 0.02
 """A first call below this says nothing: page faults and waking threads may be most of it."""
+ABANDON = {1: 2.0, 3: 1.2}
+"""After so many repeats, a candidate whose best is so many times slower is abandoned."""
 SLOW_SECONDS = 0.05
 """One repeat a turn is enough when a call takes this long."""
 LONG_SECONDS = 1.0
@@ -71,10 +73,6 @@ def spread(times: Sequence[float]) -> float:
     """Interquartile range over the median."""
     low, median, high = statistics.quantiles(times, n=4)
     return (high - low) / median
-
-
-ABANDON = {1: 2.0, 3: 1.2}
-"""After so many repeats, a candidate whose best is so many times slower is abandoned."""
 
 
 def slower(times: Sequence[float], best: float) -> bool:

@@ -8,7 +8,8 @@
         write the block out, through the fused elementwise consumers
 
 One side gives the vector lanes, the other one scalars (*rows*) that are broadcast. GEMM, einsum,
-every convolution and its transposed, grouped, dilated and depthwise kin are this one loop nest.
+every convolution, its transposed, grouped and dilated kin, and Winograd's products are this one
+loop nest; what few filters share is `window`'s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stages without much reuse: maps, copies, pooling, gathers; and whatever nobody else takes.
+"""Stages without much reuse: maps, copies, gathers; and whatever nobody else takes.
 
 for outer spatial loops in parallel:
     for reduction:  out[vector] = combine(out[vector], value)

@@ -113,3 +113,7 @@ class Target(ABC):
     @abstractmethod
     def bandwidth(self) -> float:
         """Measured main-memory bandwidth of all cores, bytes/s; measured once, then cached."""
+
+    @abstractmethod
+    def remeasure(self) -> None:
+        """Measure the peak and the bandwidth again, before they are reported beside results."""

@@ -30,6 +30,9 @@ class Device:
     def bandwidth(self) -> float:
         return 3e10
 
+    def remeasure(self) -> None:
+        pass
+
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,18 @@ def test_each_value_is_measured_once_per_fingerprint(target: Target, measured: l
     assert other.peak_flops() == 1e9 + 4
 
 
+def test_the_highest_reading_is_kept(
+    target: Target, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = target.peak_flops(), target.bandwidth()
+    target.remeasure()
+    high = target.peak_flops(), target.bandwidth()
+    assert high > low
+    monkeypatch.setattr(peaks, "_in_worker", lambda target, what: 1.0)
+    target.remeasure()
+    assert (target.peak_flops(), target.bandwidth()) == high
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_broken_cache_is_measured_again(
     target: Target, measured: list[str], content: str
