@@ -17,6 +17,13 @@ PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28)
 
 
+TILES = (
+    ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4), ("n", 14, 1),
+    ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4), ("n", 1, 4), ("m", 1, 1),
+)  # fmt: skip
+"""Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Every size that follows from a config of a contraction."""
@@ -163,40 +170,31 @@ def contraction_space(
 
 
 def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
-    """Register tiles that keep the multipliers busy, over the layouts that move the least."""
+    """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
+    lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
+    knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
-    outputs = next(k for k in space.knobs if k.name == "output_at").values
-    for lanes, rows, vectors in (
-        ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4),
-        ("n", 14, 1), ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4),
-        ("n", 1, 4), ("m", 1, 1),
-    ):  # fmt: skip
-        for packed in (0, 1, 2) if sides[lanes].contiguous else (0, 1):
+    for lanes, rows, vectors in TILES:
+        for packed in ("lanes", "all", "nothing"):
+            if packed == "nothing" and not sides[lanes].contiguous:
+                continue
             wanted: Config = {
                 "lanes": lanes, "rows": rows, "vectors": vectors, "k_unroll": 1, "k_parts": 1,
-                "unroll_windows": 1, "blocks_order": "m", "tiles_order": "n", "output_at": "block",
-                "m_at": "root", "n_at": "block", "m_parts": 1 if packed == 1 else 8, "n_parts": 16,
+                "unroll_windows": 1, "blocks_order": "m", "tiles_order": "n",
+                "m_at": "root", "n_at": "block", "m_parts": 1 if packed == "all" else 8,
             }  # fmt: skip
-            for side in ("m", "n"):
-                options = next(k for k in space.knobs if k.name == f"{side}_layout").values
-                wanted[f"{side}_layout"] = options[-1] if packed == 1 else options[0]
-                if packed != 1 and "flat" in options and "inline" not in options:
-                    wanted[f"{side}_layout"] = "flat"
-                if not packed and side == lanes and wanted[f"{side}_layout"] == "inline":
-                    wanted[f"{side}_layout"] = "panel"
-                    wanted[f"{side}_at"] = "root"
-            config = space.config(space.project(wanted))
-            for parts in (config["n_parts"], 4, 1):
-                for at in outputs:
-                    nearest = space.config(
-                        space.project({**config, "n_parts": parts, "output_at": at})
-                    )
-                    if space.reason(nearest) is None:
-                        picks.setdefault(tuple(nearest.values()), nearest)
-                        break
-                else:
-                    continue
-                break
+            for side in sides:
+                wanted[f"{side}_layout"] = knobs[f"{side}_layout"][-1 if packed == "all" else 0]
+            if packed == "lanes" and wanted[f"{lanes}_layout"] == "inline":
+                wanted |= {f"{lanes}_layout": "panel", f"{lanes}_at": "root"}
+            options = (
+                space.config(space.project({**wanted, "n_parts": parts, "output_at": at}))
+                for parts in (16, 4, 1)
+                for at in knobs["output_at"]
+            )
+            pick = next((config for config in options if space.reason(config) is None), None)
+            if pick is not None:
+                picks.setdefault(tuple(pick.values()), pick)
     return tuple(picks.values())
 
 
