@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flextensor.schedulers.space import Point, Space
+
+
+def guess(features: Mapping[str, float]) -> float:
+    """log2 of the sum of the stages' estimates; 0 where there are none."""
+    estimate = sum(v for k, v in features.items() if k.endswith("estimate") and "log" not in k)
+    return math.log2(estimate) if estimate > 0 else 0.0
 
 
 class Analytic:
@@ -19,14 +25,7 @@ class Analytic:
 
     def predict(self, points: Sequence[Point]) -> list[float]:
         """log2 of the estimated seconds; 0 where no scheduler gives an estimate."""
-        scores = []
-        for point in points:
-            features = self._space.features(self._space.config(point))
-            estimate = sum(
-                v for k, v in features.items() if k.endswith("estimate") and "log" not in k
-            )
-            scores.append(math.log2(estimate) if estimate > 0 else 0.0)
-        return scores
+        return [guess(self._space.features(self._space.config(p))) for p in points]
 
 
 class Indifferent:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from flextensor.cost_models.analytic import Analytic
+from flextensor.cost_models.analytic import guess
 from flextensor.schedulers.space import Point, Space
 
 ENOUGH = 8
@@ -18,7 +18,6 @@ class Learned:
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         self._space, self._seed = space, seed
-        self._guess = Analytic(space)
         self._trees: Any = None
 
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
@@ -31,30 +30,33 @@ class Learned:
 
         slow = math.log2(max(finite)) + 1
         logs = [math.log2(s) if math.isfinite(s) else slow for s in seconds]
-        guess = self._guess.predict(points)
-        labels = np.array([a - b for a, b in zip(logs, guess, strict=True)])
+        rows, guesses = self._describe(points)
+        labels = np.array(logs) - guesses
         settings = {
             "max_depth": 5, "eta": 0.2, "lambda": 1.0, "subsample": 0.8, "seed": self._seed,
             "nthread": 1, "verbosity": 0, "base_score": float(labels.mean()),
         }  # fmt: skip
-        data = xgboost.DMatrix(self._matrix(points), label=labels)
+        data = xgboost.DMatrix(rows, label=labels)
         self._trees = xgboost.train(settings, data, num_boost_round=60)
 
     def predict(self, points: Sequence[Point]) -> list[float]:
         """log2 of the expected seconds."""
-        guess = self._guess.predict(points)
-        if self._trees is None or not points:
-            return guess
+        if not points:
+            return []
+        rows, guesses = self._describe(points)
+        if self._trees is None:
+            return [float(g) for g in guesses]
         import xgboost
 
-        rest = self._trees.predict(xgboost.DMatrix(self._matrix(points)))
-        return [a + float(b) for a, b in zip(guess, rest, strict=True)]
+        return [float(s) for s in guesses + self._trees.predict(xgboost.DMatrix(rows))]
 
-    def _matrix(self, points: Sequence[Point]) -> Any:
+    def _describe(self, points: Sequence[Point]) -> tuple[Any, Any]:
+        """What the trees see of every point, one row each; and the analytic guesses."""
         import numpy as np
 
-        rows = []
+        rows, guesses = [], []
         for point in points:
             features = self._space.features(self._space.config(point))
             rows.append(self._space.encode(point) + list(features.values()))
-        return np.array(rows, dtype=np.float32)
+            guesses.append(guess(features))
+        return np.array(rows, dtype=np.float32), np.array(guesses)

@@ -95,8 +95,17 @@ class Lane:
         """The explorer's draft, best by the model first."""
         draft = self.explorer.ask(DRAFT)
         self.exhausted = not draft
-        scores = self.model.predict(draft)
-        return [draft[i] for i in np.argsort(scores, kind="stable")[:count]]
+        return self._ranked(draft)[:count]
+
+    def around(self, count: int) -> list[Point]:
+        """Neighbours of the best point that were not measured yet, best by the model first."""
+        start = min(self.history, key=lambda p: self.history[p])
+        fresh = [p for p in self.space.neighbours(start) if p not in self.history]
+        return self._ranked(fresh)[:count]
+
+    def _ranked(self, points: Sequence[Point]) -> list[Point]:
+        scores = self.model.predict(points)
+        return [points[i] for i in np.argsort(scores, kind="stable")]
 
 
 Report = Callable[[str], None]
@@ -167,9 +176,16 @@ class Search:
             chosen = self._next()
             if chosen is None:
                 break
-            self._measure(chosen, chosen.propose(BATCH), "search")
+            self._measure(chosen, self._round(chosen), "search")
         if self.options.finish:
             self._descend()
+
+    def _round(self, lane: Lane) -> list[Point]:
+        """What explorer and model propose; after a round without gain, the best's neighbours: a
+        model that likes the wrong points is never corrected by them."""
+        stuck = self.options.finish and self.since_gain // BATCH % 2 == 1
+        near = lane.around(BATCH) if stuck else []
+        return near or lane.propose(BATCH)
 
     def _next(self) -> Lane | None:
         """The best formulation three times out of four, else the others within twice its time."""
@@ -189,13 +205,9 @@ class Search:
             lane = min(self.lanes, key=lambda lane: lane.best)
             if not math.isfinite(lane.best):
                 return
-            start = min(lane.history, key=lambda p: lane.history[p])
-            around = [p for p in lane.space.neighbours(start) if p not in lane.history]
-            scores = lane.model.predict(around)
-            order = np.argsort(scores, kind="stable")[: 2 * BATCH]
-            before = lane.best
-            for chunk in range(0, len(order), BATCH):
-                self._measure(lane, [around[i] for i in order[chunk : chunk + BATCH]], "finish")
+            near, before = lane.around(2 * BATCH), lane.best
+            for first in range(0, len(near), BATCH):
+                self._measure(lane, near[first : first + BATCH], "finish")
             if lane.best > 0.99 * before:
                 return
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flextensor.errors import IllegalConfigError, unknown
@@ -121,17 +121,19 @@ class Space:
         """Whether a point breaks no constraint."""
         return self.reason(self.config(point)) is None
 
-    def sample(self, rng: np.random.Generator, count: int) -> list[Point]:
-        """Up to `count` distinct legal points, uniform over the legal ones."""
+    def sample(
+        self, rng: np.random.Generator, count: int, known: Container[Point] = ()
+    ) -> list[Point]:
+        """Up to `count` distinct legal points, uniform over the legal ones that are not `known`."""
         found: dict[Point, None] = {}
         tried: set[Point] = set()
         for _ in range(200):
-            draws = [rng.integers(len(k.values), size=count) for k in self.knobs]
+            draws = [rng.integers(len(k.values), size=max(count, 64)) for k in self.knobs]
             for point in zip(*(d.tolist() for d in draws), strict=True):
                 if point in tried:
                     continue
                 tried.add(point)
-                if self.legal(point):
+                if point not in known and self.legal(point):
                     found[point] = None
                     if len(found) == count:
                         return list(found)
@@ -141,12 +143,21 @@ class Space:
 
     def neighbours(self, point: Point) -> list[Point]:
         """Legal points that differ in one knob by one step."""
-        moved = [
+        return [p for p in self._around(point) if self.legal(p)]
+
+    def step(self, point: Point, rng: np.random.Generator) -> Point | None:
+        """One of `neighbours`, uniform, without checking all of them; None where there is none."""
+        around = self._around(point)
+        order = rng.permutation(len(around)).tolist()
+        return next((around[i] for i in order if self.legal(around[i])), None)
+
+    def _around(self, point: Point) -> list[Point]:
+        """Points, legal or not, that differ in one knob by one step."""
+        return [
             (*point[:d], i, *point[d + 1 :])
             for d, knob in enumerate(self.knobs)
             for i in knob.moves(point[d])
         ]
-        return [p for p in moved if self.legal(p)]
 
     def encode(self, point: Point) -> list[float]:
         """The point as numbers in [0, 1]: one per ordered knob, one-hot for a choice."""

@@ -94,16 +94,18 @@ def test_a_policy_is_saved_and_starts_another_search(tmp_path: Path) -> None:
         QMethod(other, np.random.default_rng(0)).load(tmp_path / "policy.pt")
 
 
-def test_the_network_learns_which_way_is_good() -> None:
-    """k0 = 16 is far from its best 5: after some trials it prefers to lower k0."""
-    explorer = QMethod(SPACE, np.random.default_rng(0))
+def lowering(seed: int) -> float:
+    """The share of points with k0 = 16, far above its best 5, where Q-method would lower k0."""
+    explorer = QMethod(SPACE, np.random.default_rng(seed))
     for _ in range(40):
         points = explorer.ask(8)
         explorer.tell(points, [bowl(SPACE, p) for p in points])
-    rng = np.random.default_rng(5)
-    far = [(15, *p[1:]) for p in SPACE.sample(rng, 64)]
-    lower, higher = zip(*((row[0], row[1]) for row in explorer.values(far)), strict=True)
-    assert sum(a > b for a, b in zip(lower, higher, strict=True)) >= 40
+    far = [(15, *p[1:]) for p in SPACE.sample(np.random.default_rng(5), 64)]
+    return float(np.mean([row[0] > row[1] for row in explorer.values(far)]))
+
+
+def test_the_network_learns_which_way_is_good() -> None:
+    assert np.median([lowering(seed) for seed in range(5)]) > 0.9
 
 
 def test_the_budget_of_trials_is_kept() -> None:

@@ -23,7 +23,5 @@ class Annealing(Proposer):
         for start in self.history.starts(count):
             point = start
             for _ in range(int(self.rng.integers(1, 4))):
-                around = self.space.neighbours(point)
-                if around:
-                    point = around[int(self.rng.integers(len(around)))]
+                point = self.space.step(point, self.rng) or point
             yield point

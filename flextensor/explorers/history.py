@@ -52,11 +52,10 @@ class History:
                 return list(fresh)
             if point not in self.seconds:
                 fresh[point] = None
-        for point in self.space.sample(self.rng, count + len(self.seconds) + len(fresh)):
-            if len(fresh) >= count:
-                break
-            if point not in self.seconds:
-                fresh[point] = None
+        missing = count - len(fresh)
+        if missing > 0:
+            known = self.seconds.keys() | fresh.keys()
+            fresh |= dict.fromkeys(self.space.sample(self.rng, missing, known))
         return list(fresh)
 
 

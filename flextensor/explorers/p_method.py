@@ -21,6 +21,6 @@ class PMethod(Proposer):
 
     def propose(self, count: int) -> Iterator[Point]:
         """All neighbours of one annealed start after the other; the last start is gone on with."""
-        for start in dict.fromkeys([*self._open, *self.history.starts(count)]):
+        for start in dict.fromkeys([*self._open, *self.history.starts(8 * count)]):
             self._open = [start]
             yield from self.space.neighbours(start)

@@ -50,7 +50,6 @@ class QMethod(Proposer):
             for d, knob in enumerate(space.knobs)
             for move in ((-1, 1) if knob.ordered else range(len(knob.values)))
         ]
-        self._pending: dict[Point, tuple[Point, int]] = {}
         self._walls: set[tuple[Point, int]] = set()
         self._replay: deque[tuple[Point, int, float, Point | None]] = deque(maxlen=REPLAY)
         self._untrained = 0
@@ -59,28 +58,40 @@ class QMethod(Proposer):
         self._target: Any = None
 
     def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
-        """Remember what was measured, and learn from the moves that led there."""
-        known = self.history.seconds
-        for point, now in zip(points, seconds, strict=True):
-            if point in self._pending:
-                start, action = self._pending.pop(point)
-                ahead = point if math.isfinite(now) else None
-                self._replay.append((start, action, reward(known[start], now), ahead))
+        """Remember what was measured, and learn from every move between it and what was known."""
         super().tell(points, seconds)
+        for point in points:
+            for action in range(len(self._directions)):
+                other = self._moved(point, action)
+                if other in self.history.seconds:
+                    self._learn(point, action, other)
+                    self._learn(other, self._back(point, action), point)
         self._untrained += len(points)
         if self._untrained >= TRAIN_EVERY and self._replay:
             self._train()
             self._untrained = 0
 
-    def moved(self, point: Point, action: int) -> Point | None:
-        """Where a direction leads from a point; None when there is nothing, or it is illegal."""
+    def _moved(self, point: Point, action: int) -> Point | None:
+        """Where a direction leads from a point, legal or not; None when there is nothing."""
         dimension, move = self._directions[action]
         knob = self.space.knobs[dimension]
         index = point[dimension] + move if knob.ordered else move
         if not 0 <= index < len(knob.values) or index == point[dimension]:
             return None
-        other = (*point[:dimension], index, *point[dimension + 1 :])
-        return other if self.space.legal(other) else None
+        return (*point[:dimension], index, *point[dimension + 1 :])
+
+    def _back(self, point: Point, action: int) -> int:
+        """The direction that leads back to a point from where `action` leads."""
+        dimension, move = self._directions[action]
+        ordered = self.space.knobs[dimension].ordered
+        return self._directions.index((dimension, -move if ordered else point[dimension]))
+
+    def _learn(self, start: Point, action: int, end: Point) -> None:
+        """Remember a move from a point that works."""
+        before, after = self.history.seconds[start], self.history.seconds[end]
+        if math.isfinite(before):
+            ahead = end if math.isfinite(after) else None
+            self._replay.append((start, action, reward(before, after), ahead))
 
     def save(self, path: Path) -> None:
         """Write the network's weights, for a later search of the same kind of space."""
@@ -111,7 +122,7 @@ class QMethod(Proposer):
 
     def propose(self, count: int) -> Iterator[Point]:
         """Points one move away from annealed starts, each in the direction that promises most."""
-        self._pending.clear()
+        proposed: set[Point] = set()
         starts = self.history.starts(4 * count)
         if not starts:
             return
@@ -121,13 +132,13 @@ class QMethod(Proposer):
             if self.rng.random() < self._exploring:
                 self.rng.shuffle(actions)
             for action in actions:
-                other = self.moved(start, action)
-                if other is None:
+                other = self._moved(start, action)
+                if other is None or not self.space.legal(other):
                     if action == actions[0] and (start, action) not in self._walls:
                         self._walls.add((start, action))  # wanted most, and no way: learn it once
                         self._replay.append((start, action, PENALTY, None))
-                elif other not in self.history.seconds and other not in self._pending:
-                    self._pending[other] = (start, action)
+                elif other not in self.history.seconds and other not in proposed:
+                    proposed.add(other)
                     yield other
                     break
 

@@ -38,6 +38,18 @@ def test_neighbours_differ_in_one_knob_by_one_step_and_are_legal() -> None:
     assert set(around) == {(2, 0, 0), (3, 0, 1)}
 
 
+def test_samples_leave_out_what_is_known() -> None:
+    every = space().sample(np.random.default_rng(0), 14)
+    assert set(space().sample(np.random.default_rng(1), 14, set(every[:9]))) == set(every[9:])
+    assert space().sample(np.random.default_rng(1), 14, set(every)) == []
+
+
+def test_a_step_leads_to_every_neighbour_and_to_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    assert {space().step((3, 0, 0), rng) for _ in range(50)} == {(2, 0, 0), (3, 0, 1)}
+    assert Space((sizes("one", (1,)),)).step((0,), rng) is None
+
+
 def test_encoding_has_one_number_per_size_and_one_per_choice() -> None:
     assert space().encode((3, 0, 1)) == [1.0, 0.0, 0.0, 1.0]
 
