@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor import report
 from flextensor.bench_page import markdown, plot
+from flextensor.errors import InputError
 from flextensor.results import header, make, now, write
 
 if TYPE_CHECKING:
@@ -34,25 +35,30 @@ def run(
     threads: int | None,
     out: Path,
     db: Path | None,
-    peers: Sequence[str],
+    peers: Sequence[str] | None = None,
+    prepacked: bool = False,
     command: Sequence[str],
 ) -> int:
     """Tune every case; write OUT/data.json after each, then the table and the picture.
 
     A case that fails is recorded with its reason. A run that was killed goes on where it stood:
     what is solved answers from the database, and what was recorded on the same machine with the
-    same versions stays until it is measured again. Returns the exit code: 1 when a case failed.
+    same versions stays until it is measured again. `peers` are measured besides the one that
+    `tune` compares with; `prepacked` takes the cases that have weights, and packs them ahead.
+    Returns the exit code: 1 when a case failed.
     """
     from flextensor import operators, tuner
     from flextensor.peers import methods
     from flextensor.targets import lookup
 
-    methods(peers)
-    chosen = operators.cases(suite, family)
+    methods(peers or ())
+    chosen = [c for c in operators.cases(suite, family) if c.operator.weights or not prepacked]
+    if not chosen:
+        raise InputError(f"no case of {suite} has weights that could be packed ahead")
     device = lookup(target, threads)
     make(out)
     device.remeasure()
-    data = {**header(device, command), "cases": []}
+    data = {**header(device, command), "prepacked": prepacked, "cases": []}
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]
     code = 0
@@ -60,11 +66,11 @@ def run(
         for number, case in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {case.full_name}"
             try:
-                values = _measure(case, label, device, trials, time, database, peers)
+                values = _measure(case, label, device, trials, time, database, peers, prepacked)
             except (tuner.Interrupted, KeyboardInterrupt):
                 code = INTERRUPTED
                 break
-            if values.get("reused") and list(peers) == ["torch"]:
+            if values.get("reused") and not peers:
                 values = done.get(case.full_name, values)  # nothing was measured now
             if "failure" in values:
                 code = 1
@@ -86,7 +92,8 @@ def _measure(
     trials: int | None,
     time: float | None,
     database: Database,
-    peers: Sequence[str],
+    peers: Sequence[str] | None,
+    prepacked: bool,
 ) -> dict[str, Any]:
     """The JSON object of one case, or its name, operator and the reason of its failure."""
     from flextensor import tuner
@@ -95,9 +102,9 @@ def _measure(
         with report.Live(label) as live:
             result = tuner.tune(
                 case.operator, target=device, trials=trials, time=time, db=database,
-                progress=live.update,
+                prepacked=prepacked, progress=live.update,
             )  # fmt: skip
-        others = {} if list(peers) == ["torch"] else {"beside": beside(result, peers)}
+        others = {"beside": beside(result, peers)} if peers else {}
     except tuner.Interrupted:
         raise
     except Exception as error:  # a fault in one case must not cost the others their results
@@ -144,6 +151,7 @@ def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:
         same = (
             old["machine"]["fingerprint"] == today["machine"]["fingerprint"]
             and old["versions"] == today["versions"]
+            and old.get("prepacked", False) == today["prepacked"]
         )
         return [dict(c) for c in old["cases"] if "case" in c] if same else []
     except (OSError, ValueError, KeyError, TypeError):

@@ -36,6 +36,9 @@ EinsumOption = Annotated[str | None, typer.Option(metavar="EQUATION", help="a co
 CaseOption = Annotated[str | None, typer.Option(metavar="SUITE/CASE", help="a case of a suite")]
 SuiteOption = Annotated[str | None, typer.Option(metavar="NAME", help="all cases of a suite")]
 ThreadsOption = Annotated[int | None, typer.Option(help="threads of the kernel")]
+PrepackedOption = Annotated[
+    bool, typer.Option("--prepacked", help="weights packed ahead, compared with those who do so")
+]
 TrialsOption = Annotated[int | None, typer.Option(help="points to measure in all")]
 TimeOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="seconds to spend")]
 
@@ -170,6 +173,7 @@ def tune(
     threads: ThreadsOption = None,
     no_peers: Annotated[bool, typer.Option("--no-peers", help="do not time PyTorch")] = False,
     tolerance: Annotated[float, typer.Option(help="largest relative error")] = 1e-4,
+    prepacked: PrepackedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
@@ -187,7 +191,8 @@ def tune(
                     result = tuner.tune(
                         operator, target=target, threads=threads, trials=trials, time=time,
                         explorer=explorer, cost_model=cost_model, seed=seed, db=database,
-                        fresh=fresh, peers=not no_peers, tolerance=tolerance, progress=live.update,
+                        fresh=fresh, peers=not no_peers, tolerance=tolerance,
+                        prepacked=prepacked, progress=live.update,
                     )  # fmt: skip
             except tuner.Interrupted as stop:
                 if stop.result is not None:
@@ -273,6 +278,7 @@ def show(
     target: TargetOption = "llvm",
     threads: ThreadsOption = None,
     db: DbOption = None,
+    prepacked: PrepackedOption = False,
     source: Annotated[bool, typer.Option("--source", help="print the generated code")] = False,
     tir: Annotated[bool, typer.Option("--tir", help="print the scheduled program")] = False,
 ) -> None:
@@ -280,7 +286,7 @@ def show(
     from flextensor import report, tuner
 
     ((label, operator),) = workloads_of(what, fields, einsum, case, None)
-    result = tuner.load(operator, target=target, threads=threads, db=db)
+    result = tuner.load(operator, target=target, threads=threads, db=db, prepacked=prepacked)
     found = tuner.show(result)
     if not (source or tir):
         report.table(label, found["result"])
@@ -301,7 +307,10 @@ def bench(
     trials: TrialsOption = None,
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
-    peers: Annotated[str, typer.Option(metavar="NAMES", help="torch, torch-best, blas")] = "torch",
+    peers: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="torch, torch-best, torch-prepacked, blas")
+    ] = None,
+    prepacked: PrepackedOption = False,
     db: DbOption = None,
 ) -> None:
     """Tune every case of a suite beside its peers; write raw data, a table and a picture."""
@@ -310,7 +319,8 @@ def bench(
 
     code = runner.run(
         suite, family=family, target=target, time=time, trials=trials, threads=threads,
-        out=out or Path("results") / suite, db=db, peers=[p.strip() for p in peers.split(",")],
+        out=out or Path("results") / (f"{suite}-prepacked" if prepacked else suite), db=db,
+        peers=[p.strip() for p in peers.split(",")] if peers else None, prepacked=prepacked,
         command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flextensor.buffers import Array, aligned, empty
-from flextensor.errors import DeviceError, InputError
+from flextensor.errors import InputError
+from flextensor.library import Library
 from flextensor.operators.workload import ALIGNMENT, BufferSpec
 
 
@@ -23,50 +24,65 @@ class Kernel:
     dtype, shape or device of arguments, and for tensors that require gradients.
     """
 
-    def __init__(self, program: str | Path | Any, buffers: Sequence[BufferSpec]) -> None:
-        """`program` is the path of a shared library or a `tvm.runtime.Executable`."""
-        if isinstance(program, str | Path):
-            program = _load(Path(program))
+    def __init__(self, path: str | Path, buffers: Sequence[BufferSpec]) -> None:
+        """`path` is a shared library that `flextensor.library.build` wrote."""
         self.buffers = tuple(buffers)
-        self._function = program["main"]
+        self._library = Library(Path(path))
 
     def __repr__(self) -> str:
         *inputs, out = (f"{b.name}: {b.dtype}{list(b.shape)}" for b in self.buffers)
         return f"Kernel({', '.join(inputs)}) -> {out}"
 
     def __call__(self, *inputs: Any, out: Any = None) -> Any:
-        """Compute `out` from the inputs."""
-        *specs, last = self.buffers
-        if len(inputs) != len(specs):
+        """Compute `out` from the inputs; weights of a prepacked kernel are packed now."""
+        views = self._views(inputs, range(len(self.buffers) - 1))
+        packed = self._library.pack([passable(views[p]) for p in self._library.constants])
+        return self._run(views, packed, inputs, out)
+
+    def prepack(self, *weights: Any) -> Callable[..., Any]:
+        """``layer(*other_inputs, out=None) -> out``, the kernel with its weights packed now.
+
+        Weights are the inputs that were tuned as constant, in order; none for a plain kernel.
+        """
+        constants = self._library.constants
+        fixed = [passable(view) for view in self._views(weights, constants)]
+        packed = self._library.pack(fixed)
+        others = [p for p in range(len(self.buffers) - 1) if p not in constants]
+
+        def layer(*inputs: Any, out: Any = None) -> Any:
+            """The kernel on the inputs that are no weights."""
+            views = dict(zip(others, self._views(inputs, others), strict=True))
+            views |= dict(zip(constants, fixed, strict=True))
+            return self._run([views[p] for p in sorted(views)], packed, inputs, out)
+
+        return layer
+
+    def _views(self, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
+        """Arrays on the memory of the inputs at `positions`, checked."""
+        specs = [self.buffers[p] for p in positions]
+        if len(values) != len(specs):
             names = ", ".join(spec.name for spec in specs)
-            raise InputError(f"the kernel takes {len(specs)} inputs ({names}), got {len(inputs)}")
-        views = [view(value, spec) for value, spec in zip(inputs, specs, strict=True)]
+            raise InputError(f"the kernel takes {len(specs)} inputs ({names}), got {len(values)}")
+        return [view(value, spec) for value, spec in zip(values, specs, strict=True)]
+
+    def _run(
+        self, views: Sequence[Array], packed: Sequence[Array], like: Sequence[Any], out: Any
+    ) -> Any:
+        arguments, last = [*map(passable, views), *packed], self.buffers[-1]
         if out is None:
             result = empty(last.shape, last.dtype)
-            self._function(*map(passable, views), result)
-            return _like(result, inputs)
+            self._library.main(*arguments, result)
+            return _like(result, like)
         target = view(out, last)
         if not target.flags.writeable:
             raise InputError(f"output {last.name} is read-only")
         overlaps = any(np.may_share_memory(target, given) for given in views)
         direct = _fits(target) and not overlaps
         result = target if direct else empty(last.shape, last.dtype)
-        self._function(*map(passable, views), result)
+        self._library.main(*arguments, result)
         if not direct:
             np.copyto(target, result)
         return out
-
-
-def _load(path: Path) -> Any:
-    import tvm
-
-    if not path.is_file():
-        raise InputError(f"no kernel library at {path}")
-    try:
-        return tvm.runtime.load_module(str(path))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1:]
-        raise DeviceError(f"cannot load {path}: {' '.join(reason)}") from error
 
 
 def view(value: Any, spec: BufferSpec) -> Array:

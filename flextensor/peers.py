@@ -14,7 +14,7 @@ from flextensor.errors import unknown
 if TYPE_CHECKING:
     import numpy as np
 
-    from flextensor.operators import Operator
+    from flextensor.operators import Gemm, Operator
 
     Arrays = Sequence[np.ndarray[Any, Any]]
 
@@ -29,13 +29,15 @@ PEERS: Mapping[str, tuple[str, ...]] = {
         "torch prepacked channels_last",
         "torch compiled",
     ),
+    "torch-prepacked": ("torch prepacked", "torch prepacked channels_last", "torch compiled"),
     "blas": ("blas",),
 }
 """The methods of every peer:
 
 - ``torch``: the operator's PyTorch expression, eager, plain layouts.
 - ``torch channels_last``: the same on tensors that lie channels last.
-- ``torch prepacked``: oneDNN with weights that lie ahead of time as its kernel wants them.
+- ``torch prepacked``: oneDNN (for a gemm: MKL) with weights that lie ahead of time as its kernel
+  wants them.
 - ``torch prepacked channels_last``: the same on data that lies channels last.
 - ``torch compiled``: torch.compile, max-autotune, with frozen weights.
 - ``blas``: NumPy's matmul on OpenBLAS with threads of its own.
@@ -105,9 +107,12 @@ def _prepacked(operator: Operator, tensors: list[Any], last: bool) -> Call | Non
     """oneDNN's convolution. `mkldnn_convolution` would pack the weights again at every call."""
     import torch
 
+    from flextensor.operators import Gemm
     from flextensor.operators.conv import Convolution
     from flextensor.operators.conv_transpose import ConvolutionTranspose
 
+    if isinstance(operator, Gemm) and not last:
+        return _prepacked_gemm(operator, tensors)
     if not isinstance(operator, Convolution) or isinstance(operator, ConvolutionTranspose):
         return None
     if len(operator.size) != 2:
@@ -126,14 +131,27 @@ def _prepacked(operator: Operator, tensors: list[Any], last: bool) -> Call | Non
     )
 
 
-def _compiled(operator: Operator, tensors: list[Any]) -> Call | None:
-    """What has one operand that changes and weights that do not; a product of several data
-    operands could be folded away when they are frozen."""
+def _prepacked_gemm(operator: Gemm, tensors: list[Any]) -> Call:
     import torch
 
-    from flextensor.operators.conv import Convolution
+    a, b, *bias = tensors
+    weight = b.t().contiguous()
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, operator.m)
+    added = bias[0] if bias else None
 
-    if not isinstance(operator, Convolution):
+    def linear() -> Any:
+        out = torch.ops.mkl._mkl_linear(a, packed, weight, added, operator.m)
+        return out.relu_() if operator.relu else out
+
+    return linear
+
+
+def _compiled(operator: Operator, tensors: list[Any]) -> Call | None:
+    """What has weights, all inputs but the first frozen; a product of several data operands
+    could be folded away when they are frozen."""
+    import torch
+
+    if not operator.weights:
         return None
     from torch._inductor import config
 

@@ -87,7 +87,8 @@ def duration(seconds: float) -> str:
 def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The result's figures in words."""
     roof = "peak FLOP/s" if values["bound"] == "compute" else "memory bandwidth"
-    torch = values["peers"].get("torch")
+    torch = min(values["peers"].values(), default=None)
+    ahead = ", weights packed ahead" if values.get("prepacked") else ""
     failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
     error = values["max_rel_error"]
     speedup = f"{values['speedup']:.2f}x ({duration(torch)})" if torch else "not measured"
@@ -97,7 +98,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("latency", f"{duration(values['best_seconds'])}, spread {values['spread']:.1%}"),
         ("speed", f"{values['gflops']:.1f} GFLOP/s"),
         (f"share of measured {roof}", f"{values['peak_fraction']:.1%}"),
-        ("speed-up over PyTorch", speedup),
+        (f"speed-up over PyTorch{ahead}", speedup),
         ("largest error", "not checked" if error is None else f"{error:.1e}"),
         ("verified", "yes" if values["verified"] else "no"),
         ("formulation", values["formulation"]),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flextensor import buffers, peers, targets
+from flextensor import buffers, library, peers, targets
 
 REPEAT_SECONDS = 0.002
 """A repeat lasts at least this long, in as many calls as that takes."""
@@ -142,14 +142,11 @@ class Runner:
 
     def load(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """{"target", "tolerance", "inputs", "reference", "shape", "dtype"} -> {}."""
-        import tvm
-
         self.target = targets.load(payload["target"])
         self.tolerance: float = payload["tolerance"]
         self.device = self.target.tvm_device()
         self.data = Data(payload)
         self.tensors = self._place(self.data)
-        self._load_module = tvm.runtime.load_module
         return {}
 
     def _place(self, data: Data) -> list[Any]:
@@ -163,10 +160,16 @@ class Runner:
         buffers.poison(self.data.output)
         self.tensors[-1].copyfrom(self.data.output)
 
-    def _clock(self, path: str) -> Clock:
-        function = self._load_module(path)["main"]
-        tensors = self.tensors
-        return Clock(lambda: function(*tensors), self.device.sync)
+    def _clock(self, path: str, tensors: Sequence[Any] | None = None) -> Clock:
+        """Calls of a kernel on `tensors`, or on those of `load`; weights are packed here."""
+        import tvm
+
+        kernel = library.Library(Path(path))
+        *inputs, out = tensors or self.tensors
+        packed = kernel.pack([inputs[p] for p in kernel.constants])
+        packed = [tvm.runtime.tensor(array, self.device) for array in packed]
+        arguments = (*inputs, *packed, out)
+        return Clock(lambda: kernel.main(*arguments), self.device.sync)
 
     def run(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """{"path", "best": seconds to beat or None} -> a trial's fields.
@@ -194,8 +197,7 @@ class Runner:
         """{"path", "inputs", "reference", "shape", "dtype"} -> {"error"}; the data is fresh."""
         data = Data(payload)
         tensors = self._place(data)
-        self._load_module(payload["path"])["main"](*tensors)
-        self.device.sync()
+        self._clock(payload["path"], tensors).run(1)
         return {"error": data.check(tensors[-1].numpy())}
 
     def interleave(self, payload: Mapping[str, Any]) -> dict[str, Any]:

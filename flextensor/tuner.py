@@ -18,6 +18,7 @@ from flextensor.errors import DeviceError, InputError, check_positive, unknown
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators.base import Operator
 from flextensor.operators.workload import Workload
+from flextensor.peers import methods
 from flextensor.search import Budget, Lane, Search
 from flextensor.targets import Target, Trial, lookup
 
@@ -74,16 +75,16 @@ class Result:
 def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]) -> Kernel:
     """Build the kernel of a result, in this process."""
     from flextensor.kernel import Kernel
-    from flextensor.schedulers import schedule
+    from flextensor.library import build
 
     func = workload.prim_func(values["formulation"])
     with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
         path = Path(folder) / "kernel.so"
-        target.build(schedule(func, target, values["config"]), path)
+        build(func, target, values["config"], path)
         return Kernel(path, workload.buffers)
 
 
-def as_workload(what: Any) -> Workload:
+def as_workload(what: Any, prepacked: bool = False) -> Workload:
     """The workload of an operator, or of a user's function with its defaults."""
     if isinstance(what, Workload):
         return what
@@ -93,7 +94,7 @@ def as_workload(what: Any) -> Workload:
         what = FunctionOperator(what, {})
     if not isinstance(what, Operator):
         raise InputError(f"tune takes an operator or a function, got {type(what).__name__}")
-    return Workload(what)
+    return Workload(what, prepacked)
 
 
 @contextlib.contextmanager
@@ -120,20 +121,22 @@ def tune(
     fresh: bool = False,
     peers: bool = True,
     tolerance: float = 1e-4,
+    prepacked: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Find, verify and keep the fastest schedule of an operator on a target.
 
     `trials` bounds measured points (those already in the database count), `time` the seconds of
     this run. A workload that was solved before is answered from the database, unless `fresh`, or
-    `trials` asks for more than it had. `tolerance` bounds max|y - y64| / max|y64|. Raises
+    `trials` asks for more than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked`
+    packs the weights once, ahead of all calls, and compares with PyTorch that does so too. Raises
     `InputError`, `DeviceError`, `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
     check_positive("trials", trials)
     check_positive("time", time)
     check_positive("tolerance", tolerance)
     _check_names(explorer, cost_model)
-    workload = as_workload(what)
+    workload = as_workload(what, prepacked)
     device = lookup(target, threads) if isinstance(target, str) else target
     with opened(db) as database:
         known = database.result(workload.key, device.fingerprint)
@@ -271,7 +274,8 @@ class Tuning:
         finalists = {
             str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked[:FINALISTS])
         }
-        peers = ("torch",) if self.peers and self.workload.operator.has_peer else ()
+        peer = "torch-prepacked" if self.workload.prepacked else "torch"
+        peers = methods([peer]) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
         times, _ = measurer.compare(finalists, peers)
         for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
@@ -304,6 +308,7 @@ class Tuning:
             "params": dict(self.workload.params),
             "target": self.target.kind,
             "device": self.target.device,
+            "prepacked": self.workload.prepacked,
             "formulation": trial.formulation,
             "config": dict(trial.config),
             "best_seconds": best,
@@ -318,7 +323,7 @@ class Tuning:
             "verified": verified,
             "max_rel_error": error,
             "peers": dict(peers),
-            "speedup": peers["torch"] / best if "torch" in peers else None,
+            "speedup": min(peers.values()) / best if peers else None,
         }
         return Result(values, self.workload, self.target)
 
@@ -347,9 +352,10 @@ def load(
     target: str | Target = "llvm",
     threads: int | None = None,
     db: Database | str | Path | None = None,
+    prepacked: bool = False,
 ) -> Result:
     """The kept result of a workload, from the database; `InputError` when it was never tuned."""
-    workload = as_workload(what)
+    workload = as_workload(what, prepacked)
     device = lookup(target, threads) if isinstance(target, str) else target
     with opened(db) as database:
         known = database.result(workload.key, device.fingerprint)

@@ -64,14 +64,13 @@ class Builder:
 
     def build(self, payload: Payload) -> dict[str, Any]:
         """{"program", "config", "out"} -> {"status", "message", "seconds"}."""
-        from flextensor.schedulers import schedule
+        from flextensor.library import build
 
         start = time.perf_counter()
         status, message = "ok", ""
         try:
             program = self._programs[payload["program"]]
-            module = schedule(program, self._target, payload["config"])
-            self._target.build(module, Path(payload["out"]))
+            build(program, self._target, payload["config"], Path(payload["out"]))
         except IllegalConfigError as error:
             status, message = "illegal", one_line(error)
         except Exception as error:

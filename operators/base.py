@@ -30,6 +30,8 @@ class Operator(ABC):
 
     name: ClassVar[str]
     """The name on the command line and in keys, e.g. ``conv2d``."""
+    weights: ClassVar[tuple[str, ...]] = ()
+    """Names of the inputs that never change between two calls, and may be packed ahead."""
     has_peer: ClassVar[bool] = True
     """Whether `torch` exists; a user's own operator has none."""
     MINIMUM: ClassVar[Mapping[str, int]] = {"padding": 0, "output_padding": 0}

@@ -27,6 +27,8 @@ AXES = ("length", "depth", "height", "width")
 class Convolution(Operator):
     """What every convolution does; subclasses declare the fields that they have."""
 
+    weights: ClassVar[tuple[str, ...]] = ("weight",)
+
     if TYPE_CHECKING:  # the fields, so that help and keys list them in each member's own order
 
         @property

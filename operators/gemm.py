@@ -18,6 +18,7 @@ class Gemm(Operator):
     """``out[m,n] = sum_k A[m,k] * B[k,n]``, then ``+ bias[n]`` and relu where asked."""
 
     name: ClassVar[str] = "gemm"
+    weights: ClassVar[tuple[str, ...]] = ("B",)
 
     m: int = 512
     n: int = 512

@@ -38,12 +38,16 @@ class BufferSpec:
 class Workload:
     """An operator and its parameters: key, arithmetic, inputs, reference, formulations.
 
-    Raises `InputError` when a tensor of the plain formulation does not fit this machine.
+    `prepacked` says that its weights are packed once, and not at every call. Raises `InputError`
+    when it has none, or when a tensor of the plain formulation does not fit this machine.
     """
 
     operator: Operator
+    prepacked: bool = False
 
     def __post_init__(self) -> None:
+        if self.prepacked and not self.operator.weights:
+            raise InputError(f"{self.operator.name} has no weights that could be packed ahead")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         for spec in map(_spec, _stages(self._direct[-1])):
             what = f"{self.operator.name}: tensor {spec.name} of shape {list(spec.shape)}"
@@ -54,7 +58,7 @@ class Workload:
                 raise InputError(f"{what} has more than 2**31 - 1 elements")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Workload, (self.operator,)  # programs are rebuilt, not pickled
+        return Workload, (self.operator, self.prepacked)  # programs are rebuilt, not pickled
 
     @cached_property
     def key(self) -> str:
@@ -63,7 +67,7 @@ class Workload:
         Equal workloads have equal keys in every process and version; a custom operator's key
         comes from the structure of its program, so that renaming it keeps its results.
         """
-        return self.operator.key()
+        return self.operator.key() + (" prepacked" if self.prepacked else "")
 
     @cached_property
     def params(self) -> Mapping[str, Any]:
@@ -76,14 +80,18 @@ class Workload:
         return tuple(self.operator.formulations())
 
     def prim_func(self, formulation: str = "direct") -> Any:
-        """The unscheduled `tvm.tirx.PrimFunc` of one formulation."""
+        """The unscheduled `tvm.tirx.PrimFunc` of one formulation; what is packed ahead is marked
+        in it, see `flextensor.schedulers.prepack`."""
         from tvm import te
+
+        from flextensor.schedulers.prepack import mark
 
         if formulation not in self.formulations:
             raise unknown(f"formulation of {self.operator.name}", formulation, self.formulations)
         if formulation not in self._programs:
             tensors = self.operator.formulations()[formulation]()
-            self._programs[formulation] = te.create_prim_func(tensors)
+            func = te.create_prim_func(tensors)
+            self._programs[formulation] = mark(func, self.constants) if self.prepacked else func
         return self._programs[formulation]
 
     @cached_property
@@ -98,6 +106,11 @@ class Workload:
     def buffers(self) -> tuple[BufferSpec, ...]:
         """Inputs in order, then the output."""
         return tuple(map(_spec, self._direct))
+
+    @property
+    def constants(self) -> tuple[int, ...]:
+        """Positions of the inputs that never change between two calls."""
+        return tuple(p for p, b in enumerate(self.buffers) if b.name in self.operator.weights)
 
     @property
     def flops(self) -> int:

@@ -28,8 +28,9 @@ def space(func: Any, target: Target) -> Space:
 def schedule(func: Any, target: Target, config: Mapping[str, Value]) -> Any:
     """The PrimFunc with a config of its space carried out, as a `tvm.IRModule`.
 
-    Its function is called ``main`` and takes the arguments of `func` in the same order. Raises
-    `IllegalConfigError` for a config that is not of the space or breaks a constraint.
+    Its function is called ``main`` and takes the arguments of `func` in the same order; where
+    constant inputs are packed ahead there is ``pack`` too, see `flextensor.schedulers.prepack`.
+    Raises `IllegalConfigError` for a config that is not of the space or breaks a constraint.
     """
     from flextensor.schedulers.composition import Composition
 

@@ -14,6 +14,7 @@ from tvm.s_tir import Schedule
 from flextensor.errors import IllegalConfigError
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
+from flextensor.schedulers.prepack import constants, split
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
 from flextensor.schedulers.reduction import ReductionScheduler
 from flextensor.schedulers.space import Config, Space, Value, join, share
@@ -80,7 +81,7 @@ class Composition:
         sch = Schedule(te.create_prim_func([*tensors.placeholders, output]))
         for (part, _), own in reversed(list(zip(self.parts, configs, strict=True))):
             part.arrange(own, sch)
-        return sch.mod
+        return split(sch.mod["main"], constants(self.func))
 
 
 def _joint(program: Program, parts: list[StageSchedule]) -> Space:

@@ -164,14 +164,17 @@ def contraction_space(
     space = Space(tuple(knobs), (lambda c: _illegal(c, found, sides, target),))
     return dataclasses.replace(
         space,
-        seeds=_seeds(space, sides),
-        features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target),
+        seeds=_seeds(space, program, sides),
+        features=lambda c: _features(
+            Plan.of(c, found, sides, target), program, found, sides, target
+        ),
     )
 
 
-def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
+def _seeds(space: Space, program: Program, sides: Mapping[str, Side]) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
+    ahead = {f"{n}_at": "root" for n, s in sides.items() if program.fixed(s.operand.buffer)}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in TILES:
@@ -183,6 +186,7 @@ def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
                 "unroll_windows": 1, "blocks_order": "m", "tiles_order": "n",
                 "m_at": "root", "n_at": "block", "m_parts": 1 if packed == "all" else 8,
             }  # fmt: skip
+            wanted |= ahead
             for side in sides:
                 wanted[f"{side}_layout"] = knobs[f"{side}_layout"][-1 if packed == "all" else 0]
             if packed == "lanes" and wanted[f"{lanes}_layout"] == "inline":
@@ -199,7 +203,7 @@ def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
 
 
 def _features(
-    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target
+    plan: Plan, program: Program, found: Contraction, sides: Mapping[str, Side], target: Target
 ) -> dict[str, float]:
     """Sizes that decide the time: arithmetic with waste, tile, packing, footprints, tasks.
 
@@ -221,7 +225,7 @@ def _features(
         ("lane", plan.lanes, plan.lane_layout, plan.lane_at),
     ):
         side = sides[plan.row_side if role == "row" else plan.lane_side]
-        if layout == "inline":
+        if layout == "inline" or (at == "root" and program.fixed(side.operand.buffer)):
             continue
         own = points(side.own_batch) * cut.padded
         own *= math.prod(i.extent for i in side.own_k) if layout == "panel" else 1

@@ -17,6 +17,7 @@ from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
+from flextensor.schedulers import prepack
 from flextensor.schedulers.expression import loads, rewrite, walk
 
 
@@ -67,10 +68,19 @@ class Program:
     inputs: tuple[Any, ...]
     output: Any
     stages: tuple[Stage, ...]
+    constants: frozenset[Any] = frozenset()
+    """Inputs that never change, so that whatever is computed from them alone costs nothing."""
 
     def producer(self, buffer: Any) -> Stage | None:
         """The stage that writes `buffer`; None for an input."""
         return next((s for s in self.stages if s.buffer.same_as(buffer)), None)
+
+    def fixed(self, buffer: Any) -> bool:
+        """Whether a buffer depends on constants alone."""
+        stage = self.producer(buffer)
+        if stage is None:
+            return buffer in self.constants
+        return all(self.fixed(load.source) for load in loads(stage.value))
 
     def consumers(self, stage: Stage) -> list[Stage]:
         """The stages that read what `stage` writes."""
@@ -148,7 +158,8 @@ def read(func: Any) -> Program | None:
     outputs = [p for p in func.params if any(b.same_as(p) for b in written)]
     if len(outputs) != 1 or not stages:
         return None
-    return Program(tuple(inputs), outputs[0], tuple(_unique_names(stages)))
+    constants = frozenset(func.params[p] for p in prepack.constants(func))
+    return Program(tuple(inputs), outputs[0], tuple(_unique_names(stages)), constants)
 
 
 def _unique_names(stages: list[Stage]) -> list[Stage]:

@@ -51,6 +51,7 @@ class TransformSchedule(StageSchedule):
     def __init__(self, program: Program, stages: tuple[Stage, ...], target: Target) -> None:
         self.chain, self.target, self.stage = stages, target, stages[0]
         self.spread = Spread.of(program, stages[-1])
+        self.fixed = program.fixed(self.chain[-1].buffer)
         self.rows = {s.spatial.index(r) for s in stages for r in rows(s)}
         source = loads(stages[0].value)[0].source
         producer = program.producer(source)
@@ -150,6 +151,8 @@ class TransformSchedule(StageSchedule):
     def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
         width = self._width(int(config["lanes"]))
         seconds = sum(s.points for s in self.chain) * (0.15e-9 + 3e-9 / width) / self.target.cores
+        if self.fixed and config["at"] == "root":
+            seconds = 1e-9  # packed ahead
         return {"estimate": seconds, "log_estimate": math.log2(seconds), "width": width}
 
     def elements(self, config: Mapping[str, Value], dimension: int) -> int:
@@ -177,8 +180,9 @@ class TransformSchedule(StageSchedule):
     def fitted(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> Config:
-        """Inside the consumer's tasks where only one of them reads a tile."""
-        alone = consumer.readers(theirs, self.chain[-1].buffer) == 1
+        """Inside the consumer's tasks where only one of them reads a tile, unless it can be packed
+        ahead."""
+        alone = not self.fixed and consumer.readers(theirs, self.chain[-1].buffer) == 1
         knob = next(k for k in self.space.knobs if k.name == "at")
         return {**config, "at": "consumer" if alone and "consumer" in knob.values else "root"}
 

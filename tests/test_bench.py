@@ -54,16 +54,18 @@ def run(
     out: Path,
     tune: Callable[[Any], Result],
     family: str = "gemv",
-    peers: Sequence[str] = ("torch",),
+    peers: Sequence[str] | None = None,
+    prepacked: bool = False,
 ) -> tuple[int, dict[str, Any]]:
     """The exit code and the recorded cases, by name."""
     monkeypatch.setattr(tuner, "tune", lambda what, **_: tune(what))
     code = bench.run(
         "paper", family=family, target="llvm", time=None, trials=1, threads=None, out=out,
-        db=out.parent / "t.db", peers=peers, command=["flextensor", "bench", "--out", "a b"],
+        db=out.parent / "t.db", peers=peers, prepacked=prepacked,
+        command=["flextensor", "bench", "--out", "a b"],
     )  # fmt: skip
     data = json.loads((out / "data.json").read_text())
-    assert set(data) == {"machine", "command", "date", "versions", "cases"}
+    assert set(data) == {"machine", "command", "date", "versions", "prepacked", "cases"}
     assert data["command"] == "flextensor bench --out 'a b'"
     assert data["machine"]["peak_gflops"] == 200
     return code, {c["case"]: c for c in data["cases"]}
@@ -204,3 +206,17 @@ def test_an_unknown_peer_is_refused_before_anything_is_tuned(
 ) -> None:
     with pytest.raises(InputError, match="did you mean torch"):
         run(monkeypatch, tmp_path / "out", result, peers=("torhc",))
+
+
+def test_prepacked_takes_what_has_weights_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, cases = run(monkeypatch, tmp_path / "out", result, family="gemm", prepacked=True)
+    assert code == 0 and len(cases) == 7
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "the fastest of PyTorch with weights packed ahead over FlexTensor" in page
+    assert "packing of weights left out" in page
+    _, again = run(monkeypatch, tmp_path / "out", result, family="gemm")
+    assert "everything counted" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(InputError, match="no case of paper has weights"):
+        run(monkeypatch, tmp_path / "out", result, family="gemv", prepacked=True)

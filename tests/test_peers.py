@@ -11,7 +11,7 @@ import torch
 from flextensor import peers
 from flextensor.buffers import relative_error
 from flextensor.errors import InputError
-from flextensor.operators import Conv2d, Conv3d, Gemm, Operator, Workload
+from flextensor.operators import Conv2d, Conv3d, Gemm, Gemv, Operator, Workload
 from flextensor.operators.depthwise_conv2d import DepthwiseConv2d
 
 CONV = Conv2d(in_channels=8, height=9, width=11, out_channels=16, padding=1, stride=2)
@@ -21,6 +21,7 @@ WAYS = [
     ("torch prepacked", CONV),
     ("torch prepacked", DepthwiseConv2d(channels=8, height=9, width=9, padding=1)),
     ("torch channels_last", Conv3d(in_channels=4, depth=5, height=6, width=7, out_channels=8)),
+    ("torch prepacked", Gemm(m=9, n=11, k=13, bias=True, relu=True)),
     ("blas", Gemm(m=9, n=11, k=13)),
 ]
 
@@ -38,7 +39,7 @@ def test_a_method_computes_the_operator(method: str, operator: Operator) -> None
 
 @pytest.mark.parametrize(
     ("method", "operator"),
-    [("blas", CONV), ("torch prepacked", Gemm(m=3, n=3, k=3)),
+    [("blas", CONV), ("torch prepacked", Gemv(m=3, k=3)),
      ("torch channels_last", Gemm(m=3, n=3, k=3))],
 )  # fmt: skip
 def test_what_a_method_cannot_compute_is_none(method: str, operator: Operator) -> None:

@@ -12,12 +12,12 @@ import torch
 import flextensor
 from flextensor import tuner
 from flextensor.errors import InputError
-from flextensor.operators import Conv2d, Gemm
+from flextensor.operators import Conv2d, Gemm, Gemv
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
     "spread", "gflops", "peak_fraction", "bound", "trials", "failures", "tuning_seconds", "reused",
-    "verified", "max_rel_error", "peers", "speedup",
+    "verified", "max_rel_error", "peers", "speedup", "prepacked",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
@@ -45,6 +45,22 @@ def test_tune_verifies_keeps_reuses_and_continues(tmp_path: Path) -> None:
     np.testing.assert_allclose(kernel(a, b), a @ b, atol=1e-4)
     y = kernel(torch.from_numpy(a), torch.from_numpy(b))
     assert isinstance(y, torch.Tensor)
+
+
+def test_prepacked_weights_are_another_workload_with_peers_of_its_own(tmp_path: Path) -> None:
+    db = tmp_path / "trials.db"
+    flextensor.tune(GEMM, trials=3, db=db, peers=False)
+    result = flextensor.tune(GEMM, trials=3, db=db, prepacked=True)
+    values = result.json()
+    assert values["prepacked"] and values["verified"] and not values["reused"]
+    assert set(values["peers"]) <= {"torch prepacked", "torch compiled"}
+    assert values["speedup"] == min(values["peers"].values()) / values["best_seconds"]
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((37, 29), (29, 53)))
+    layer = flextensor.load(GEMM, db=db, prepacked=True).kernel.prepack(b)
+    np.testing.assert_allclose(layer(a), a @ b, atol=1e-4)
+    with pytest.raises(InputError, match="gemv has no weights"):
+        flextensor.tune(Gemv(m=8, k=8), db=db, prepacked=True)
 
 
 def test_a_function_tunes_and_its_name_does_not_matter(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""A compiled kernel on disk: a shared library and, beside it, what it wants packed ahead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flextensor.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from flextensor.buffers import Array
+    from flextensor.targets import Target
+
+
+def build(func: Any, target: Target, config: Mapping[str, Any], path: Path) -> None:
+    """Schedule a PrimFunc and compile it into the shared library `path`.
+
+    Raises `IllegalConfigError`, and `DeviceError` when linking fails.
+    """
+    from flextensor.schedulers import prepack, schedule
+
+    module = schedule(func, target, config)
+    target.build(module, path)
+    constants = prepack.constants(func)
+    if constants:
+        note = {"constants": constants, "packed": prepack.packed(module, func)}
+        path.with_suffix(".json").write_text(json.dumps(note))
+
+
+def remove(path: Path) -> None:
+    """Delete what `build` wrote."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+
+
+class Library:
+    """A library that `build` wrote, loaded: ``main(*inputs, *packed, out)``."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `InputError` when there is none, `DeviceError` when it cannot be loaded."""
+        import tvm
+
+        if not path.is_file():
+            raise InputError(f"no kernel library at {path}")
+        try:
+            self._module = tvm.runtime.load_module(str(path))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1:]
+            raise DeviceError(f"cannot load {path}: {' '.join(reason)}") from error
+        self.main = self._module["main"]
+        note = path.with_suffix(".json")
+        known = json.loads(note.read_text()) if note.is_file() else {}
+        self.constants: list[int] = known.get("constants", [])
+        """Positions of the inputs that are packed ahead."""
+        self._packed: list[tuple[list[int], str]] = known.get("packed", [])
+
+    def pack(self, weights: Sequence[Array]) -> list[Array]:
+        """The constant inputs as ``main`` wants them, behind the inputs."""
+        from flextensor.buffers import empty
+
+        arrays = [empty(shape, dtype) for shape, dtype in self._packed]
+        if arrays:
+            self._module["pack"](*weights, *arrays)
+        return arrays
