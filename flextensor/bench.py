@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor import report
 from flextensor.bench_page import markdown, plot
-from flextensor.errors import InputError
+from flextensor.errors import DeviceError, InputError
 from flextensor.results import header, make, now, write
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(
     out: Path,
     db: Path | None,
     peers: Sequence[str] | None = None,
+    peer_trials: int = 64,
     prepacked: bool = False,
     command: Sequence[str],
 ) -> int:
@@ -66,7 +67,9 @@ def run(
         for number, case in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {case.full_name}"
             try:
-                values = _measure(case, label, device, trials, time, database, peers, prepacked)
+                values = _measure(
+                    case, label, device, trials, time, database, peers, peer_trials, prepacked
+                )
             except (tuner.Interrupted, KeyboardInterrupt):
                 code = INTERRUPTED
                 break
@@ -93,6 +96,7 @@ def _measure(
     time: float | None,
     database: Database,
     peers: Sequence[str] | None,
+    peer_trials: int,
     prepacked: bool,
 ) -> dict[str, Any]:
     """The JSON object of one case, or its name, operator and the reason of its failure."""
@@ -104,7 +108,7 @@ def _measure(
                 case.operator, target=device, trials=trials, time=time, db=database,
                 prepacked=prepacked, progress=live.update,
             )  # fmt: skip
-        others = {"beside": beside(result, peers)} if peers else {}
+        others = {"beside": beside(result, peers, peer_trials)} if peers else {}
     except tuner.Interrupted:
         raise
     except Exception as error:  # a fault in one case must not cost the others their results
@@ -115,20 +119,30 @@ def _measure(
     return {**values, **others, "case": case.full_name, "date": now()}
 
 
-def beside(result: Result, peers: Sequence[str]) -> dict[str, Any]:
+def beside(result: Result, peers: Sequence[str], trials: int) -> dict[str, Any]:
     """A result's kernel and peers, timed in turns: medians in seconds.
 
     {"seconds", "peers": {peer: {"method", "seconds", "ratio"}}, "methods": {method: seconds},
-    "missing": {method: why it failed}}; a ratio above 1 says that the kernel is faster. A peer
-    that cannot compute the operator is left out.
+    "missing": {method: why it failed}, "searches": {method: {"trials", "seconds"}}}; a ratio
+    above 1 says that the kernel is faster. A peer that cannot compute the operator is left out;
+    one that searches measures `trials` candidates.
     """
+    from flextensor import metaschedule
     from flextensor.measure import Candidate, LocalMeasurer
     from flextensor.peers import fastest, methods
 
-    wanted = methods(peers)
+    calls = [method for method in methods(peers) if method != "metaschedule"]
     own = Candidate(result.values["formulation"], result.values["config"])
+    libraries, searches, failed = {}, {}, {}
     with LocalMeasurer(result.workload, result.target, math.inf) as measurer:
-        times, missing = measurer.compare({"flextensor": own}, wanted)
+        if "metaschedule" in peers:
+            path = measurer.folder / "metaschedule.so"
+            try:
+                searches["metaschedule"] = metaschedule.search(measurer, trials, path)
+                libraries["metaschedule"] = path
+            except DeviceError as error:
+                failed["metaschedule"] = str(error)
+        times, missing = measurer.compare({"flextensor": own}, calls, libraries=libraries)
     medians = {name: statistics.median(t) for name, t in times.items()}
     seconds = medians.pop("flextensor")
     found = {peer: fastest(peer, medians) for peer in peers}
@@ -140,7 +154,8 @@ def beside(result: Result, peers: Sequence[str]) -> dict[str, Any]:
             if best is not None
         },
         "methods": medians,
-        "missing": missing,
+        "missing": missing | failed,
+        "searches": searches,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for peer in peers_of(data["cases"]):
         lines += ["", f"Over the fastest method of `{peer}`, each as it likes its data:", ""]
         lines += _summary(families, peer)
+        lines += _search(data["cases"], peer)
     for c in data["cases"]:
         for method, reason in c.get("beside", {}).get("missing", {}).items():
             lines += ["", f"{c['case']}: `{method}` failed, {reason}."]
@@ -112,6 +114,20 @@ def _summary(families: Mapping[str, Sequence[Case]], peer: str) -> list[str]:
             f" {len(every)} cases {geomean(every):.2f}, {wins} wins, {len(every) - wins} losses.",
         ]
     return lines
+
+
+def _search(cases: Iterable[Case], peer: str) -> list[str]:
+    """What a peer that searches took for it, beside our own search."""
+    both = [
+        (found["trials"], found["seconds"], c["tuning_seconds"])
+        for c in cases
+        if (found := c.get("beside", {}).get("searches", {}).get(peer))
+    ]
+    if not both:
+        return []
+    trials, theirs, ours = (statistics.median(values) for values in zip(*both, strict=True))
+    return ["", f"Medians: its search measured {trials:.0f} candidates in {theirs:.0f} s, FlexTensor's"
+            f" took {ours:.0f} s."]
 
 
 def _table(cases: Sequence[Case]) -> list[str]:

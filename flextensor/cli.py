@@ -308,8 +308,9 @@ def bench(
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
     peers: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="torch, torch-best, torch-prepacked, blas")
+        str | None, typer.Option(metavar="NAMES", help="torch, torch-best, blas, metaschedule")
     ] = None,
+    peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,
     prepacked: PrepackedOption = False,
     db: DbOption = None,
 ) -> None:
@@ -320,8 +321,8 @@ def bench(
     code = runner.run(
         suite, family=family, target=target, time=time, trials=trials, threads=threads,
         out=out or Path("results") / (f"{suite}-prepacked" if prepacked else suite), db=db,
-        peers=[p.strip() for p in peers.split(",")] if peers else None, prepacked=prepacked,
-        command=["flextensor", *sys.argv[1:]],
+        peers=[p.strip() for p in peers.split(",")] if peers else None, peer_trials=peer_trials,
+        prepacked=prepacked, command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)
 

@@ -146,13 +146,19 @@ class LocalMeasurer:
         return path
 
     def compare(
-        self, candidates: Mapping[str, Candidate], methods: Sequence[str] = (), rounds: int = 7
+        self,
+        candidates: Mapping[str, Candidate],
+        methods: Sequence[str] = (),
+        rounds: int = 7,
+        libraries: Mapping[str, Path] | None = None,
     ) -> tuple[dict[str, list[float]], dict[str, str]]:
-        """Seconds per call of every candidate and of every method of `flextensor.peers` that has
-        a way to compute the operator, timed in turns in one process on the same inputs; and why
-        a method failed, by method. Raises `DeviceError` when a candidate fails.
+        """Seconds per call of every candidate, of every kernel that others built (`libraries`),
+        and of every method of `flextensor.peers` that has a way to compute the operator, timed in
+        turns in one process on the same inputs; and why a method failed, by method. Raises
+        `DeviceError` when a candidate fails.
         """
         kernels = {name: str(self.build(c, self._path())) for name, c in candidates.items()}
+        kernels |= {name: str(path) for name, path in (libraries or {}).items()}
         payload = {
             "kernels": kernels,
             "peers": list(methods),

@@ -31,6 +31,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     ),
     "torch-prepacked": ("torch prepacked", "torch prepacked channels_last", "torch compiled"),
     "blas": ("blas",),
+    "metaschedule": ("metaschedule",),
 }
 """The methods of every peer:
 
@@ -41,6 +42,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 - ``torch prepacked channels_last``: the same on data that lies channels last.
 - ``torch compiled``: torch.compile, max-autotune, with frozen weights.
 - ``blas``: NumPy's matmul on OpenBLAS with threads of its own.
+- ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`; the only one that is no call.
 """
 
 

@@ -96,8 +96,16 @@ def handlers() -> dict[str, Handler]:
         "program": builder.program,
         "build": builder.build,
         "peak": peak,
+        "metaschedule": metaschedule,
     }
     return named | {name: runner(name) for name in ("load", "run", "verify", "interleave")}
+
+
+def metaschedule(payload: Payload) -> dict[str, Any]:
+    """See `flextensor.metaschedule.run`."""
+    from flextensor import metaschedule
+
+    return metaschedule.run(payload)
 
 
 def peak(payload: Payload) -> dict[str, Any]:

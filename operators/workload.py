@@ -19,6 +19,10 @@ ALIGNMENT = 64
 """Bytes that every array of `Workload.inputs` is aligned to: a cache line, a vector register."""
 
 
+CONSTANTS = "flextensor.constants"
+"""The attribute of a PrimFunc that has the positions of the inputs that never change."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BufferSpec:
     """Shape and dtype of one input or output, row-major and contiguous."""
@@ -80,18 +84,18 @@ class Workload:
         return tuple(self.operator.formulations())
 
     def prim_func(self, formulation: str = "direct") -> Any:
-        """The unscheduled `tvm.tirx.PrimFunc` of one formulation; what is packed ahead is marked
-        in it, see `flextensor.schedulers.prepack`."""
+        """The unscheduled `tvm.tirx.PrimFunc` of one formulation; its attribute `CONSTANTS` has
+        the positions of what may be packed ahead."""
         from tvm import te
-
-        from flextensor.schedulers.prepack import mark
 
         if formulation not in self.formulations:
             raise unknown(f"formulation of {self.operator.name}", formulation, self.formulations)
         if formulation not in self._programs:
             tensors = self.operator.formulations()[formulation]()
             func = te.create_prim_func(tensors)
-            self._programs[formulation] = mark(func, self.constants) if self.prepacked else func
+            if self.prepacked:
+                func = func.with_attr(CONSTANTS, list(self.constants))
+            self._programs[formulation] = func
         return self._programs[formulation]
 
     @cached_property

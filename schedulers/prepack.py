@@ -16,18 +16,11 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
-ATTRIBUTE = "flextensor.constants"
-"""The PrimFunc attribute with the positions of the inputs that never change."""
-
+from flextensor.operators.workload import CONSTANTS
 
 def constants(func: Any) -> tuple[int, ...]:
     """Positions of the inputs that never change between two calls; none unless marked."""
-    return tuple(map(int, (func.attrs or {}).get(ATTRIBUTE, ())))
-
-
-def mark(func: Any, positions: Sequence[int]) -> Any:
-    """The PrimFunc with the inputs at `positions` marked as constant."""
-    return func.with_attr(ATTRIBUTE, list(positions))
+    return tuple(map(int, (func.attrs or {}).get(CONSTANTS, ())))
 
 
 def split(func: Any, positions: Sequence[int]) -> Any:

@@ -191,13 +191,15 @@ def test_other_peers_get_columns_and_a_summary(
                   "blas": {"method": "blas", "seconds": 4e-3, "ratio": 2.0}},
         "methods": {"torch": 6e-3, "blas": 4e-3},
         "missing": {},
+        "searches": {"blas": {"trials": 64, "seconds": 90.0}},
     }  # fmt: skip
-    monkeypatch.setattr(bench, "beside", lambda result, peers: found)
+    monkeypatch.setattr(bench, "beside", lambda result, peers, trials: found)
     _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas"))
     assert cases["paper/GMV1"]["beside"] == found
     page = (tmp_path / "out" / "README.md").read_text()
     assert "Over the fastest method of `blas`" in page
     assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 6 | 0 | 0 |" in page
+    assert "its search measured 64 candidates in 90 s" in page
     assert "| over blas |" in page and "| 2.00 (blas) |" in page
 
 
