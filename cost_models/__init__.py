@@ -15,6 +15,9 @@ __all__ = ["CostModel", "create", "names"]
 class CostModel(Protocol):
     """Predicts from the points of one space."""
 
+    def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Learn from measured points of another shape's space, before any of this one's."""
+
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from measured points (seconds; infinite for failures), all that are known."""
 

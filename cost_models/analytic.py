@@ -20,6 +20,9 @@ class Analytic:
     def __init__(self, space: Space, seed: int = 0) -> None:
         self._space = space
 
+    def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Nothing to learn."""
+
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Nothing to learn."""
 
@@ -28,14 +31,8 @@ class Analytic:
         return [guess(self._space.features(self._space.config(p))) for p in points]
 
 
-class Indifferent:
+class Indifferent(Analytic):
     """Every candidate is as good as any other: explorers alone."""
-
-    def __init__(self, space: Space, seed: int = 0) -> None:
-        pass
-
-    def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
-        """Nothing to learn."""
 
     def predict(self, points: Sequence[Point]) -> list[float]:
         """All equal."""

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees (xgboost) on schedule features, as a correction of the analytic guess."""
+"""Gradient-boosted trees that correct the analytic estimate."""
 
 from __future__ import annotations
 
@@ -10,53 +10,92 @@ from flextensor.cost_models.analytic import guess
 from flextensor.schedulers.space import Point, Space
 
 ENOUGH = 8
-"""Measured points from which on trees say more than the analytic guess alone."""
+"""Examples below which the analytic estimate stands alone."""
+OWN = 8.0
+"""Weight of an example of this space beside one of another shape's."""
+
+Example = tuple[dict[str, float], float, float]
+"""What describes a point, the analytic log2 of its seconds, the measured one less that."""
 
 
 class Learned:
-    """log2(seconds) = analytic guess + trees(knobs, features). Failures count as slow."""
+    """xgboost on log2(seconds / estimate), over knobs and features that hold across shapes."""
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         self._space, self._seed = space, seed
+        self._others: list[Example] = []
+        self._own: list[Example] = []
+        self._columns: dict[str, int] = {}
         self._trees: Any = None
 
+    def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
+        """Learn from another shape's space first."""
+        self._others += examples(space, points, seconds)
+        self._train()
+
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
-        """Refit on all points known; about 30 ms for hundreds."""
-        finite = [s for s in seconds if math.isfinite(s)]
-        if len(finite) < ENOUGH:
+        """Train anew on all points; failures count as twice the slowest that worked."""
+        self._own = examples(self._space, points, seconds)
+        self._train()
+
+    def _train(self) -> None:
+        known = self._own + self._others
+        if len(known) < ENOUGH:
             return
         import numpy as np
         import xgboost
 
-        slow = math.log2(max(finite)) + 1
-        logs = [math.log2(s) if math.isfinite(s) else slow for s in seconds]
-        rows, guesses = self._describe(points)
-        labels = np.array(logs) - guesses
+        names = dict.fromkeys(name for described, _, _ in known for name in described)
+        self._columns = {name: place for place, name in enumerate(names)}
+        labels = np.array([rest for _, _, rest in known])
+        weights = np.ones(len(known))
+        weights[: len(self._own)] = OWN
         settings = {
             "max_depth": 5, "eta": 0.2, "lambda": 1.0, "subsample": 0.8, "seed": self._seed,
-            "nthread": 1, "verbosity": 0, "base_score": float(labels.mean()),
+            "nthread": 1, "verbosity": 0,
+            "base_score": float(np.average(labels, weights=weights)),
         }  # fmt: skip
-        data = xgboost.DMatrix(rows, label=labels)
+        rows = self._matrix([described for described, _, _ in known])
+        data = xgboost.DMatrix(rows, label=labels, weight=weights)
         self._trees = xgboost.train(settings, data, num_boost_round=60)
 
     def predict(self, points: Sequence[Point]) -> list[float]:
         """log2 of the expected seconds."""
         if not points:
             return []
-        rows, guesses = self._describe(points)
+        described = [self._space.describe(self._space.config(p)) for p in points]
+        guesses = [guess(d) for d in described]
         if self._trees is None:
-            return [float(g) for g in guesses]
+            return guesses
         import xgboost
 
-        return [float(s) for s in guesses + self._trees.predict(xgboost.DMatrix(rows))]
+        rest = self._trees.predict(xgboost.DMatrix(self._matrix(described)))
+        return [a + float(b) for a, b in zip(guesses, rest, strict=True)]
 
-    def _describe(self, points: Sequence[Point]) -> tuple[Any, Any]:
-        """What the trees see of every point, one row each; and the analytic guesses."""
+    def _matrix(self, described: Sequence[dict[str, float]]) -> Any:
+        """One row each; 0 for a choice's values that were not chosen, nan for what is not known."""
         import numpy as np
 
-        rows, guesses = [], []
-        for point in points:
-            features = self._space.features(self._space.config(point))
-            rows.append(self._space.encode(point) + list(features.values()))
-            guesses.append(guess(features))
-        return np.array(rows, dtype=np.float32), np.array(guesses)
+        empty = [0.0 if "=" in name else math.nan for name in self._columns]
+        rows = np.tile(np.array(empty, dtype=np.float32), (len(described), 1))
+        for row, values in zip(rows, described, strict=True):
+            for name, value in values.items():
+                place = self._columns.get(name)
+                if place is not None:
+                    row[place] = value
+        return rows
+
+
+def examples(space: Space, points: Sequence[Point], seconds: Sequence[float]) -> list[Example]:
+    """What measured points teach; nothing while none has worked."""
+    finite = [s for s in seconds if math.isfinite(s)]
+    if not finite:
+        return []
+    slow = math.log2(max(finite)) + 1
+    found = []
+    for point, measured in zip(points, seconds, strict=True):
+        described = space.describe(space.config(point))
+        estimate = guess(described)
+        log = math.log2(measured) if math.isfinite(measured) else slow
+        found.append((described, estimate, log - estimate))
+    return found

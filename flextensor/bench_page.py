@@ -126,8 +126,11 @@ def _search(cases: Iterable[Case], peer: str) -> list[str]:
     if not both:
         return []
     trials, theirs, ours = (statistics.median(values) for values in zip(*both, strict=True))
-    return ["", f"Medians: its search measured {trials:.0f} candidates in {theirs:.0f} s, FlexTensor's"
-            f" took {ours:.0f} s."]
+    return [
+        "",
+        f"Medians: its search measured {trials:.0f} candidates in {theirs:.0f} s, FlexTensor's"
+        f" took {ours:.0f} s.",
+    ]
 
 
 def _table(cases: Sequence[Case]) -> list[str]:

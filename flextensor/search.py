@@ -77,6 +77,11 @@ class Lane:
         if points:
             self.model.fit(list(self.history), list(self.history.values()))
 
+    def recall(self, space: Space, trials: Sequence[Trial]) -> None:
+        """Let the model learn from trials of another shape."""
+        points = [space.point(trial.config) for trial in trials]
+        self.model.recall(space, points, [trial.seconds for trial in trials])
+
     def seeds(self, hints: Sequence[Mapping[str, object]]) -> list[Point]:
         """Legal starts: configs of neighbours first, then the schedulers' picks by estimate."""
         warm = [self.space.project(dict(hint)) for hint in hints]

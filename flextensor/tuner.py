@@ -8,13 +8,14 @@ import math
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.database import Database
 from flextensor.errors import DeviceError, InputError, check_positive, unknown
+from flextensor.experience import Experience, near
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators.base import Operator
 from flextensor.operators.workload import Workload
@@ -212,13 +213,17 @@ class Tuning:
                 own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
                 lane.learn(own)
                 self.trials += own
+        others = near(self.database, self.workload, self.target)
+        for lane in lanes:
+            for other in others:
+                self._recall(lane, other)
         measurer = LocalMeasurer(
             self.workload, self.target, self.tolerance, on_trial=self._keep, seed=seed
         )
         with measurer:
             search = Search(lanes, measurer, self.budget, self._report)
             try:
-                search.run(self._hints())
+                search.run(hints(others))
                 return self._finish(measurer)
             except KeyboardInterrupt:
                 raise Interrupted(self._partial()) from None
@@ -228,15 +233,14 @@ class Tuning:
         w = self.workload
         self.database.add(w.key, w.operator.name, w.params, self.target.fingerprint, trial)
 
-    def _hints(self) -> dict[str, list[Mapping[str, Any]]]:
-        """Configs of the nearest other workloads, by formulation."""
-        near = self.database.neighbours(
-            self.workload.operator.name, self.workload.params, self.target.fingerprint
-        )
-        hints: dict[str, list[Mapping[str, Any]]] = {}
-        for _, trial in near:
-            hints.setdefault(trial.formulation, []).append(trial.config)
-        return hints
+    def _recall(self, lane: Lane, other: Experience) -> None:
+        """Let the model of a lane learn from another shape."""
+        from flextensor.schedulers import space
+
+        if lane.name in other.workload.formulations:
+            theirs = space(other.workload.prim_func(lane.name), self.target)
+            own = [t for t in other.trials if t.formulation == lane.name and theirs.has(t.config)]
+            lane.recall(theirs, own)
 
     def _report(self, phase: str) -> None:
         if self.progress is None:
@@ -326,6 +330,15 @@ class Tuning:
             "speedup": min(peers.values()) / best if peers else None,
         }
         return Result(values, self.workload, self.target)
+
+
+def hints(others: Sequence[Experience]) -> dict[str, list[Mapping[str, Any]]]:
+    """The best configs of other shapes by formulation, those of the nearest shape first."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for other in others:
+        for formulation, config in other.best.items():
+            found.setdefault(formulation, []).append(config)
+    return found
 
 
 def _quartiles(times: list[float]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from tvm.ir.expr import TensorLoad
 
 from flextensor.operators.workload import CONSTANTS
 
+
 def constants(func: Any) -> tuple[int, ...]:
     """Positions of the inputs that never change between two calls; none unless marked."""
     return tuple(map(int, (func.attrs or {}).get(CONSTANTS, ())))

@@ -169,6 +169,18 @@ class Space:
                 code.extend(float(i == index) for i in range(len(knob.values)))
         return code
 
+    def describe(self, config: Mapping[str, Value]) -> dict[str, float]:
+        """A config as numbers that mean the same in the space of another shape: log2(1 + value)
+        of an ordered knob, 1 for the value of a choice, and the schedulers' features."""
+        found: dict[str, float] = {}
+        for knob in self.knobs:
+            value = config[knob.name]
+            if knob.ordered:
+                found[knob.name] = math.log2(1 + int(value))
+            else:
+                found[f"{knob.name}={value}"] = 1.0
+        return found | self.features(config)
+
     def _check_names(self, config: Mapping[str, Value]) -> None:
         names = {k.name for k in self.knobs}
         for name in config:

@@ -28,9 +28,7 @@ def test_it_searches_and_is_timed_in_turns(tmp_path: Path) -> None:
     assert peer["ratio"] == peer["seconds"] / found["seconds"]
 
 
-def test_a_search_that_ends_badly_says_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_search_that_ends_badly_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(metaschedule, "TRIAL_SECONDS", 1e-3)
     with LocalMeasurer(Workload(GEMM), lookup("llvm", 2), math.inf) as measurer:
         with pytest.raises(DeviceError, match="metaschedule: "):

@@ -18,6 +18,7 @@ from flextensor import cost_models, explorers
 from flextensor.errors import InputError
 from flextensor.explorers.q_method import QMethod
 from flextensor.measure import Candidate, FunctionMeasurer
+from flextensor.schedulers.space import Space, choice, sizes
 from flextensor.search import Budget, Lane, Search
 from flextensor.targets import Status, Trial
 from flextensor.testing import CostModelCase, ExplorerCase, bowl, bowl_space
@@ -129,6 +130,21 @@ def test_the_learned_model_ranks_what_it_never_saw() -> None:
     member.fit(points[:300], times[:300].tolist())
     scores = np.array(member.predict(points[300:]))
     first, second = (np.argsort(np.argsort(v)) for v in (scores, times[300:]))
+    assert np.corrcoef(first, second)[0, 1] > 0.7
+
+
+def test_the_learned_model_ranks_by_what_another_shape_taught() -> None:
+    """A space with other extents, of which nothing was measured."""
+    member = cost_models.create("xgboost", SPACE)
+    knobs = (*(sizes(f"k{i}", range(1, 13)) for i in range(4)), choice("order", ("b", "a")))
+    other = Space(knobs)
+    theirs = other.sample(np.random.default_rng(0), 300)
+    member.recall(other, theirs, [bowl(other, p) for p in theirs])
+    points = SPACE.sample(np.random.default_rng(1), 100)
+    points = [p for p in points if max(p[:4]) < 12]
+    times = np.array([bowl(SPACE, p) for p in points])
+    scores = np.array(member.predict(points))
+    first, second = (np.argsort(np.argsort(v)) for v in (scores, times))
     assert np.corrcoef(first, second)[0, 1] > 0.7
 
 

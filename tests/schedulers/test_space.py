@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flextensor.errors import IllegalConfigError
-from flextensor.schedulers.space import Space, choice, join, sizes
+from flextensor.schedulers.space import Config, Space, choice, join, sizes
 
 
 def space() -> Space:
@@ -48,6 +48,16 @@ def test_a_step_leads_to_every_neighbour_and_to_nothing_else() -> None:
     rng = np.random.default_rng(0)
     assert {space().step((3, 0, 0), rng) for _ in range(50)} == {(2, 0, 0), (3, 0, 1)}
     assert Space((sizes("one", (1,)),)).step((0,), rng) is None
+
+
+def test_a_description_means_the_same_in_another_shapes_space() -> None:
+    small, large = (
+        Space((sizes("tile", values), choice("order", names)), features=lambda c: {"work": 2.0})
+        for values, names in (((1, 3), ("a", "b")), ((3, 7, 15), ("b",)))
+    )
+    config: Config = {"tile": 3, "order": "b"}
+    assert small.describe(config) == {"tile": 2.0, "order=b": 1.0, "work": 2.0}
+    assert large.describe(config) == small.describe(config)
 
 
 def test_encoding_has_one_number_per_size_and_one_per_choice() -> None:

@@ -1,0 +1,158 @@
+"""What other shapes of an operator taught: trials from the database, or shipped with the package.
+
+The shipped trials are one file per operator, made from any database by
+
+    python -m flextensor.experience TRIALS.db
+
+They guide a search on every CPU: ratios between schedules travel further than seconds. The shape
+that is tuned itself is never among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flextensor.database_records import distance, plain
+from flextensor.errors import InputError
+from flextensor.operators import Workload, lookup, registry
+from flextensor.targets import Status, Target, Trial
+
+if TYPE_CHECKING:
+    from flextensor.database import Database
+
+FOLDER = Path(__file__).parent / "shipped"
+NEAREST = 4
+"""Shapes that guide a search."""
+KEPT = 48
+"""Trials of a shape and formulation that are shipped: half the fastest, half spread over all."""
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """Another shape of the operator, and what was measured of it."""
+
+    workload: Workload
+    trials: tuple[Trial, ...]
+
+    @property
+    def best(self) -> dict[str, Mapping[str, Any]]:
+        """The fastest config of every formulation that worked."""
+        return {
+            name: min(trials, key=lambda t: t.seconds).config
+            for name, trials in by_formulation(t for t in self.trials if t.ok).items()
+        }
+
+
+def near(database: Database, workload: Workload, target: Target) -> list[Experience]:
+    """Up to `NEAREST` other shapes, nearest first: those of this device, then shipped ones."""
+    name, params = workload.operator.name, plain(workload.params)
+    if name not in registry():
+        return []
+    found: dict[str, Experience] = {}
+    for theirs, _ in database.neighbours(name, params, target.fingerprint):
+        other = _workload(name, theirs, workload.prepacked)
+        if other is not None and other.key not in found:
+            trials = database.trials(other.key, target.fingerprint)
+            found[other.key] = Experience(other, tuple(trials))
+    others = shipped(name, FOLDER)
+    gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
+    for _, place in sorted((gap, place) for gap, place in gaps if gap):
+        shape, own = others[place]
+        other = _workload(name, shape, workload.prepacked)
+        if other is not None and len(found) < NEAREST:
+            found.setdefault(other.key, Experience(other, own))
+    return [one for one in found.values() if one.trials][:NEAREST]
+
+
+def _workload(name: str, params: Params, prepacked: bool) -> Workload | None:
+    """The workload, or None when this version's operator has other fields."""
+    try:
+        return Workload(lookup(name)(**params), prepacked)
+    except (InputError, TypeError):
+        return None
+
+
+@functools.cache
+def shipped(operator: str, folder: Path = FOLDER) -> Sequence[tuple[Params, tuple[Trial, ...]]]:
+    """The shipped trials of an operator, by the parameters of the shape."""
+    path = folder / f"{operator}.jsonl.gz"
+    if not path.is_file():
+        return ()
+    shapes: dict[str, list[Trial]] = defaultdict(list)
+    with gzip.open(path, "rt") as lines:
+        for line in lines:
+            params, formulation, config, seconds = json.loads(line)
+            status = Status.RUN_ERROR if seconds is None else Status.OK
+            times = () if seconds is None else (seconds,)
+            shapes[json.dumps(params)].append(Trial(formulation, config, status, times))
+    return [(json.loads(params), tuple(trials)) for params, trials in shapes.items()]
+
+
+def by_formulation(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
+    """Trials in lists by their formulation."""
+    found: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        found[trial.formulation].append(trial)
+    return found
+
+
+def ship(database: Database, folder: Path) -> dict[str, int]:
+    """Write what is worth keeping of every trial of a database; the number of lines by operator.
+
+    Trials that this version's spaces do not know are left out, and those with weights packed
+    ahead too, whose packing costs nothing.
+    """
+    from flextensor.schedulers import space
+    from flextensor.targets import lookup as target
+
+    device = target("llvm")
+    lines: dict[str, list[str]] = defaultdict(list)
+    for row in database.workloads():
+        if row.operator not in registry():
+            continue
+        workload = _workload(row.operator, row.params, False)
+        if workload is None or row.key != workload.key:
+            continue
+        trials = by_formulation(database.trials(row.key, row.target))
+        for formulation in set(trials) & set(workload.formulations):
+            found = space(workload.prim_func(formulation), device)
+            own = sorted(
+                (t for t in trials[formulation] if found.has(t.config)), key=lambda t: t.seconds
+            )
+            rest = own[KEPT // 2 :]
+            spread = rest[:: max(1, math.ceil(len(rest) / (KEPT // 2)))]
+            for trial in own[: KEPT // 2] + spread:
+                seconds = float(f"{trial.seconds:.4g}") if trial.ok else None
+                entry = [plain(workload.params), formulation, dict(trial.config), seconds]
+                lines[row.operator].append(json.dumps(entry, separators=(",", ":")))
+    folder.mkdir(parents=True, exist_ok=True)
+    for operator, own_lines in lines.items():
+        text = "\n".join(sorted(own_lines)) + "\n"
+        data = gzip.compress(text.encode(), mtime=0)
+        (folder / f"{operator}.jsonl.gz").write_bytes(data)
+    return {operator: len(own_lines) for operator, own_lines in lines.items()}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m flextensor.experience TRIALS.db``: renew the shipped trials."""
+    from flextensor.database import Database
+
+    (path,) = arguments
+    with Database(path) as database:
+        for operator, count in sorted(ship(database, FOLDER).items()):
+            print(f"{operator}: {count} trials")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

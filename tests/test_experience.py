@@ -1,0 +1,99 @@
+"""What other shapes teach a search: from the database first, then from the shipped trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flextensor import experience, tuner
+from flextensor.database import Database
+from flextensor.operators import FunctionOperator, Gemm, Operator, Workload, registry
+from flextensor.schedulers import space
+from flextensor.targets import Status, Trial, lookup
+
+TARGET = lookup("llvm", 2)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with Database(tmp_path / "trials.db") as database:
+        yield database
+
+
+def add(database: Database, operator: Operator, target: str, seconds: list[float]) -> None:
+    """One trial per entry, at the seeds of the plain formulation; infinite ones failed."""
+    workload = Workload(operator)
+    seeds = space(workload.prim_func(), TARGET).seeds
+    for value, config in zip(seconds, seeds, strict=False):
+        ok = math.isfinite(value)
+        trial = Trial("direct", config, Status.OK if ok else Status.TIMEOUT, (value,) if ok else ())
+        database.add(workload.key, operator.name, workload.params, target, trial)
+
+
+@pytest.fixture
+def nothing_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(experience, "FOLDER", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("nothing_shipped")
+def test_nearest_shapes_of_this_device_come_first_and_the_own_never(database: Database) -> None:
+    here = TARGET.fingerprint
+    for size in (64, 96, 512):
+        add(database, Gemm(m=size, n=64, k=64), here, [1e-3, 5e-4, math.inf])
+    add(database, Gemm(m=65, n=64, k=64), "another device", [1e-3])
+    found = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
+    assert [one.workload.params["m"] for one in found] == [96, 512]
+    assert [t.seconds for t in found[0].trials] == [1e-3, 5e-4, math.inf]
+    assert found[0].best == {"direct": found[0].trials[1].config}
+    assert tuner.hints(found) == {"direct": [one.best["direct"] for one in found]}
+    ahead = Workload(Gemm(m=64, n=64, k=64), prepacked=True)
+    assert experience.near(database, ahead, TARGET) == []
+
+
+@pytest.mark.usefixtures("nothing_shipped")
+def test_a_users_own_operator_has_no_others(database: Database) -> None:
+    from tvm import te
+
+    def twice(n: int = 8) -> list[object]:
+        a = te.placeholder((n,), name="a")
+        return [a, te.compute((n,), lambda i: a[i] + a[i])]
+
+    workload = Workload(FunctionOperator(twice, {}))
+    assert experience.near(database, workload, TARGET) == []
+
+
+def test_what_is_shipped_is_read_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add(database, Gemm(m=96, n=64, k=64), "another device", [2e-3, math.inf, 1e-3])
+    add(database, Gemm(m=64, n=64, k=64), "another device", [1e-3])
+    stranger = Trial("direct", {"an old": "knob"}, Status.OK, (1e-6,))
+    odd = Workload(Gemm(m=96, n=64, k=64))
+    database.add(odd.key, "gemm", odd.params, "another device", stranger)
+    database.add("x", "no operator", {}, "another device", stranger)
+    assert experience.ship(database, tmp_path / "shipped") == {"gemm": 4}
+    first = (tmp_path / "shipped" / "gemm.jsonl.gz").read_bytes()
+    experience.ship(database, tmp_path / "shipped")
+    assert (tmp_path / "shipped" / "gemm.jsonl.gz").read_bytes() == first
+    monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
+    (found,) = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
+    assert found.workload == odd
+    assert sorted(t.seconds for t in found.trials) == [1e-3, 2e-3, math.inf]
+
+
+@pytest.mark.parametrize("name", sorted(registry()))
+def test_what_the_package_ships_fits_this_versions_spaces(name: str) -> None:
+    for params, trials in experience.shipped(name)[:2]:
+        workload = Workload(registry()[name](**params))
+        for formulation, own in experience.by_formulation(trials).items():
+            found = space(workload.prim_func(formulation), TARGET)
+            known = [found.has(t.config) for t in own]
+            assert sum(known) > 0.8 * len(known)
+            assert any(t.ok for t in own)
+
+
+def test_most_operators_have_shipped_trials() -> None:
+    assert sum(bool(experience.shipped(name)) for name in registry()) >= 10
