@@ -27,19 +27,21 @@ class Learned:
         self._own: list[Example] = []
         self._columns: dict[str, int] = {}
         self._trees: Any = None
+        self._stale = False
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from another shape's space first."""
         self._others += examples(space, points, seconds)
-        self._train()
+        self._stale = True
 
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
-        """Train anew on all points; failures count as twice the slowest that worked."""
+        """Learn from all points; failures count as twice the slowest that worked."""
         self._own = examples(self._space, points, seconds)
-        self._train()
+        self._stale = True
 
     def _train(self) -> None:
-        known = self._own + self._others
+        """Trees anew from all examples, when they are wanted and there are new ones."""
+        known, self._stale = self._own + self._others, False
         if len(known) < ENOUGH:
             return
         import numpy as np
@@ -63,6 +65,8 @@ class Learned:
         """log2 of the expected seconds."""
         if not points:
             return []
+        if self._stale:
+            self._train()
         described = [self._space.describe(self._space.config(p)) for p in points]
         guesses = [guess(d) for d in described]
         if self._trees is None:

@@ -179,7 +179,9 @@ def tune(
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
     from flextensor import report, tuner
+    from flextensor.lean import import_tvm
 
+    import_tvm()
     with stdout_kept():
         work = workloads_of(what, fields, einsum, case, suite)
     show = report.json_line if as_json else report.Rows() if suite is not None else report.table
@@ -284,7 +286,9 @@ def show(
 ) -> None:
     """Show the kept schedule of a workload: config, roofline position, program, code."""
     from flextensor import report, tuner
+    from flextensor.lean import import_tvm
 
+    import_tvm()
     ((label, operator),) = workloads_of(what, fields, einsum, case, None)
     result = tuner.load(operator, target=target, threads=threads, db=db, prepacked=prepacked)
     found = tuner.show(result)
@@ -317,7 +321,9 @@ def bench(
     """Tune every case of a suite beside its peers; write raw data, a table and a picture."""
     check_numbers(trials, time)
     from flextensor import bench as runner
+    from flextensor.lean import import_tvm
 
+    import_tvm()
     code = runner.run(
         suite, family=family, target=target, time=time, trials=trials, threads=threads,
         out=out or Path("results") / (f"{suite}-prepacked" if prepacked else suite), db=db,

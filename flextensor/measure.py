@@ -116,7 +116,7 @@ class LocalMeasurer:
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
     ) -> list[Trial]:
         """One trial per candidate, in order; see `Measurer`."""
-        self._start()
+        self.start()
         trials: dict[int, Trial] = {}
         built: dict[int, tuple[Path, float]] = {}
         paths = [self._path() for _ in candidates]
@@ -197,7 +197,7 @@ class LocalMeasurer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Start every worker at once, for each needs seconds; none starts during a timing."""
         for worker in self._builders:
             worker.start()

@@ -199,34 +199,39 @@ class Tuning:
 
     def run(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> Result:
         """Search, finish, verify, keep."""
-        from flextensor.schedulers import space
-
-        lanes = [
-            Lane(
-                name, space(self.workload.prim_func(name), self.target), explorer, cost_model, seed
-            )
-            for name in self.workload.formulations
-        ]
-        if not fresh:
-            known = self.database.trials(self.workload.key, self.target.fingerprint)
-            for lane in lanes:
-                own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
-                lane.learn(own)
-                self.trials += own
-        others = near(self.database, self.workload, self.target)
-        for lane in lanes:
-            for other in others:
-                self._recall(lane, other)
         measurer = LocalMeasurer(
             self.workload, self.target, self.tolerance, on_trial=self._keep, seed=seed
         )
         with measurer:
+            measurer.start()  # while the spaces are made
+            lanes = self._lanes(explorer, cost_model, seed, fresh)
+            others = near(self.database, self.workload, self.target)
+            for lane in lanes:
+                for other in others:
+                    self._recall(lane, other)
             search = Search(lanes, measurer, self.budget, self._report)
             try:
                 search.run(hints(others))
                 return self._finish(measurer)
             except KeyboardInterrupt:
                 raise Interrupted(self._partial()) from None
+
+    def _lanes(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> list[Lane]:
+        """A lane for every formulation, with what is known of it unless it is tuned `fresh`."""
+        from flextensor.schedulers import space
+
+        known: list[Trial] = []
+        if not fresh:
+            known = self.database.trials(self.workload.key, self.target.fingerprint)
+        lanes = []
+        for name in self.workload.formulations:
+            found = space(self.workload.prim_func(name), self.target)
+            lane = Lane(name, found, explorer, cost_model, seed)
+            own = [t for t in known if t.formulation == name and found.has(t.config)]
+            lane.learn(own)
+            self.trials += own
+            lanes.append(lane)
+        return lanes
 
     def _keep(self, trial: Trial) -> None:
         self.trials.append(trial)

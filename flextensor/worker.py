@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flextensor.errors import IllegalConfigError
+from flextensor.lean import import_tvm
 
 Payload = Mapping[str, Any]
 Handler = Callable[[Payload], dict[str, Any]]
@@ -47,8 +48,6 @@ class Builder:
 
     def target(self, payload: Payload) -> dict[str, Any]:
         """{"target": dumped target} -> {}; raises `DeviceError` without a compiler."""
-        import tvm  # noqa: F401 - here, so that no build pays for the import
-
         from flextensor import targets
 
         self._target = targets.load(payload["target"])
@@ -155,6 +154,7 @@ def main(arguments: list[str]) -> None:
         # Private writable memory. RLIMIT_AS would also count the address space that libraries
         # only reserve (torch: tens of GB).
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    import_tvm()  # before the first call, so that none pays for it
     serve(requests, replies, handlers())
 
 
