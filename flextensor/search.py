@@ -68,9 +68,10 @@ class Lane:
         points, seconds = [], []
         for trial in trials:
             try:
-                points.append(self.space.point(trial.config))
+                point = self.space.point(trial.config)
             except IllegalConfigError:
                 continue
+            points.append(self.space.representative(point))
             seconds.append(trial.seconds)
         self.history.update(zip(points, seconds, strict=True))
         self.explorer.tell(points, seconds)
@@ -89,7 +90,8 @@ class Lane:
         picks = [p for p in picks if self.space.legal(p)]
         scores = self.model.predict(picks)
         ranked = [p for _, _, p in sorted(zip(scores, range(len(picks)), picks, strict=True))]
-        starts = dict.fromkeys([p for p in warm if self.space.legal(p)] + ranked)
+        legal = [p for p in warm if self.space.legal(p)] + ranked
+        starts = dict.fromkeys(map(self.space.representative, legal))
         return [p for p in starts if p not in self.history]
 
     def promise(self, points: Sequence[Point]) -> float:

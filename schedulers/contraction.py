@@ -55,8 +55,8 @@ class ContractionSchedule(StageSchedule):
         self.found = found
         self.target = target
         self.sides = {
-            "m": Side(found.a, found.m, found.batch, found.k),
-            "n": Side(found.b, found.n, found.batch, found.k),
+            name: Side(operand, own, found.batch, found.k, program.fixed(operand.buffer))
+            for name, operand, own in (("m", found.a, found.m), ("n", found.b, found.n))
         }
         self.space = contraction_space(program, found, self.sides, target)
 

@@ -97,9 +97,7 @@ class Plan:
             cuts[role] = Cut.of(sides[side].extents, pitches, int(c[f"{side}_parts"]), tile)
         main = max(found.k, key=lambda i: i.extent)
         unroll = int(c["k_unroll"])
-        parts = int(c["k_parts"])
-        length = round_up(ceil_div(main.extent, parts), unroll)
-        blocks = ceil_div(main.extent, length)
+        blocks, length = cut_reduction(main.extent, int(c["k_parts"]), unroll)
         windows = int(c["unroll_windows"])
         others = [i.extent for i in found.k if i is not main]
         return cls(
@@ -118,11 +116,18 @@ class Plan:
             vectors=vectors,
             main=main,
             k_blocks=blocks,
-            k_length=blocks * length,
+            k_length=length,
             k_unroll=unroll,
             unrolled_windows=windows,
             window_points=math.prod(others[len(others) - windows :]) if windows else 1,
         )
+
+
+def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
+    """About `parts` blocks of whole unrolled steps: their number, and the length of all."""
+    length = round_up(ceil_div(extent, parts), unroll)
+    blocks = ceil_div(extent, length)
+    return blocks, blocks * length
 
 
 def layouts(program: Program, side: Side) -> tuple[str, ...]:
@@ -132,7 +137,7 @@ def layouts(program: Program, side: Side) -> tuple[str, ...]:
         producer = program.producer(side.operand.buffer)
         if producer is None or not movable(program, producer):
             options.append("inline")
-    if side.slides() is not None:
+    if side.slides is not None:
         options.append("flat")
     return (*options, "panel")
 
@@ -161,20 +166,52 @@ def contraction_space(
             choice(f"{name}_at", ("root", "block")),
             sizes(f"{name}_parts", [*(p for p in PARTS if p < first), first]),
         ]
-    space = Space(tuple(knobs), (lambda c: _illegal(c, found, sides, target),))
+    space = Space(
+        tuple(knobs),
+        (lambda c: _illegal(c, found, sides, target),),
+        canonical=lambda c: _canonical(c, knobs, Plan.of(c, found, sides, target), sides),
+    )
     return dataclasses.replace(
         space,
-        seeds=_seeds(space, program, sides),
-        features=lambda c: _features(
-            Plan.of(c, found, sides, target), program, found, sides, target
-        ),
+        seeds=_seeds(space, sides),
+        features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target),
     )
 
 
-def _seeds(space: Space, program: Program, sides: Mapping[str, Side]) -> tuple[Config, ...]:
+def _canonical(
+    config: Mapping[str, Value], knobs: list[Knob], plan: Plan, sides: Mapping[str, Side]
+) -> Config:
+    """The first of all configs of the same plan: where nothing is packed it matters not where,
+    numbers of parts may round to the same blocks, and a single block or tile has no order."""
+    same, values = dict(config), {knob.name: knob.values for knob in knobs}
+    for side, layout, cut in (
+        (plan.row_side, plan.row_layout, plan.rows),
+        (plan.lane_side, plan.lane_layout, plan.lanes),
+    ):
+        if layout == "inline":
+            same[f"{side}_at"] = "root"
+        pitches = sides[side].pitches(layout)
+        same[f"{side}_parts"] = next(
+            p
+            for p in values[f"{side}_parts"]
+            if Cut.of(cut.extents, pitches, int(p), cut.tile) == cut
+        )
+    same["k_parts"] = next(
+        p
+        for p in values["k_parts"]
+        if cut_reduction(plan.main.extent, int(p), plan.k_unroll) == (plan.k_blocks, plan.k_length)
+    )
+    if 1 in (plan.rows.blocks, plan.lanes.blocks):
+        same["blocks_order"] = "m"
+    if 1 in (plan.rows.tiles, plan.lanes.tiles):
+        same["tiles_order"] = "m"
+    return same
+
+
+def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
-    ahead = {f"{n}_at": "root" for n, s in sides.items() if program.fixed(s.operand.buffer)}
+    ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in TILES:
@@ -203,7 +240,7 @@ def _seeds(space: Space, program: Program, sides: Mapping[str, Side]) -> tuple[C
 
 
 def _features(
-    plan: Plan, program: Program, found: Contraction, sides: Mapping[str, Side], target: Target
+    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target
 ) -> dict[str, float]:
     """Sizes that decide the time: arithmetic with waste, tile, packing, footprints, tasks.
 
@@ -225,7 +262,7 @@ def _features(
         ("lane", plan.lanes, plan.lane_layout, plan.lane_at),
     ):
         side = sides[plan.row_side if role == "row" else plan.lane_side]
-        if layout == "inline" or (at == "root" and program.fixed(side.operand.buffer)):
+        if layout == "inline" or (at == "root" and side.fixed):
             continue
         own = points(side.own_batch) * cut.padded
         own *= math.prod(i.extent for i in side.own_k) if layout == "panel" else 1

@@ -14,6 +14,7 @@ blocks (shared between threads, sized to a cache) of tiles (held in registers). 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,6 +146,8 @@ class Side:
     iterators: tuple[Iterator, ...]
     batch: tuple[Iterator, ...]
     k: tuple[Iterator, ...]
+    fixed: bool = False
+    """Whether the operand depends on constants alone: packed at the root, it is so ahead."""
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -173,6 +176,7 @@ class Side:
             return False
         return bool(access[-1].terms.get(self.iterators[-1].var) == 1)
 
+    @functools.cached_property
     def slides(self) -> tuple[Slide, ...] | None:
         """How every side iterator slides, or None when `flat` does not fit the operand: each
         iterator must have a dimension to itself but for non-negative taps of K iterators."""
@@ -198,7 +202,7 @@ class Side:
 
     def pitches(self, layout: str) -> tuple[int, ...]:
         """Flat elements per iterator; `flat` keeps the overhang of every row but the first's."""
-        slides = self.slides() if layout == "flat" else None
+        slides = self.slides if layout == "flat" else None
         if slides is None:
             return self.extents
         return tuple(i.extent + s.span for i, s in zip(self.iterators, slides, strict=True))
@@ -258,7 +262,7 @@ class Side:
 
     def flat(self, cut: Cut, tensors: Tensors, name: str, padded_k: dict[Any, int]) -> Element:
         """F[batch, k..., phase..., q + offset(k)], zero beyond the edges."""
-        slides = self.slides()
+        slides = self.slides
         assert slides is not None and self.operand.access is not None
         own_batch = self.own_batch
         sliding = {s.dimension for s in slides}

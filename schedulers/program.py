@@ -76,7 +76,9 @@ class Program:
         return next((s for s in self.stages if s.buffer.same_as(buffer)), None)
 
     def fixed(self, buffer: Any) -> bool:
-        """Whether a buffer depends on constants alone."""
+        """Whether a buffer depends on constants alone; None, which is no plain one, does not."""
+        if buffer is None:
+            return False
         stage = self.producer(buffer)
         if stage is None:
             return buffer in self.constants

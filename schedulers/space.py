@@ -6,6 +6,7 @@ A `Space` never lists its points: sizes, samples and neighbours come from the kn
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,11 +38,10 @@ class Knob:
         if not self.values or len(set(self.values)) != len(self.values):
             raise ValueError(f"knob {self.name} needs distinct values, has {self.values}")
 
-    def moves(self, index: int) -> list[int]:
-        """Indices one step away."""
-        if self.ordered:
-            return [i for i in (index - 1, index + 1) if 0 <= i < len(self.values)]
-        return [i for i in range(len(self.values)) if i != index]
+    @property
+    def ways(self) -> Sequence[int]:
+        """The directions to move in: down and up, or to any value of a choice."""
+        return (-1, 1) if self.ordered else range(len(self.values))
 
     def nearest(self, value: Value) -> int:
         """The index of `value`, or of the value nearest to it (by ratio; first for a choice)."""
@@ -69,13 +69,15 @@ class Space:
     """All decisions of one formulation, the constraints among them, and good places to start.
 
     `features` gives what a cost model wants to know of a legal config beyond the knobs: numbers
-    by name, computed without lowering anything.
+    by name, computed without lowering anything. `canonical` gives one config for all that write
+    the same program, so that none is measured twice; it is legal if they are.
     """
 
     knobs: tuple[Knob, ...]
     constraints: tuple[Constraint, ...] = ()
     seeds: tuple[Config, ...] = ()
     features: Callable[[Mapping[str, Value]], dict[str, float]] = lambda config: {}
+    canonical: Callable[[Mapping[str, Value]], Config] = dict
 
     @property
     def size(self) -> int:
@@ -94,6 +96,11 @@ class Space:
                 raise IllegalConfigError(
                     f"{knob.name}={config[knob.name]!r} is not in {knob.values}"
                 )
+        return tuple(k.values.index(config[k.name]) for k in self.knobs)
+
+    def representative(self, point: Point) -> Point:
+        """The one point for all that write the same program."""
+        config = self.canonical(self.config(point))
         return tuple(k.values.index(config[k.name]) for k in self.knobs)
 
     def has(self, config: Mapping[str, Value]) -> bool:
@@ -124,7 +131,8 @@ class Space:
     def sample(
         self, rng: np.random.Generator, count: int, known: Container[Point] = ()
     ) -> list[Point]:
-        """Up to `count` distinct legal points, uniform over the legal ones that are not `known`."""
+        """Up to `count` distinct programs, drawn from the legal points whose program is not
+        `known`."""
         found: dict[Point, None] = {}
         tried: set[Point] = set()
         for _ in range(200):
@@ -133,8 +141,9 @@ class Space:
                 if point in tried:
                     continue
                 tried.add(point)
-                if point not in known and self.legal(point):
-                    found[point] = None
+                own = self.representative(point) if self.legal(point) else None
+                if own is not None and own not in known:
+                    found[own] = None
                     if len(found) == count:
                         return list(found)
             if len(tried) == self.size:
@@ -142,22 +151,32 @@ class Space:
         return list(found)
 
     def neighbours(self, point: Point) -> list[Point]:
-        """Legal points that differ in one knob by one step."""
-        return [p for p in self._around(point) if self.legal(p)]
+        """Legal points that differ in one knob, by the fewest steps that change the program."""
+        moves = dict.fromkeys(self.moved(point, *way) for way in self.ways)
+        return [p for p in moves if p is not None and self.legal(p)]
 
     def step(self, point: Point, rng: np.random.Generator) -> Point | None:
-        """One of `neighbours`, uniform, without checking all of them; None where there is none."""
-        around = self._around(point)
-        order = rng.permutation(len(around)).tolist()
-        return next((around[i] for i in order if self.legal(around[i])), None)
+        """One of `neighbours`, without looking at all of them; None where there is none."""
+        ways = self.ways
+        moves = (self.moved(point, *ways[i]) for i in rng.permutation(len(ways)).tolist())
+        return next((p for p in moves if p is not None and self.legal(p)), None)
 
-    def _around(self, point: Point) -> list[Point]:
-        """Points, legal or not, that differ in one knob by one step."""
-        return [
-            (*point[:d], i, *point[d + 1 :])
-            for d, knob in enumerate(self.knobs)
-            for i in knob.moves(point[d])
-        ]
+    @functools.cached_property
+    def ways(self) -> list[tuple[int, int]]:
+        """Every knob with every way to move it."""
+        return [(d, way) for d, knob in enumerate(self.knobs) for way in knob.ways]
+
+    def moved(self, point: Point, dimension: int, way: int) -> Point | None:
+        """The nearest other program in one of the `ways` of a knob, legal or not, or None."""
+        knob = self.knobs[dimension]
+        steps = [way]
+        if knob.ordered:
+            steps = list(range(point[dimension] + way, len(knob.values) if way > 0 else -1, way))
+        for index in steps:
+            other = self.representative((*point[:dimension], index, *point[dimension + 1 :]))
+            if other != point:
+                return other
+        return None
 
     def encode(self, point: Point) -> list[float]:
         """The point as numbers in [0, 1]: one per ordered knob, one-hot for a choice."""
@@ -212,6 +231,13 @@ def join(spaces: Mapping[str, Space]) -> Space:
             for key, value in space.features(share(config, name)).items()
         }
 
+    def canonical(config: Mapping[str, Value]) -> Config:
+        return {
+            f"{name}.{key}": value
+            for name, space in spaces.items()
+            for key, value in space.canonical(share(config, name)).items()
+        }
+
     knobs = tuple(
         dataclasses.replace(k, name=f"{name}.{k.name}")
         for name, s in spaces.items()
@@ -228,4 +254,4 @@ def join(spaces: Mapping[str, Space]) -> Space:
         }
         for i in range(count)
     ]
-    return Space(knobs, constraints, tuple(seeds), features)
+    return Space(knobs, constraints, tuple(seeds), features, canonical)

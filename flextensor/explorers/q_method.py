@@ -45,11 +45,7 @@ class QMethod(Proposer):
 
     def __init__(self, space: Space, rng: np.random.Generator) -> None:
         super().__init__(space, rng)
-        self._directions = [
-            (d, move)
-            for d, knob in enumerate(space.knobs)
-            for move in ((-1, 1) if knob.ordered else range(len(knob.values)))
-        ]
+        self._directions = space.ways
         self._walls: set[tuple[Point, int]] = set()
         self._replay: deque[tuple[Point, int, float, Point | None]] = deque(maxlen=REPLAY)
         self._untrained = 0
@@ -65,7 +61,9 @@ class QMethod(Proposer):
                 other = self._moved(point, action)
                 if other in self.history.seconds:
                     self._learn(point, action, other)
-                    self._learn(other, self._back(point, action), point)
+                    back = self._back(point, action)
+                    if self._moved(other, back) == point:
+                        self._learn(other, back, point)
         self._untrained += len(points)
         if self._untrained >= TRAIN_EVERY and self._replay:
             self._train()
@@ -73,18 +71,13 @@ class QMethod(Proposer):
 
     def _moved(self, point: Point, action: int) -> Point | None:
         """Where a direction leads from a point, legal or not; None when there is nothing."""
-        dimension, move = self._directions[action]
-        knob = self.space.knobs[dimension]
-        index = point[dimension] + move if knob.ordered else move
-        if not 0 <= index < len(knob.values) or index == point[dimension]:
-            return None
-        return (*point[:dimension], index, *point[dimension + 1 :])
+        return self.space.moved(point, *self._directions[action])
 
     def _back(self, point: Point, action: int) -> int:
         """The direction that leads back to a point from where `action` leads."""
-        dimension, move = self._directions[action]
+        dimension, way = self._directions[action]
         ordered = self.space.knobs[dimension].ordered
-        return self._directions.index((dimension, -move if ordered else point[dimension]))
+        return self._directions.index((dimension, -way if ordered else point[dimension]))
 
     def _learn(self, start: Point, action: int, end: Point) -> None:
         """Remember a move from a point that works."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 from tvm import te
 
@@ -15,6 +17,7 @@ from flextensor.schedulers import schedule, space
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.composition import SCHEDULERS, Composition
 from flextensor.schedulers.program import read
+from flextensor.schedulers.space import Point
 from flextensor.targets import lookup
 from flextensor.testing import SchedulerCase
 
@@ -279,3 +282,31 @@ def test_an_illegal_config_never_reaches_the_compiler() -> None:
     config = {**found.seeds[0], "gemm.rows": 28, "gemm.vectors": 6}
     with pytest.raises(IllegalConfigError, match="vector registers"):
         schedule(func, TARGET, config)
+
+
+def test_points_of_one_representative_compile_to_the_same_code() -> None:
+    """And neighbours, which skip what changes nothing, to different code."""
+    import tvm
+
+    func = Workload(parse("gemm", {"m": "24", "n": "64", "k": "16"})).prim_func()
+    found = space(func, TARGET)
+
+    def code(point: Point) -> str:
+        module = schedule(func, TARGET, found.config(point))
+        text = tvm.compile(module, target=TARGET.tvm_target()).mod.inspect_source("ll")
+        # addresses in the names of aliases, and the order in the name of a fused loop
+        return re.sub(r"0x[0-9a-f]+|i\d_i\d_fused", "", text)
+
+    rng = np.random.default_rng(0)
+    drawn = [p for p in zip(*(rng.integers(len(k.values), size=4000).tolist()
+             for k in found.knobs), strict=True) if found.legal(p)]  # fmt: skip
+    others = [p for p in drawn if found.representative(p) != p]
+    assert len(others) > len(drawn) // 2
+    for point in others[:6]:
+        representative = found.representative(point)
+        assert found.legal(representative)
+        assert found.representative(representative) == representative
+        assert code(representative) == code(point)
+    start = found.representative(found.point(found.seeds[0]))
+    around = [start, *found.neighbours(start)]
+    assert len(set(map(code, around))) == len(around)

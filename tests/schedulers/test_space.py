@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from flextensor.errors import IllegalConfigError
-from flextensor.schedulers.space import Config, Space, choice, join, sizes
+from flextensor.schedulers.space import Config, Space, Value, choice, join, sizes
 
 
 def space() -> Space:
@@ -48,6 +50,24 @@ def test_a_step_leads_to_every_neighbour_and_to_nothing_else() -> None:
     rng = np.random.default_rng(0)
     assert {space().step((3, 0, 0), rng) for _ in range(50)} == {(2, 0, 0), (3, 0, 1)}
     assert Space((sizes("one", (1,)),)).step((0,), rng) is None
+
+
+def test_one_point_stands_for_all_that_write_the_same_program() -> None:
+    """Parts 3 and 4 are the same; steps go over what changes nothing."""
+
+    def rounded(config: Mapping[str, Value]) -> Config:
+        return {**config, "parts": 3 if config["parts"] == 4 else config["parts"]}
+
+    knobs = (sizes("parts", (2, 3, 4, 5)), choice("order", ("a", "b")))
+    found = Space(knobs, canonical=rounded)
+    assert found.representative((2, 1)) == (1, 1)
+    assert sorted(found.sample(np.random.default_rng(0), 8)) == [
+        (0, 0), (0, 1), (1, 0), (1, 1), (3, 0), (3, 1)
+    ]  # fmt: skip
+    assert set(found.neighbours((1, 0))) == {(0, 0), (3, 0), (1, 1)}
+    assert found.moved((3, 0), 0, 1) is None
+    both = join({"x": found, "y": found})
+    assert both.representative((2, 0, 2, 1)) == (1, 0, 1, 1)
 
 
 def test_a_description_means_the_same_in_another_shapes_space() -> None:
