@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from flextensor import buffers, library, peers, targets
+from flextensor.lean import import_tvm
 
 REPEAT_SECONDS = 0.002
 """A repeat lasts at least this long, in as many calls as that takes."""
@@ -142,6 +143,7 @@ class Runner:
 
     def load(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """{"target", "tolerance", "inputs", "reference", "shape", "dtype"} -> {}."""
+        import_tvm()
         self.target = targets.load(payload["target"])
         self.tolerance: float = payload["tolerance"]
         self.device = self.target.tvm_device()

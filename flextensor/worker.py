@@ -48,6 +48,7 @@ class Builder:
 
     def target(self, payload: Payload) -> dict[str, Any]:
         """{"target": dumped target} -> {}; raises `DeviceError` without a compiler."""
+        import_tvm()  # here, so that no build pays for it
         from flextensor import targets
 
         self._target = targets.load(payload["target"])
@@ -154,7 +155,6 @@ def main(arguments: list[str]) -> None:
         # Private writable memory. RLIMIT_AS would also count the address space that libraries
         # only reserve (torch: tens of GB).
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    import_tvm()  # before the first call, so that none pays for it
     serve(requests, replies, handlers())
 
 
