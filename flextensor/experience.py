@@ -1,10 +1,10 @@
 """What other shapes of an operator taught: trials from the database, or shipped with the package.
 
-The shipped trials are one file per operator, made from any database by
+The shipped trials are one file per kind of target and operator, made from any database by
 
     python -m flextensor.experience TRIALS.db
 
-They guide a search on every CPU: ratios between schedules travel further than seconds. The shape
+They guide a search on every device of the kind: ratios between schedules travel further than seconds. The shape
 that is tuned itself is never among them.
 """
 
@@ -65,7 +65,7 @@ def near(database: Database, workload: Workload, target: Target) -> list[Experie
         if other is not None and other.key not in found:
             trials = database.trials(other.key, target.fingerprint)
             found[other.key] = Experience(other, tuple(trials))
-    others = shipped(name, FOLDER)
+    others = shipped(name, FOLDER / target.kind)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):
         shape, own = others[place]
@@ -84,8 +84,8 @@ def _workload(name: str, params: Params, prepacked: bool) -> Workload | None:
 
 
 @functools.cache
-def shipped(operator: str, folder: Path = FOLDER) -> Sequence[tuple[Params, tuple[Trial, ...]]]:
-    """The shipped trials of an operator, by the parameters of the shape."""
+def shipped(operator: str, folder: Path) -> Sequence[tuple[Params, tuple[Trial, ...]]]:
+    """The trials in a folder of an operator, by the parameters of the shape."""
     path = folder / f"{operator}.jsonl.gz"
     if not path.is_file():
         return ()
@@ -107,8 +107,9 @@ def by_formulation(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
     return found
 
 
-def ship(database: Database, folder: Path) -> dict[str, int]:
-    """Write what is worth keeping of every trial of a database; the number of lines by operator.
+def ship(database: Database, folder: Path, kind: str = "llvm") -> dict[str, int]:
+    """Write what is worth keeping of every trial of a database on one kind of target, into a
+    folder of the kind's name; the number of lines by operator.
 
     Trials that this version's spaces do not know are left out, and those with weights packed
     ahead too, whose packing costs nothing.
@@ -116,10 +117,10 @@ def ship(database: Database, folder: Path) -> dict[str, int]:
     from flextensor.schedulers import space
     from flextensor.targets import lookup as target
 
-    device = target("llvm")
+    device = target(kind)
     lines: dict[str, list[str]] = defaultdict(list)
     for row in database.workloads():
-        if row.operator not in registry():
+        if row.operator not in registry() or row.target.partition("/")[0] != kind:
             continue
         workload = _workload(row.operator, row.params, False)
         if workload is None or row.key != workload.key:
@@ -136,11 +137,11 @@ def ship(database: Database, folder: Path) -> dict[str, int]:
                 seconds = float(f"{trial.seconds:.4g}") if trial.ok else None
                 entry = [plain(workload.params), formulation, dict(trial.config), seconds]
                 lines[row.operator].append(json.dumps(entry, separators=(",", ":")))
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / kind).mkdir(parents=True, exist_ok=True)
     for operator, own_lines in lines.items():
         text = "\n".join(sorted(own_lines)) + "\n"
         data = gzip.compress(text.encode(), mtime=0)
-        (folder / f"{operator}.jsonl.gz").write_bytes(data)
+        (folder / kind / f"{operator}.jsonl.gz").write_bytes(data)
     return {operator: len(own_lines) for operator, own_lines in lines.items()}
 
 

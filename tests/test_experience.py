@@ -43,7 +43,7 @@ def test_nearest_shapes_of_this_device_come_first_and_the_own_never(database: Da
     here = TARGET.fingerprint
     for size in (64, 96, 512):
         add(database, Gemm(m=size, n=64, k=64), here, [1e-3, 5e-4, math.inf])
-    add(database, Gemm(m=65, n=64, k=64), "another device", [1e-3])
+    add(database, Gemm(m=65, n=64, k=64), "llvm/another", [1e-3])
     found = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
     assert [one.workload.params["m"] for one in found] == [96, 512]
     assert [t.seconds for t in found[0].trials] == [1e-3, 5e-4, math.inf]
@@ -68,16 +68,17 @@ def test_a_users_own_operator_has_no_others(database: Database) -> None:
 def test_what_is_shipped_is_read_back(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    add(database, Gemm(m=96, n=64, k=64), "another device", [2e-3, math.inf, 1e-3])
-    add(database, Gemm(m=64, n=64, k=64), "another device", [1e-3])
+    add(database, Gemm(m=96, n=64, k=64), "llvm/another", [2e-3, math.inf, 1e-3])
+    add(database, Gemm(m=64, n=64, k=64), "llvm/another", [1e-3])
     stranger = Trial("direct", {"an old": "knob"}, Status.OK, (1e-6,))
     odd = Workload(Gemm(m=96, n=64, k=64))
-    database.add(odd.key, "gemm", odd.params, "another device", stranger)
-    database.add("x", "no operator", {}, "another device", stranger)
+    database.add(odd.key, "gemm", odd.params, "llvm/another", stranger)
+    database.add("x", "no operator", {}, "llvm/another", stranger)
+    add(database, Gemm(m=32, n=64, k=64), "another kind/of device", [1e-3])
     assert experience.ship(database, tmp_path / "shipped") == {"gemm": 4}
-    first = (tmp_path / "shipped" / "gemm.jsonl.gz").read_bytes()
+    first = (tmp_path / "shipped" / "llvm" / "gemm.jsonl.gz").read_bytes()
     experience.ship(database, tmp_path / "shipped")
-    assert (tmp_path / "shipped" / "gemm.jsonl.gz").read_bytes() == first
+    assert (tmp_path / "shipped" / "llvm" / "gemm.jsonl.gz").read_bytes() == first
     monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
     (found,) = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
     assert found.workload == odd
@@ -86,7 +87,7 @@ def test_what_is_shipped_is_read_back(
 
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_what_the_package_ships_fits_this_versions_spaces(name: str) -> None:
-    for params, trials in experience.shipped(name)[:2]:
+    for params, trials in experience.shipped(name, experience.FOLDER / "llvm")[:2]:
         workload = Workload(registry()[name](**params))
         for formulation, own in experience.by_formulation(trials).items():
             found = space(workload.prim_func(formulation), TARGET)
@@ -96,4 +97,5 @@ def test_what_the_package_ships_fits_this_versions_spaces(name: str) -> None:
 
 
 def test_most_operators_have_shipped_trials() -> None:
-    assert sum(bool(experience.shipped(name)) for name in registry()) >= 10
+    folder = experience.FOLDER / "llvm"
+    assert sum(bool(experience.shipped(name, folder)) for name in registry()) >= 10
