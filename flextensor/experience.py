@@ -4,8 +4,8 @@ The shipped trials are one file per kind of target and operator, made from any d
 
     python -m flextensor.experience TRIALS.db
 
-They guide a search on every device of the kind: ratios between schedules travel further than seconds. The shape
-that is tuned itself is never among them.
+They guide a search on every device of the kind: ratios between schedules travel further than
+seconds. The shape that is tuned itself is never among them.
 """
 
 from __future__ import annotations
