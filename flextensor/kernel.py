@@ -13,6 +13,7 @@ from flextensor.buffers import Array, aligned, empty
 from flextensor.errors import InputError
 from flextensor.library import Library
 from flextensor.operators.workload import ALIGNMENT, BufferSpec
+from flextensor.targets.runtime import Runtime
 
 
 class Kernel:
@@ -24,10 +25,10 @@ class Kernel:
     dtype, shape or device of arguments, and for tensors that require gradients.
     """
 
-    def __init__(self, path: str | Path, buffers: Sequence[BufferSpec]) -> None:
-        """`path` is a shared library that `flextensor.library.build` wrote."""
+    def __init__(self, path: str | Path, buffers: Sequence[BufferSpec], runtime: Runtime) -> None:
+        """`path` is a library that `flextensor.library.build` wrote, for a target of `runtime`."""
         self.buffers = tuple(buffers)
-        self._library = Library(Path(path))
+        self._library = Library(Path(path), runtime)
 
     def __repr__(self) -> str:
         *inputs, out = (f"{b.name}: {b.dtype}{list(b.shape)}" for b in self.buffers)

@@ -1,4 +1,4 @@
-"""A compiled kernel on disk: a shared library and, beside it, what it wants packed ahead."""
+"""A compiled kernel on disk: what its target built and, beside it, what it wants packed ahead."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from flextensor.errors import DeviceError, InputError
 if TYPE_CHECKING:
     from flextensor.buffers import Array
     from flextensor.targets import Target
+    from flextensor.targets.runtime import Runtime
 
 
 def build(func: Any, target: Target, config: Mapping[str, Any], path: Path) -> None:
-    """Schedule a PrimFunc and compile it into the shared library `path`.
+    """Schedule a PrimFunc and compile it into the library `path`.
 
     Raises `IllegalConfigError`, and `DeviceError` when linking fails.
     """
@@ -38,14 +39,12 @@ def remove(path: Path) -> None:
 class Library:
     """A library that `build` wrote, loaded: ``main(*inputs, *packed, out)``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, runtime: Runtime) -> None:
         """Raises `InputError` when there is none, `DeviceError` when it cannot be loaded."""
-        import tvm
-
         if not path.is_file():
             raise InputError(f"no kernel library at {path}")
         try:
-            self._module = tvm.runtime.load_module(str(path))
+            self._module = runtime.load(path)
         except Exception as error:
             reason = str(error).strip().splitlines()[-1:]
             raise DeviceError(f"cannot load {path}: {' '.join(reason)}") from error

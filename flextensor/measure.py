@@ -68,7 +68,7 @@ class Limits:
     """What a candidate may use before it is given up: seconds and bytes.
 
     A build or a run that takes longer is a ``timeout``; memory counts per process, without the
-    workload's own buffers. `builders` is the number of parallel builds (0: one per core).
+    workload's own buffers. `builders` is the number of parallel builds (0: `host_threads`).
     """
 
     build_seconds: float = 15.0
@@ -101,13 +101,13 @@ class LocalMeasurer:
         self.tolerance, self.on_trial, self.seed = tolerance, on_trial, seed
         self.folder = private_folder()
         self._number = itertools.count()
-        env = {"TVM_NUM_THREADS": str(target.cores), "OMP_NUM_THREADS": str(target.cores)}
+        env = target.environment(self.folder)
         buffers = sum(buffer.nbytes for buffer in workload.buffers)
         memory = self.limits.memory_bytes
         self._runner = Worker((), env, memory and memory + 16 * buffers, module)
         self._builders = [
             Worker([("target", {"target": dump(target)})], env, memory, module)
-            for _ in range(self.limits.builders or target.cores)
+            for _ in range(self.limits.builders or target.host_threads)
         ]
         self._programs: set[str] = set()
         self._transfer_seconds = buffers / 1e8
@@ -138,7 +138,7 @@ class LocalMeasurer:
         return [trials[index] for index in range(len(candidates))]
 
     def build(self, candidate: Candidate, path: Path) -> Path:
-        """Build one candidate into the shared library `path`; `DeviceError` when it fails."""
+        """Build one candidate into the library `path`; `DeviceError` when it fails."""
         ((_, reply),) = self._build([candidate], [path])
         failure = build_failure(candidate, reply)
         if failure:
@@ -245,7 +245,8 @@ class LocalMeasurer:
 
     def _run_limit(self, best_seconds: float) -> float:
         """Seconds that a run may take: plenty for what is expected, and never the whole cap."""
-        return min(self.limits.run_seconds, 2.0 + 200 * best_seconds) + self._transfer_seconds
+        extra = self._transfer_seconds + self.target.first_call_seconds
+        return min(self.limits.run_seconds, 2.0 + 200 * best_seconds) + extra
 
     def _run(self, candidate: Candidate, path: Path, best_seconds: float) -> Trial:
         self._prepare_runner()

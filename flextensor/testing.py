@@ -127,10 +127,8 @@ class SchedulerCase:
         assert any(scheduler.take(program, stage, target) for stage in program.stages)
 
     def test_what_it_calls_legal_computes_the_reference(
-        self, workload: Workload, func: Any, target: Target
+        self, workload: Workload, func: Any, target: Target, tmp_path: Path
     ) -> None:
-        import tvm
-
         from flextensor.schedulers import schedule, space
 
         found = space(func, target)
@@ -139,15 +137,16 @@ class SchedulerCase:
         assert points
         inputs = workload.inputs(0)
         want = workload.reference(inputs)
-        ran = 0
+        runtime, ran = target.runtime(), 0
         for point in points:
             module = schedule(func, target, found.config(point))
+            path = tmp_path / f"kernel{ran}.so"  # a loaded path is not loaded again
             try:
-                kernel = tvm.compile(module, target=target.tvm_target())
+                target.build(module, path)
             except Exception:  # what TVM cannot build becomes a trial with its reason
                 continue
             got = aligned(np.full(want.shape, np.nan), workload.buffers[-1].dtype)
-            kernel["main"](*inputs, got)
+            runtime.load(path)["main"](*inputs, got)
             assert relative_error(got, want) < 1e-4, found.config(point)
             ran += 1
         assert 2 * ran > len(points), f"only {ran} of {len(points)} legal points could be built"
@@ -316,11 +315,27 @@ class TargetCase:
         path = tmp_path / "kernel.so"
         target.build(tvm.IRModule({"main": doubling(target)}), path)
         assert [file.name for file in tmp_path.iterdir()] == ["kernel.so"]
+        runtime = target.runtime()
         x, y = empty((64,), "float32"), empty((64,), "float32")
-        x[:] = np.arange(64)
-        source, output = (tvm.runtime.tensor(a, target.tvm_device()) for a in (x, y))
-        tvm.runtime.load_module(str(path))["main"](source, output)
+        x[:], y[:] = np.arange(64), np.nan
+        source, output = runtime.place(x), runtime.place(y)
+        double = runtime.load(path)["main"]
+        double(source, output)
+        runtime.sync()
         assert np.array_equal(output.numpy(), 2 * x)
+        source.copyfrom(x + 1)
+        double(source, output)
+        runtime.sync()
+        assert np.array_equal(output.numpy(), 2 * x + 2)
+        assert np.isnan(y).all()
+        double(x, y)
+        assert np.array_equal(y, 2 * x)
+
+    def test_shows_what_it_compiles(self, target: Target) -> None:
+        import tvm
+
+        assert "main" in target.source(tvm.IRModule({"main": doubling(target)}))
+        assert target.numbers and "\n" not in target.numbers
 
     def test_peaks_are_measured_once(
         self, target: Target, monkeypatch: Any, tmp_path: Path
@@ -342,6 +357,10 @@ def doubling(target: Target) -> Any:
     outer, inner = schedule.split(
         schedule.get_loops(schedule.get_sblock("B"))[0], [None, target.lanes()]
     )
-    schedule.parallel(outer)
-    schedule.vectorize(inner)
+    if target.threads_per_block:
+        schedule.bind(outer, "blockIdx.x")
+        schedule.bind(inner, "threadIdx.x")
+    else:
+        schedule.parallel(outer)
+        schedule.vectorize(inner)
     return schedule.mod["main"]

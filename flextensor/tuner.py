@@ -82,7 +82,7 @@ def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]
     with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
         path = Path(folder) / "kernel.so"
         build(func, target, values["config"], path)
-        return Kernel(path, workload.buffers)
+        return Kernel(path, workload.buffers, target.runtime())
 
 
 def as_workload(what: Any, prepacked: bool = False) -> Workload:
@@ -384,16 +384,13 @@ def load(
 
 
 def show(result: Result) -> dict[str, Any]:
-    """The schedule of a result: its config, scheduled TIR, LLVM IR and roofline position."""
-    import tvm
-
+    """The schedule of a result: its config, scheduled TIR, source and roofline position."""
     from flextensor.schedulers import schedule
 
     func = result.workload.prim_func(result.values["formulation"])
     module = schedule(func, result.target, result.values["config"])
-    executable = tvm.compile(module, target=result.target.tvm_target())
     return {
         "result": result.json(),
         "tir": module.script(),
-        "source": executable.mod.inspect_source("ll"),
+        "source": result.target.source(module),
     }

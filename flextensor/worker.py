@@ -111,9 +111,8 @@ def metaschedule(payload: Payload) -> dict[str, Any]:
 def peak(payload: Payload) -> dict[str, Any]:
     """{"target", "what": "bandwidth" or a dtype} -> {"value": bytes/s or FLOP/s}."""
     from flextensor import targets
-    from flextensor.targets import peaks
 
-    return {"value": peaks.measure(targets.load(payload["target"]), payload["what"])}
+    return {"value": targets.load(payload["target"]).measure(payload["what"])}
 
 
 def die_with_parent(lifeline: int, parent: int) -> None:

@@ -8,7 +8,10 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from flextensor.targets.runtime import Runtime
 
 
 class Status(enum.StrEnum):
@@ -70,6 +73,21 @@ class Target(ABC):
     l3_bytes: int
     max_unroll: int
     """Statements that an unrolled loop body may hold before compile time explodes."""
+    threads_per_block: int = 0
+    """Threads that may share memory and wait for each other; 0 when a device has no such blocks,
+    and its parallel loops are those of a CPU."""
+    shared_bytes: int = 0
+    """Memory that the threads of one block share."""
+    thread_registers: int = 0
+    """32-bit registers of one thread of a block."""
+
+    first_call_seconds: ClassVar[float] = 0.0
+    """What a driver may take to compile a kernel at its first call; 0 when it compiles none."""
+
+    @classmethod
+    def specs(cls) -> tuple[str, ...]:
+        """The specifications of the devices that are there, for `from_spec`."""
+        return (cls.kind,)
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""
@@ -86,34 +104,60 @@ class Target(ABC):
     def fingerprint(self) -> str:
         """Everything that makes measured times comparable: device, features, threads, driver."""
 
+    @property
+    @abstractmethod
+    def numbers(self) -> str:
+        """What schedules are made to fit, in words, e.g. ``512-bit vectors x 32``."""
+
+    @property
+    def host_threads(self) -> int:
+        """Threads of the host that builds and libraries of the CPU may take."""
+        return self.cores
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Variables of a process that runs kernels; its drivers keep their files in `folder`."""
+        return {name: str(self.host_threads) for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
+
     @abstractmethod
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
 
-    def tvm_device(self) -> Any:
-        """The `tvm.runtime.Device` that kernels run on; the CPU unless a target says otherwise."""
-        import tvm
-
-        return tvm.cpu()
+    @abstractmethod
+    def runtime(self) -> Runtime:
+        """What loads and calls in this process what `build` wrote; `DeviceError` without device."""
 
     def check(self) -> None:  # noqa: B027 - a hook
         """Raise `DeviceError` when something that every build or run needs is missing."""
 
     @abstractmethod
     def build(self, module: Any, path: Path) -> None:
-        """Compile a scheduled `tvm.IRModule` into the shared library `path`.
+        """Compile a scheduled `tvm.IRModule` into the one file `path`, for `runtime().load`.
 
         Raises `DeviceError` when compiling or linking fails outside TVM, else what TVM raises.
         """
 
     @abstractmethod
+    def source(self, module: Any) -> str:
+        """What a scheduled `tvm.IRModule` is compiled to, as text for a person."""
+
+    @abstractmethod
+    def measure(self, what: str) -> float:
+        """Measure in this process, FLOP/s of a dtype, or bytes/s for ``bandwidth``."""
+
     def peak_flops(self, dtype: str = "float32") -> float:
         """Measured peak of all cores, FLOP/s; measured once per fingerprint, then cached."""
+        from flextensor.targets import peaks
 
-    @abstractmethod
+        return peaks.peak_flops(self, dtype)
+
     def bandwidth(self) -> float:
         """Measured main-memory bandwidth of all cores, bytes/s; measured once, then cached."""
+        from flextensor.targets import peaks
 
-    @abstractmethod
+        return peaks.bandwidth(self)
+
     def remeasure(self) -> None:
-        """Measure the peak and the bandwidth again, before they are reported beside results."""
+        """Measure both again and keep what is higher, before they are reported with results."""
+        from flextensor.targets import peaks
+
+        peaks.remeasure(self)

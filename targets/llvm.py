@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from flextensor.errors import DeviceError, InputError
 from flextensor.targets import host
 from flextensor.targets.base import Target
+from flextensor.targets.runtime import TVMRuntime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,13 @@ class LLVM(Target):
         version = importlib.metadata.version("apache-tvm")
         return f"llvm/{self.model}/{self.mcpu}/{isa}/{self.cores}/tvm-{version}"
 
+    @property
+    def numbers(self) -> str:
+        """Vector registers and caches in words."""
+        sizes = (self.l1_bytes, self.l2_bytes, self.l3_bytes)
+        caches = ", ".join(f"{size >> 10} KiB" for size in sizes)
+        return f"{self.vector_bits}-bit vectors x {self.vector_registers}, caches {caches}"
+
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
         import tvm
@@ -94,23 +102,24 @@ class LLVM(Target):
         finally:
             part.unlink(missing_ok=True)
 
-    def peak_flops(self, dtype: str = "float32") -> float:
-        """Measured FLOP/s of all cores; see `flextensor.targets.peaks`."""
+    def source(self, module: Any) -> str:
+        """LLVM IR."""
+        import tvm
+
+        text: str = tvm.compile(module, target=self.tvm_target()).mod.inspect_source("ll")
+        return text
+
+    def runtime(self) -> TVMRuntime:
+        """TVM's runtime on the CPU."""
+        import tvm
+
+        return TVMRuntime(tvm.cpu())
+
+    def measure(self, what: str) -> float:
+        """FLOP/s or bytes/s of all cores; see `flextensor.targets.peaks`."""
         from flextensor.targets import peaks
 
-        return peaks.peak_flops(self, dtype)
-
-    def bandwidth(self) -> float:
-        """Measured bytes/s that all cores read; see `flextensor.targets.peaks`."""
-        from flextensor.targets import peaks
-
-        return peaks.bandwidth(self)
-
-    def remeasure(self) -> None:
-        """Keep what is higher, of now and before; see `flextensor.targets.peaks`."""
-        from flextensor.targets import peaks
-
-        peaks.remeasure(self)
+        return peaks.measure(self, what)
 
 
 @functools.cache

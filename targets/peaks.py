@@ -1,9 +1,9 @@
-"""What this machine can do at most: FLOP/s and bytes/s, measured once and remembered.
+"""What a device can do at most: FLOP/s and bytes/s, measured once and remembered.
 
-The peak is that of independent chains of fused multiply-adds that never leave the registers. The
-bandwidth is that of reading, all cores at once, a buffer four times as big as the last-level
-cache, but of at most 512 MiB and an eighth of the memory: where hundreds of cores share a cache
-that is bigger than that (virtual machines), part of what is measured is that cache.
+On a CPU the peak is that of independent chains of fused multiply-adds that never leave the
+registers. The bandwidth is that of reading, all cores at once, a buffer four times as big as the
+last-level cache, but of at most 512 MiB and an eighth of the memory: where hundreds of cores share
+a cache that is bigger than that (virtual machines), part of what is measured is that cache.
 Both are the best of many repeats, for a peak is a maximum and neighbours only take from it.
 """
 
@@ -71,15 +71,16 @@ def _remembered(target: Target, what: str) -> float:
 
 
 def _in_worker(target: Target, what: str) -> float:
-    """Measure in a fresh process: its thread pool has `target.cores` threads, and no peer runs."""
+    """Measure in a fresh process: its thread pool is that of the target, and no peer runs."""
     from flextensor import targets
 
-    worker = Worker(env={"TVM_NUM_THREADS": str(target.cores)})
-    try:
-        reply = worker.call("peak", {"target": targets.dump(target), "what": what}, timeout=120)
-        return float(reply["value"])
-    finally:
-        worker.kill()
+    with tempfile.TemporaryDirectory(prefix="flextensor-peak-") as folder:
+        worker = Worker(env=target.environment(Path(folder)))
+        try:
+            reply = worker.call("peak", {"target": targets.dump(target), "what": what}, timeout=120)
+            return float(reply["value"])
+        finally:
+            worker.kill()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def measure(target: Target, what: str) -> float:
-    """Measure bandwidth or the peak of a dtype, in this process (see the worker's `peak`)."""
+    """Measure bandwidth or the peak of a dtype on a CPU, in this process."""
     return _measure_bandwidth(target) if what == BANDWIDTH else _measure_flops(target, what)
 
 
@@ -131,13 +132,13 @@ def _best_seconds(target: Target, module: Any, *arrays: Any) -> float:
     import tvm
 
     call = tvm.compile(module, target=target.tvm_target())["main"]
-    device = target.tvm_device()
-    tensors = [tvm.runtime.tensor(array, device) for array in arrays]
+    runtime = target.runtime()
+    tensors = [runtime.place(array) for array in arrays]
     end, best = time.perf_counter() + MEASURE_SECONDS, math.inf
     while time.perf_counter() < end:
         start = time.perf_counter()
         call(*tensors)
-        device.sync()
+        runtime.sync()
         best = min(best, time.perf_counter() - start)
     return best
 

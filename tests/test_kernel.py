@@ -38,7 +38,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kernel(library: Path) -> Kernel:
-    return Kernel(library, SPECS)
+    return Kernel(library, SPECS, targets.lookup("llvm").runtime())
 
 
 def offset(count: int) -> Callable[[Array], Array]:
@@ -165,7 +165,7 @@ def test_says_what_it_is(kernel: Kernel) -> None:
 
 def test_libraries_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no kernel library at"):
-        Kernel(tmp_path / "missing.so", SPECS)
+        Kernel(tmp_path / "missing.so", SPECS, targets.lookup("llvm").runtime())
     (tmp_path / "broken.so").write_text("no library")
     with pytest.raises(DeviceError, match="cannot load"):
-        Kernel(tmp_path / "broken.so", SPECS)
+        Kernel(tmp_path / "broken.so", SPECS, targets.lookup("llvm").runtime())

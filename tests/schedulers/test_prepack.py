@@ -37,7 +37,7 @@ def test_packed_ahead_or_not_a_kernel_computes_the_reference(
             path = tmp_path / f"kernel{next(number)}.so"  # a loaded path is not loaded again
             library.build(func, TARGET, config, path)
             ahead += bool(json.loads(path.with_suffix(".json").read_text())["packed"])
-            kernel = Kernel(path, workload.buffers)
+            kernel = Kernel(path, workload.buffers, TARGET.runtime())
             layer = kernel.prepack(weight)
             for got in (kernel(*inputs), layer(data, *bias), layer(data, *bias)):
                 assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
@@ -73,7 +73,7 @@ def test_a_wrong_number_of_weights_is_said(tmp_path: Path) -> None:
     workload = Workload(GEMM, prepacked=True)
     func = workload.prim_func()
     library.build(func, TARGET, space(func, TARGET).seeds[0], tmp_path / "kernel.so")
-    kernel = Kernel(tmp_path / "kernel.so", workload.buffers)
+    kernel = Kernel(tmp_path / "kernel.so", workload.buffers, TARGET.runtime())
     with pytest.raises(InputError, match=r"takes 1 inputs \(B\), got 0"):
         kernel.prepack()
     with pytest.raises(InputError, match=r"takes 1 inputs \(A\), got 2"):

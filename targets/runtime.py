@@ -1,0 +1,62 @@
+"""The seam between a built kernel and who calls it: load a file, place arrays, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+class Placed(Protocol):
+    """An array in the memory of a device."""
+
+    def numpy(self) -> Array:
+        """A copy in the memory of the host."""
+
+    def copyfrom(self, array: Array) -> object:
+        """Overwrite it with an array of the same shape and dtype."""
+
+
+Functions = Mapping[str, Callable[..., object]]
+"""What `Target.build` compiled, by name; a function takes its buffers in the order of the
+program's parameters, each a `Placed` or an array of the host (in place, or copied there and back).
+It may return before the device is done."""
+
+
+class Runtime(Protocol):
+    """What runs kernels of one target in this process."""
+
+    def load(self, path: Path) -> Functions:
+        """The functions of a file that the target built."""
+
+    def place(self, array: Array) -> Placed:
+        """A copy of `array` in the memory of the device."""
+
+    def sync(self) -> None:
+        """Wait until the device has done everything that was called."""
+
+
+class TVMRuntime:
+    """Shared libraries on a device of TVM's own runtime."""
+
+    def __init__(self, device: Any) -> None:
+        """`device` is a `tvm.runtime.Device`."""
+        self._device = device
+        self.sync: Callable[[], None] = device.sync
+
+    def load(self, path: Path) -> Any:
+        """The functions of a shared library."""
+        import tvm
+
+        return tvm.runtime.load_module(str(path))
+
+    def place(self, array: Array) -> Any:
+        """A copy of `array` as a `tvm.runtime.Tensor`."""
+        import tvm
+
+        return tvm.runtime.tensor(array, self._device)
