@@ -248,15 +248,13 @@ def targets(as_json: JsonOption = False) -> None:
     """List the targets of this machine with their numbers."""
     from flextensor import targets as family
 
-    found = {kind: family.lookup(kind) for kind in family.available()}
+    found = family.present()
     if as_json:
-        rows = {k: {"device": t.device, **dataclasses.asdict(t)} for k, t in found.items()}
+        rows = {s: {"device": t.device, **dataclasses.asdict(t)} for s, t in found.items()}
         print(json.dumps(rows))
         return
-    for kind, t in found.items():
-        print(f"{kind:8s}{t.device}")
-        caches = ", ".join(f"{size >> 10} KiB" for size in (t.l1_bytes, t.l2_bytes, t.l3_bytes))
-        print(f"        {t.vector_bits}-bit vectors x {t.vector_registers}, caches {caches}")
+    for spec, t in found.items():
+        print(f"{spec:12s}{t.device}\n{'':12s}{t.numbers}")
 
 
 @app.command()

@@ -12,10 +12,16 @@ from flextensor.targets.base import Status, Target, Trial
 
 if TYPE_CHECKING:
     from flextensor.targets.llvm import LLVM
+    from flextensor.targets.opencl import OpenCL
 
-__all__ = ["LLVM", "Status", "Target", "Trial", "available", "dump", "load", "lookup"]
+__all__ = [
+    "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup", "present",
+]  # fmt: skip
 
-_HOME = {"llvm": ("flextensor.targets.llvm", "LLVM")}
+_HOME = {
+    "llvm": ("flextensor.targets.llvm", "LLVM"),
+    "opencl": ("flextensor.targets.opencl", "OpenCL"),
+}
 """Kind -> (module, class); imported on first use."""
 
 
@@ -34,6 +40,11 @@ def _family(kind: str) -> Any:
 def lookup(spec: str, threads: int | None = None) -> Target:
     """The target of `spec` (a kind, for some kinds with more behind a colon), or `InputError`."""
     return cast(Target, _family(spec.partition(":")[0]).from_spec(spec, threads))
+
+
+def present() -> dict[str, Target]:
+    """Every target of this machine by its specification; kinds without a device are left out."""
+    return {spec: lookup(spec) for kind in available() for spec in _family(kind).specs()}
 
 
 def dump(target: Target) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,15 @@ def error_of() -> Callable[[Workload, str], float]:
         return relative_error(out, expected)
 
     return measure
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_kernel_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor fill the user's caches of OpenCL kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POCL_CACHE_DIR", str(tmp_path_factory.mktemp("pocl")))
+        patch.setenv("PYOPENCL_NO_CACHE", "1")
+        yield
 
 
 @pytest.fixture

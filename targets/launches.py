@@ -1,0 +1,164 @@
+"""A scheduled program as device source and what its host would do: allocate, and launch kernels.
+
+    main(A, B, C):                        buffers: A, B, C, and P, a workspace
+        P = alloc(57600)            ->    main_kernel    on (A, P), grid (900,), block (64,)
+        main_kernel<<<900, 64>>>(A, P)    main_kernel_1  on (P, B, C), ...
+        ...
+
+TVM orders the arguments of a kernel as it likes; only the lowered host function knows. Serves
+every target whose kernels are launched by somebody else than TVM's runtime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+AXES = ("x", "y", "z")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel: its name, its arguments by position in `Function.sizes`, and its extents."""
+
+    kernel: str
+    arguments: tuple[int, ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """One host function. `sizes` are the bytes of its parameters, then of its workspaces."""
+
+    parameters: int
+    sizes: tuple[int, ...]
+    written: tuple[int, ...]
+    """Positions of the parameters that kernels write."""
+    launches: tuple[Launch, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Device source and the functions that launch its kernels, by name."""
+
+    source: str
+    functions: Mapping[str, Function]
+
+    def dumps(self) -> str:
+        """The program as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Program:
+        """What `dumps` wrote; `ValueError` or `KeyError` for anything else."""
+        values = json.loads(text)
+        return cls(values["source"], {k: _function(v) for k, v in values["functions"].items()})
+
+
+def _function(values: Mapping[str, Any]) -> Function:
+    launches = [
+        Launch(v["kernel"], tuple(v["arguments"]), _three(v["grid"]), _three(v["block"]))
+        for v in values["launches"]
+    ]
+    return Function(
+        values["parameters"], tuple(values["sizes"]), tuple(values["written"]), tuple(launches)
+    )
+
+
+def _three(extents: Any) -> tuple[int, int, int]:
+    x, y, z = extents
+    return int(x), int(y), int(z)
+
+
+def lower(module: Any, target: Any) -> Program:
+    """Generate the source of a scheduled `tvm.IRModule` for a `tvm.target.Target` with a host.
+
+    Raises what TVM raises, and `ValueError` for a launch that no grid and block describe.
+    """
+    from tvm import tirx
+    from tvm.tirx.build import codegen_build, split_host_device_mods
+
+    programs = {v.name_hint: f for v, f in module.functions.items()}
+    bound = tirx.transform.BindTarget(target)(module)
+    pipeline, _, finalize = tirx.get_default_tir_pipeline(target)
+    # the host side is left as it is: once finalized, its launches are calls like any other
+    host, devices = split_host_device_mods(pipeline(bound))
+    sources = [codegen_build(finalize()(m), t).inspect_source() for t, m in devices.items()]
+    functions = {
+        v.name_hint: _function_of(programs[v.name_hint], f) for v, f in host.functions.items()
+    }
+    return Program("\n".join(sources), functions)
+
+
+def _written(func: Any) -> tuple[int, ...]:
+    """Positions of the parameters that a function stores to."""
+    import tvm_ffi
+    from tvm import tirx
+
+    stored: set[Any] = set()
+    tvm_ffi.structural_walk(func.body, (tirx.BufferStore, lambda store: stored.add(store.buffer)))
+    return tuple(p for p, parameter in enumerate(func.params) if parameter in stored)
+
+
+def _function_of(program: Any, lowered: Any) -> Function:
+    """The launches of a host function; its parameters' names and shapes are the program's."""
+    import tvm_ffi
+    from tvm import ir, tirx
+
+    declared: dict[str, Any] = {}
+    buffers: dict[str, int] = {str(p.name): _bytes(p) for p in program.params}
+    calls: list[Any] = []
+
+    def declare(node: Any) -> None:
+        declared[str(node.buffer.name)] = node.data
+
+    def allocate(node: Any) -> None:
+        buffers[str(node.buffer.name)] = _bytes(node.buffer)
+
+    def call(node: Any) -> None:
+        if isinstance(node.op, ir.Op) and node.op.name == "tirx.call_ffi_kernel":
+            calls.append(node)
+
+    tvm_ffi.structural_walk(
+        lowered.body, [(tirx.DeclBuffer, declare), (tirx.AllocBuffer, allocate), (ir.Call, call)]
+    )
+    positions = {name: position for position, name in enumerate(buffers)}
+
+    def position(pointer: Any) -> int:
+        while isinstance(pointer, ir.Call) or str(pointer.name) not in positions:
+            pointer = pointer.args[0] if isinstance(pointer, ir.Call) else declared[pointer.name]
+        return positions[str(pointer.name)]
+
+    launches = tuple(_launch(node, position) for node in calls)
+    if not launches:
+        raise ValueError("the program launches no kernel: no loop is bound to a block")
+    return Function(len(program.params), tuple(buffers.values()), _written(program), launches)
+
+
+def _bytes(buffer: Any) -> int:
+    import numpy as np
+
+    return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype)).itemsize
+
+
+def _launch(node: Any, position: Any) -> Launch:
+    """call_ffi_kernel("main_kernel", A.data, C.data, 8, 64), tags blockIdx.x, threadIdx.x."""
+    tags = [str(tag) for tag in node.attrs.launch_params]
+    name, *rest = node.args
+    pointers, values = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
+    extents = {"blockIdx": [1, 1, 1], "threadIdx": [1, 1, 1]}
+    for tag, value in zip(tags, values, strict=True):
+        scope, _, axis = tag.partition(".")
+        if scope not in extents or axis not in AXES:
+            raise ValueError(f"cannot launch with {tag}")
+        extents[scope][AXES.index(axis)] = int(value)
+    return Launch(
+        str(name.value),
+        tuple(map(position, pointers)),
+        _three(extents["blockIdx"]),
+        _three(extents["threadIdx"]),
+    )
