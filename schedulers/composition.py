@@ -14,6 +14,8 @@ from tvm.s_tir import Schedule
 from flextensor.errors import IllegalConfigError
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
+from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
+from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
 from flextensor.schedulers.prepack import constants, split
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
 from flextensor.schedulers.reduction import ReductionScheduler
@@ -24,6 +26,8 @@ from flextensor.schedulers.window import WindowScheduler
 from flextensor.targets.base import Target
 
 SCHEDULERS = (
+    GpuContractionScheduler(),
+    GpuSpatialScheduler(),
     WindowScheduler(),
     ContractionScheduler(),
     ReductionScheduler(),

@@ -12,7 +12,7 @@ import pytest
 
 from flextensor.operators import Workload, parse
 from flextensor.schedulers import schedule, space
-from flextensor.targets.llvm import LLVM
+from flextensor.targets import LLVM, OpenCL
 
 FOLDER = Path(__file__).parent / "golden"
 TARGET = LLVM(
@@ -25,6 +25,12 @@ TARGET = LLVM(
     max_unroll=512,
 )
 """A fixed CPU, so that the text is the same on every machine."""
+GPU = OpenCL(
+    cores=16, vector_bits=128, vector_registers=63, l1_bytes=48 << 10, l2_bytes=4 << 20,
+    l3_bytes=4 << 20, max_unroll=1024, threads_per_block=256, shared_bytes=48 << 10,
+    thread_registers=255,
+)  # fmt: skip
+"""A fixed device with thread blocks."""
 SMALL = {"in_channels": "32", "out_channels": "32", "height": "14", "width": "14"}
 CASES = {
     "gemm": ("gemm", {"m": "64", "n": "96", "k": "128"}, "direct"),
@@ -39,13 +45,20 @@ CASES = {
     "shift": ("shift_conv2d", {"channels": "9", "height": "14", "width": "14"}, "direct"),
 }
 
+GPU_CASES = {
+    "gpu_gemm": ("gemm", {"m": "61", "n": "97", "bias": "true", "relu": "true"}, "direct"),
+    "gpu_conv2d": ("conv2d", {**SMALL, "padding": "1"}, "direct"),
+    "gpu_gemv": ("gemv", {"m": "64", "k": "256"}, "direct"),
+}
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize("name", [*CASES, *GPU_CASES])
 def test_the_first_seed_gives_the_golden_program(name: str, request: pytest.FixtureRequest) -> None:
-    operator, fields, formulation = CASES[name]
+    operator, fields, formulation = (CASES | GPU_CASES)[name]
+    target = GPU if name in GPU_CASES else TARGET
     func = Workload(parse(operator, fields)).prim_func(formulation)
-    config = space(func, TARGET).seeds[0]
-    text = f"# {json.dumps(config)}\n{schedule(func, TARGET, config).script()}\n"
+    config = space(func, target).seeds[0]
+    text = f"# {json.dumps(config)}\n{schedule(func, target, config).script()}\n"
     path = FOLDER / f"{name}.txt"
     if request.config.getoption("--update-golden"):
         FOLDER.mkdir(exist_ok=True)

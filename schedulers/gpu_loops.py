@@ -1,0 +1,76 @@
+"""What the schedulers of devices with thread blocks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import sym, tirx
+
+from flextensor.schedulers.expression import loads, rewrite
+from flextensor.schedulers.program import Stage
+
+MOST_BLOCKS = 65535
+"""Along the second and third side of a grid; the first may be longer."""
+
+
+def item_bytes(stage: Stage) -> int:
+    """Bytes of one element of what a stage writes."""
+    bits = int("".join(filter(str.isdigit, str(stage.buffer.dtype))) or 8)
+    return max(bits // 8, 1)
+
+
+def flatten(values: Sequence[Any], extents: Sequence[int]) -> Any:
+    """One index for several: (i, j) of extents (a, b) -> i * b + j; 0 for none."""
+    index: Any = 0
+    for value, extent in zip(values, extents, strict=True):
+        index = index * extent + value
+    return index
+
+
+def unflatten(index: Any, extents: Sequence[int]) -> list[Any]:
+    """What `flatten` made one index of; the first may exceed its extent where the index does."""
+    values = []
+    for position, extent in enumerate(extents):
+        value = tirx.floordiv(index, math.prod(extents[position + 1 :]))
+        values.append(tirx.floormod(value, extent) if position else value)
+    return values
+
+
+def outputs(stage: Stage) -> int:
+    """Elements that a stage writes."""
+    return math.prod(stage.shape)
+
+
+def relayout(sch: Any, block: Any, indices: Callable[..., list[Any]], dimensions: int) -> None:
+    """Let a block run over other indices, one to one with its own, and simplify what it addresses.
+
+        out[i, j] = a[i * 4 + j]   by   (i, j) -> (i * 4 + j,)   ->   out[q // 4, q % 4] = a[q]
+
+    TVM leaves a[q // 4 * 4 + q % 4], and then finds no range in which a thread's part of it lies.
+    """
+    layout = tirx.IndexMap.from_func(indices, dimensions, index_dtype="int32")
+    sch.transform_block_layout(block, layout)
+    old = sch.get(block)
+    analyzer = sym.Analyzer()
+    for iterator in old.iter_vars:
+        analyzer.bind(iterator.var, iterator.dom)
+
+    def load(source: Any, at: list[Any]) -> Any:
+        return tirx.BufferLoad(source, [analyzer.simplify(index) for index in at])
+
+    store = old.body
+    value = rewrite(store.value, {}, load)
+    body = tirx.BufferStore(store.buffer, value, [analyzer.simplify(i) for i in store.indices])
+    reads = [_point(read.source, read.indices) for read in loads(value)]
+    new = tvm.s_tir.SBlock(
+        old.iter_vars, reads, [_point(store.buffer, body.indices)], old.name_hint, body
+    )
+    sch.state.replace(sch.get_sref(block), new, {old: new})
+
+
+def _point(buffer: Any, indices: Any) -> Any:
+    """One element of a buffer as a region."""
+    return tirx.BufferRegion(buffer, [tvm.ir.Range.from_min_extent(i, 1) for i in indices])

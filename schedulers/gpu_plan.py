@@ -1,0 +1,128 @@
+"""The sizes of a contraction on a device with thread blocks, as they follow from a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+
+from flextensor.schedulers.layouts import ceil_div
+from flextensor.schedulers.space import Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One side of the output as blocks of virtual threads x threads x elements of a thread."""
+
+    extent: int
+    virtual: int
+    threads: int
+    inner: int
+
+    @property
+    def block(self) -> int:
+        """Elements of a block."""
+        return self.virtual * self.threads * self.inner
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that cover the side."""
+        return ceil_div(self.extent, self.block)
+
+    @property
+    def padded(self) -> int:
+        """Elements of all blocks."""
+        return self.blocks * self.block
+
+    @property
+    def factors(self) -> list[int]:
+        """What the padded side is split by."""
+        return [self.blocks, self.virtual, self.threads, self.inner]
+
+    @property
+    def span(self) -> int:
+        """Elements that lie together: those of all threads, once."""
+        return self.threads * self.inner
+
+    @property
+    def spans(self) -> int:
+        """Spans of all blocks."""
+        return self.blocks * self.virtual
+
+    def locate(self, q: Any) -> tuple[Any, Any]:
+        """Span of an element, and its place there. Where there is one span, TVM finds what a
+        thread needs only without a quotient."""
+        if self.spans == 1:
+            return 0, q
+        return tirx.floordiv(q, self.span), tirx.floormod(q, self.span)
+
+    def panel(self, span: Any, i: Any) -> tuple[Any, Any]:
+        """Block, and place in its panel, of an element of a span."""
+        if self.virtual == 1:
+            return span, i
+        return tirx.floordiv(span, self.virtual), tirx.floormod(span, self.virtual) * self.span + i
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every size that follows from a config."""
+
+    y: Tile
+    x: Tile
+    k_extent: int
+    k_tile: int
+    k_unroll: int
+    staged: tuple[str, ...]
+    """Sides, ``y`` and ``x``, that go through shared memory."""
+
+    @property
+    def k_blocks(self) -> int:
+        """Panels along the reduction."""
+        return ceil_div(self.k_extent, self.k_tile)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.y.threads * self.x.threads
+
+    @property
+    def accumulators(self) -> int:
+        """Sums that a thread holds."""
+        return self.y.virtual * self.y.inner * self.x.virtual * self.x.inner
+
+    @property
+    def registers(self) -> int:
+        """Accumulators, an element of each operand for each of them, and a few for addresses."""
+        operands = self.y.virtual * self.y.inner + self.x.virtual * self.x.inner
+        return self.accumulators + operands + 16
+
+    @property
+    def shared(self) -> int:
+        """Elements of the panels in shared memory."""
+        return self.k_tile * sum({"y": self.y, "x": self.x}[side].block for side in self.staged)
+
+    @property
+    def body(self) -> int:
+        """Multiply-adds of the unrolled body."""
+        return self.accumulators * self.k_unroll
+
+    @classmethod
+    def of(cls, config: Mapping[str, Value], extents: Mapping[str, int]) -> Plan:
+        """The plan of a config; `extents` are those of ``y``, ``x`` and ``k``."""
+        tiles = {
+            side: Tile(
+                extents[side],
+                *(int(config[f"{side}_{what}"]) for what in ("virtual", "threads", "inner")),
+            )
+            for side in ("y", "x")
+        }
+        stage = config["staged"]
+        return cls(
+            **tiles,
+            k_extent=extents["k"],
+            k_tile=int(config["k_tile"]),
+            k_unroll=int(config["k_unroll"]),
+            staged=("y", "x") if stage == "both" else () if stage == "none" else (str(stage),),
+        )
