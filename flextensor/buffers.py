@@ -29,9 +29,12 @@ def relative_error(got: Array, want: Array) -> float:
     if not got.size:
         return 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(got.astype(np.float64) - want)
-    worst = float(np.nanmax(np.where(np.isfinite(want), difference, 0.0)))
-    if not np.isfinite(difference[np.isfinite(want)]).all():
-        return math.inf
-    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+        difference = np.subtract(got, want, dtype=np.float64)
+        worst, scale = (max(float(a.max()), -float(a.min())) for a in (difference, want))
+    if not math.isfinite(worst + scale):  # rare, and slower: only what should be finite counts
+        finite = np.isfinite(want)
+        worst = float(np.abs(difference[finite]).max(initial=0.0))
+        scale = float(np.abs(want[finite]).max(initial=0.0))
+        if not math.isfinite(worst):
+            return math.inf
     return worst / scale if scale else worst
