@@ -45,6 +45,10 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 - ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`; the only one that is no call.
 """
 
+SPINS: Mapping[str, float] = {"blas": 0.5}
+"""Seconds for which a method's threads go on spinning after a call: OpenBLAS's take half of every
+core from whoever comes next."""
+
 
 def methods(peers: Sequence[str]) -> tuple[str, ...]:
     """The methods of several peers, each once; `InputError` for an unknown peer."""

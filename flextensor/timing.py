@@ -42,10 +42,13 @@ Call = Callable[[], Any]
 
 
 class Clock:
-    """Times calls of one function, synchronising the device."""
+    """Times calls of one function, synchronising the device.
 
-    def __init__(self, call: Call, sync: Call) -> None:
-        self.call, self.sync = call, sync
+    `rest` are the seconds for which its threads spin after a call, on cores that others need.
+    """
+
+    def __init__(self, call: Call, sync: Call, rest: float = 0.0) -> None:
+        self.call, self.sync, self.rest = call, sync, rest
 
     def run(self, number: int) -> float:
         """Seconds per call over `number` calls."""
@@ -121,6 +124,7 @@ def interleave(clocks: Mapping[str, Clock], rounds: int, warm: float) -> dict[st
             repeats = 3 if seconds < SLOW_SECONDS else 1
             number = calls_per_repeat(seconds)
             times[name] += [clocks[name].run(number) for _ in range(repeats)]
+            time.sleep(clocks[name].rest)
     return times
 
 
@@ -221,7 +225,8 @@ class Runner:
                     call = peers.call(method, operator, self.data.inputs)
                     if call is not None:
                         self._check_peer(call)
-                        clocks[method] = Clock(call, lambda: None)
+                        rest = peers.SPINS.get(method, 0.0)
+                        clocks[method] = Clock(call, lambda: None, rest)
                 except Exception as error:  # a library's failure must not cost the others theirs
                     missing[method] = f"{type(error).__name__}: {error}".splitlines()[0]
             times = interleave(clocks, payload["rounds"], payload["warm"])
