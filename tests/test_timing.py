@@ -1,0 +1,31 @@
+"""Timing in turns: everybody gets the same number of repeats, and who spins gets time to stop."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from flextensor import peers
+from flextensor.timing import Clock, interleave
+
+
+def nothing() -> None:
+    pass
+
+
+def test_turns_are_shared_and_who_spins_is_given_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str | float] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: order.append(seconds))
+    clocks = {
+        name: Clock(lambda name=name: order.append(name), nothing, rest)  # type: ignore[misc]
+        for name, rest in (("ours", 0.0), ("blas", 0.5))
+    }
+    times = interleave(clocks, rounds=2, warm=0.0)
+    assert {name: len(found) for name, found in times.items()} == {"ours": 6, "blas": 6}
+    turns = [now for now, before in zip(order, [None, *order], strict=False) if now != before]
+    assert turns == ["ours", 0.0, "blas", 0.5, "blas", 0.5, "ours", 0.0]
+
+
+def test_what_spins_is_a_method_of_a_peer() -> None:
+    assert set(peers.SPINS) <= {method for own in peers.PEERS.values() for method in own}
