@@ -256,7 +256,8 @@ class TransformSchedule(StageSchedule):
                 task.insert(len(task) if config["tasks"] == "points" else 0, blocks)
         if not tile:
             tile.append(task.pop())
-        sch.reorder(*task, *tile, *unrolled, *vector)
+        whole = self._whole(lane)  # where not, one guard per lane, around the rows
+        sch.reorder(*task, *tile, *(unrolled + vector if whole else vector + unrolled))
         if task and not around:
             sch.parallel(loops.fuse(sch, task))
         depth = len(sch.get_loops(out)) - len(unrolled) - len(vector)
@@ -266,7 +267,7 @@ class TransformSchedule(StageSchedule):
             sch.compute_at(stage, tile[-1], preserve_unit_loops=True)
             self._unroll(sch, sch.get_loops(stage)[depth:], bool(vector))
         self._unroll(sch, unrolled, False)
-        if vector and self._whole(lane):
+        if vector and whole:
             sch.vectorize(vector[0])
         if config["source"] == "copy":
             source = sch.get_sblock(f"{self.stage.name}_source")
