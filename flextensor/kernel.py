@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from flextensor.buffers import Array, aligned, empty
+from flextensor.compiled import Library
 from flextensor.errors import InputError
-from flextensor.library import Library
 from flextensor.operators.workload import ALIGNMENT, BufferSpec
 from flextensor.targets.runtime import Runtime
 
@@ -26,7 +26,7 @@ class Kernel:
     """
 
     def __init__(self, path: str | Path, buffers: Sequence[BufferSpec], runtime: Runtime) -> None:
-        """`path` is a library that `flextensor.library.build` wrote, for a target of `runtime`."""
+        """`path` is a library that `flextensor.compiled.build` wrote, for a target of `runtime`."""
         self.buffers = tuple(buffers)
         self._library = Library(Path(path), runtime)
 

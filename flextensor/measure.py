@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flextensor import library
+from flextensor import compiled
 from flextensor.errors import DeviceError
 from flextensor.targets import Status, Target, Trial, dump
 from flextensor.targets.process import (
@@ -131,7 +131,7 @@ class LocalMeasurer:
             trial = dataclasses.replace(
                 self._run(candidates[index], path, best_seconds), build_seconds=seconds
             )
-            library.remove(path)
+            compiled.remove(path)
             trials[index] = trial
             self.on_trial(trial)
             best_seconds = min(best_seconds, trial.seconds)

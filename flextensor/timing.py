@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flextensor import buffers, library, peers, targets
+from flextensor import buffers, compiled, peers, targets
 from flextensor.lean import import_tvm
 
 REPEAT_SECONDS = 0.002
@@ -166,7 +166,7 @@ class Runner:
 
     def _clock(self, path: str, tensors: Sequence[Any] | None = None) -> Clock:
         """Calls of a kernel on `tensors`, or on those of `load`; weights are packed here."""
-        kernel = library.Library(Path(path), self.runtime)
+        kernel = compiled.Library(Path(path), self.runtime)
         *inputs, out = tensors or self.tensors
         packed = kernel.pack([inputs[p] for p in kernel.constants])
         arguments = (*inputs, *map(self.runtime.place, packed), out)

@@ -75,8 +75,8 @@ class Result:
 
 def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]) -> Kernel:
     """Build the kernel of a result, in this process."""
+    from flextensor.compiled import build
     from flextensor.kernel import Kernel
-    from flextensor.library import build
 
     func = workload.prim_func(values["formulation"])
     with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:

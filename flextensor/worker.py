@@ -64,7 +64,7 @@ class Builder:
 
     def build(self, payload: Payload) -> dict[str, Any]:
         """{"program", "config", "out"} -> {"status", "message", "seconds"}."""
-        from flextensor.library import build
+        from flextensor.compiled import build
 
         start = time.perf_counter()
         status, message = "ok", ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flextensor import library
+from flextensor import compiled
 from flextensor.errors import InputError
 from flextensor.kernel import Kernel
 from flextensor.operators import Conv2d, Gemm, Operator, Workload
@@ -35,7 +35,7 @@ def test_packed_ahead_or_not_a_kernel_computes_the_reference(
         points = found.sample(np.random.default_rng(3), 4)
         for config in [*found.seeds[:2], *map(found.config, points)]:
             path = tmp_path / f"kernel{next(number)}.so"  # a loaded path is not loaded again
-            library.build(func, TARGET, config, path)
+            compiled.build(func, TARGET, config, path)
             ahead += bool(json.loads(path.with_suffix(".json").read_text())["packed"])
             kernel = Kernel(path, workload.buffers, TARGET.runtime())
             layer = kernel.prepack(weight)
@@ -44,7 +44,7 @@ def test_packed_ahead_or_not_a_kernel_computes_the_reference(
             out = np.empty_like(want, dtype="float32")
             assert layer(data, *bias, out=out) is out
             assert np.abs(out - want).max() < 1e-4 * np.abs(want).max()
-            library.remove(path)
+            compiled.remove(path)
     assert ahead >= 2
     assert not list(tmp_path.iterdir())
 
@@ -72,7 +72,7 @@ def test_weights_packed_ahead_cost_nothing_in_the_estimate() -> None:
 def test_a_wrong_number_of_weights_is_said(tmp_path: Path) -> None:
     workload = Workload(GEMM, prepacked=True)
     func = workload.prim_func()
-    library.build(func, TARGET, space(func, TARGET).seeds[0], tmp_path / "kernel.so")
+    compiled.build(func, TARGET, space(func, TARGET).seeds[0], tmp_path / "kernel.so")
     kernel = Kernel(tmp_path / "kernel.so", workload.buffers, TARGET.runtime())
     with pytest.raises(InputError, match=r"takes 1 inputs \(B\), got 0"):
         kernel.prepack()

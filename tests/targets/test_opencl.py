@@ -13,8 +13,8 @@ import pyopencl
 import pytest
 
 from flextensor import targets
+from flextensor.compiled import Library
 from flextensor.errors import DeviceError, InputError
-from flextensor.library import Library
 from flextensor.operators import Gemm, Workload
 from flextensor.targets import OpenCL, opencl
 from flextensor.targets.launches import Program
