@@ -14,8 +14,8 @@ ENOUGH = 8
 OWN = 8.0
 """Weight of an example of this space beside one of another shape's."""
 
-Example = tuple[dict[str, float], float, float]
-"""What describes a point, the analytic log2 of its seconds, the measured one less that."""
+Example = tuple[dict[str, float], float]
+"""What describes a point; log2 of its seconds over the analytic estimate."""
 
 
 class Learned:
@@ -25,18 +25,19 @@ class Learned:
         self._space, self._seed = space, seed
         self._others: list[Example] = []
         self._own: list[Example] = []
+        self._known: dict[Point, dict[str, float]] = {}
         self._columns: dict[str, int] = {}
         self._trees: Any = None
         self._stale = False
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from another shape's space first."""
-        self._others += examples(space, points, seconds)
+        self._others += examples([space.describe(space.config(p)) for p in points], seconds)
         self._stale = True
 
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from all points; failures count as twice the slowest that worked."""
-        self._own = examples(self._space, points, seconds)
+        self._own = examples(self._described(points), seconds)
         self._stale = True
 
     def _train(self) -> None:
@@ -47,9 +48,9 @@ class Learned:
         import numpy as np
         import xgboost
 
-        names = dict.fromkeys(name for described, _, _ in known for name in described)
+        names = dict.fromkeys(name for described, _ in known for name in described)
         self._columns = {name: place for place, name in enumerate(names)}
-        labels = np.array([rest for _, _, rest in known])
+        labels = np.array([rest for _, rest in known])
         weights = np.ones(len(known))
         weights[: len(self._own)] = OWN
         settings = {
@@ -57,7 +58,7 @@ class Learned:
             "nthread": 1, "verbosity": 0,
             "base_score": float(np.average(labels, weights=weights)),
         }  # fmt: skip
-        rows = self._matrix([described for described, _, _ in known])
+        rows = self._matrix([described for described, _ in known])
         data = xgboost.DMatrix(rows, label=labels, weight=weights)
         self._trees = xgboost.train(settings, data, num_boost_round=60)
 
@@ -67,7 +68,7 @@ class Learned:
             return []
         if self._stale:
             self._train()
-        described = [self._space.describe(self._space.config(p)) for p in points]
+        described = self._described(points)
         guesses = [guess(d) for d in described]
         if self._trees is None:
             return guesses
@@ -75,6 +76,13 @@ class Learned:
 
         rest = self._trees.predict(xgboost.DMatrix(self._matrix(described)))
         return [a + float(b) for a, b in zip(guesses, rest, strict=True)]
+
+    def _described(self, points: Sequence[Point]) -> list[dict[str, float]]:
+        """What describes points of this space; a point is drafted, and fitted, many times."""
+        for point in points:
+            if point not in self._known:
+                self._known[point] = self._space.describe(self._space.config(point))
+        return [self._known[point] for point in points]
 
     def _matrix(self, described: Sequence[dict[str, float]]) -> Any:
         """One row each; 0 for a choice's values that were not chosen, nan for what is not known."""
@@ -90,16 +98,14 @@ class Learned:
         return rows
 
 
-def examples(space: Space, points: Sequence[Point], seconds: Sequence[float]) -> list[Example]:
-    """What measured points teach; nothing while none has worked."""
+def examples(described: Sequence[dict[str, float]], seconds: Sequence[float]) -> list[Example]:
+    """What measured points teach, by their descriptions; nothing while none has worked."""
     finite = [s for s in seconds if math.isfinite(s)]
     if not finite:
         return []
     slow = math.log2(max(finite)) + 1
     found = []
-    for point, measured in zip(points, seconds, strict=True):
-        described = space.describe(space.config(point))
-        estimate = guess(described)
+    for values, measured in zip(described, seconds, strict=True):
         log = math.log2(measured) if math.isfinite(measured) else slow
-        found.append((described, estimate, log - estimate))
+        found.append((values, log - guess(values)))
     return found

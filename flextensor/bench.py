@@ -53,6 +53,8 @@ def run(
     from flextensor.targets import lookup
 
     methods(peers or ())
+    if prepacked and peers and set(peers) != {"torch-prepacked"}:
+        raise InputError("--prepacked is compared with torch-prepacked only")
     chosen = [c for c in operators.cases(suite, family) if c.operator.weights or not prepacked]
     if not chosen:
         raise InputError(f"no case of {suite} has weights that could be packed ahead")

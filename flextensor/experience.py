@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +60,21 @@ def near(database: Database, workload: Workload, target: Target) -> list[Experie
     if name not in registry():
         return []
     found: dict[str, Experience] = {}
-    for theirs, _ in database.neighbours(name, params, target.fingerprint):
+
+    def add(theirs: Params, trials: Callable[[str], Sequence[Trial]]) -> None:
         other = _workload(name, theirs, workload.prepacked)
-        if other is not None and other.key not in found:
-            trials = database.trials(other.key, target.fingerprint)
-            found[other.key] = Experience(other, tuple(trials))
+        if len(found) < NEAREST and other is not None and other.key not in found:
+            if own := tuple(trials(other.key)):
+                found[other.key] = Experience(other, own)
+
+    for theirs, _ in database.neighbours(name, params, target.fingerprint):
+        add(theirs, lambda key: database.trials(key, target.fingerprint))
     others = shipped(name, FOLDER / target.kind)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):
         shape, own = others[place]
-        other = _workload(name, shape, workload.prepacked)
-        if other is not None and len(found) < NEAREST:
-            found.setdefault(other.key, Experience(other, own))
-    return [one for one in found.values() if one.trials][:NEAREST]
+        add(shape, lambda key, own=own: own)  # type: ignore[misc]
+    return list(found.values())
 
 
 def _workload(name: str, params: Params, prepacked: bool) -> Workload | None:

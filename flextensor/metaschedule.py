@@ -25,6 +25,8 @@ def search(measurer: LocalMeasurer, trials: int, path: Path) -> dict[str, Any]:
     Writes the best library to `path`; {"trials": measured, "seconds": of the search, its build
     included}. Raises `DeviceError` with its reason when it finds nothing.
     """
+    if measurer.target.threads_per_block:
+        raise DeviceError("metaschedule: a peer on CPUs only")
     import tvm
 
     from flextensor.targets import dump

@@ -88,7 +88,7 @@ def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]
 def as_workload(what: Any, prepacked: bool = False) -> Workload:
     """The workload of an operator, or of a user's function with its defaults."""
     if isinstance(what, Workload):
-        return what
+        return Workload(what.operator, prepacked=True) if prepacked else what
     if callable(what) and not isinstance(what, Operator):
         from flextensor.operators import FunctionOperator
 

@@ -22,13 +22,14 @@ from typing import Any
 
 from tvm import te, tirx
 
+from flextensor.operators.workload import BufferSpec
 from flextensor.schedulers import gpu_loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
-from flextensor.schedulers.gpu_loops import flatten, unflatten
+from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_plan import Plan
-from flextensor.schedulers.layouts import Side, ceil_div
+from flextensor.schedulers.layouts import Side, ceil_div, guarded, unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
@@ -120,7 +121,7 @@ class GpuContractionSchedule(StageSchedule):
             return f"{plan.threads} threads a block, limit {target.threads_per_block}"
         if plan.registers > target.thread_registers:
             return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
-        size = plan.shared * gpu_loops.item_bytes(self.stage)
+        size = BufferSpec("panels", (plan.shared,), str(self.stage.buffer.dtype)).nbytes
         if size > target.shared_bytes:
             return f"panels need {size} bytes of shared memory, limit {target.shared_bytes}"
         if plan.body > target.max_unroll:
@@ -229,9 +230,7 @@ class GpuContractionSchedule(StageSchedule):
             at |= {i.var: v for i, v in zip(side.iterators, values, strict=True)}
             at |= {self.found.batch[p].var: v for p, v in zip(own, b, strict=True)}
             found = rewrite(side.operand.value, at, tensors.load)
-            if not (guard and inside):
-                return found
-            return tirx.if_then_else(te.all(*inside), found, tirx.const(0, found.ty.dtype))
+            return guarded(inside, found) if guard else found
 
         if which not in plan.staged:
             return lambda b, o, i, kb, k: value([b[p] for p in own], o, i, kb, k, False)

@@ -16,27 +16,12 @@ MOST_BLOCKS = 65535
 """Along the second and third side of a grid; the first may be longer."""
 
 
-def item_bytes(stage: Stage) -> int:
-    """Bytes of one element of what a stage writes."""
-    bits = int("".join(filter(str.isdigit, str(stage.buffer.dtype))) or 8)
-    return max(bits // 8, 1)
-
-
 def flatten(values: Sequence[Any], extents: Sequence[int]) -> Any:
     """One index for several: (i, j) of extents (a, b) -> i * b + j; 0 for none."""
     index: Any = 0
     for value, extent in zip(values, extents, strict=True):
         index = index * extent + value
     return index
-
-
-def unflatten(index: Any, extents: Sequence[int]) -> list[Any]:
-    """What `flatten` made one index of; the first may exceed its extent where the index does."""
-    values = []
-    for position, extent in enumerate(extents):
-        value = tirx.floordiv(index, math.prod(extents[position + 1 :]))
-        values.append(tirx.floormod(value, extent) if position else value)
-    return values
 
 
 def outputs(stage: Stage) -> int:

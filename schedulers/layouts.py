@@ -249,7 +249,7 @@ class Side:
                 if extent != r.extent:
                     inside.append(v < r.extent)
             value = rewrite(self.operand.value, bound, tensors.load)
-            return _guarded(inside, value)
+            return guarded(inside, value)
 
         shape = [i.extent for i in own_batch] + [cut.blocks, cut.tiles, *k_extents, cut.tile]
         tensor = te.compute(shape, body, name=name)
@@ -294,7 +294,7 @@ class Side:
                 position += 1
             q, indices = at[-1], []
             assert self.operand.access is not None
-            steps = _unflatten(q, cut.pitches)
+            steps = unflatten(q, cut.pitches)
             placed: dict[int, Any] = {}
             for slide, step in zip(slides, steps, strict=True):
                 placed[slide.dimension] = step * slide.stride
@@ -308,7 +308,7 @@ class Side:
                 else:
                     terms = (c * bound[v] for v, c in form.terms.items())
                     indices.append(sum(terms, form.constant))
-            return _guarded(inside, tensors.load(self.operand.buffer, indices))
+            return guarded(inside, tensors.load(self.operand.buffer, indices))
 
         tensor = te.compute(shape, body, name=name)
 
@@ -326,7 +326,8 @@ class Side:
         return element
 
 
-def _unflatten(q: Any, pitches: Sequence[int]) -> list[Any]:
+def unflatten(q: Any, pitches: Sequence[int]) -> list[Any]:
+    """The indices that are flattened to q, outermost first; the first may exceed its extent."""
     values = []
     for position, pitch in enumerate(pitches):
         value = tirx.floordiv(q, math.prod(pitches[position + 1 :]))
@@ -334,7 +335,7 @@ def _unflatten(q: Any, pitches: Sequence[int]) -> list[Any]:
     return values
 
 
-def _guarded(inside: list[Any], value: Any) -> Any:
+def guarded(inside: list[Any], value: Any) -> Any:
     """`value` where all of `inside` hold, else zero."""
     if not inside:
         return value

@@ -54,6 +54,19 @@ def test_nearest_shapes_of_this_device_come_first_and_the_own_never(database: Da
 
 
 @pytest.mark.usefixtures("nothing_shipped")
+def test_shapes_without_trials_of_the_mode_take_no_place(database: Database) -> None:
+    """Four nearer shapes were only tuned with their weights packed ahead."""
+    here = TARGET.fingerprint
+    for size in (60, 62, 66, 68):
+        ahead = Workload(Gemm(m=size, n=64, k=64), prepacked=True)
+        trial = Trial("direct", space(ahead.prim_func(), TARGET).seeds[0], Status.OK, (1e-3,))
+        database.add(ahead.key, "gemm", ahead.params, here, trial)
+    add(database, Gemm(m=512, n=64, k=64), here, [1e-3])
+    found = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
+    assert [one.workload.params["m"] for one in found] == [512]
+
+
+@pytest.mark.usefixtures("nothing_shipped")
 def test_a_users_own_operator_has_no_others(database: Database) -> None:
     from tvm import te
 

@@ -28,6 +28,12 @@ def test_it_searches_and_is_timed_in_turns(tmp_path: Path) -> None:
     assert peer["ratio"] == peer["seconds"] / found["seconds"]
 
 
+def test_it_is_no_peer_of_a_device_with_blocks(tmp_path: Path) -> None:
+    with LocalMeasurer(Workload(GEMM), lookup("opencl"), math.inf) as measurer:
+        with pytest.raises(DeviceError, match="on CPUs only"):
+            metaschedule.search(measurer, 2, tmp_path / "kernel.so")
+
+
 def test_a_search_that_ends_badly_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(metaschedule, "TRIAL_SECONDS", 1e-3)
     with LocalMeasurer(Workload(GEMM), lookup("llvm", 2), math.inf) as measurer:

@@ -30,4 +30,4 @@ class Evolutionary(Proposer):
                 )
             )
             if self.space.legal(child):
-                yield child
+                yield self.space.representative(child)

@@ -47,7 +47,7 @@ class History:
     def filled(self, proposed: Iterable[Point], count: int) -> list[Point]:
         """Up to `count` proposals that were not measured yet, uniform ones where too few."""
         fresh: dict[Point, None] = {}
-        for point in map(self.space.representative, proposed):
+        for point in proposed:
             if len(fresh) >= count:
                 return list(fresh)
             if point not in self.seconds:

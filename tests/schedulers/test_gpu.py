@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_programs import softmax
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -25,15 +26,6 @@ TINY = OpenCL(
     l3_bytes=1 << 20, max_unroll=64, threads_per_block=64, shared_bytes=2048, thread_registers=64,
 )  # fmt: skip
 """Limits that bind."""
-
-
-def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
-    a = te.placeholder((rows, cols), name="a")
-    k, j = te.reduce_axis((0, cols), "k"), te.reduce_axis((0, cols), "j")
-    top = te.compute((rows,), lambda i: te.max(a[i, k], axis=k), name="top")
-    e = te.compute((rows, cols), lambda i, c: te.exp(a[i, c] - top[i]), name="e")
-    s = te.compute((rows,), lambda i: te.sum(e[i, j], axis=j), name="s")
-    return [a, te.compute((rows, cols), lambda i, c: e[i, c] / s[i], name="softmax")]
 
 
 def total(length: int = 997) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_programs import softmax
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -22,15 +23,6 @@ from flextensor.targets import lookup
 from flextensor.testing import SchedulerCase
 
 TARGET = lookup("llvm", 2)
-
-
-def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
-    a = te.placeholder((rows, cols), name="a")
-    k, j = te.reduce_axis((0, cols), "k"), te.reduce_axis((0, cols), "j")
-    top = te.compute((rows,), lambda i: te.max(a[i, k], axis=k), name="top")
-    e = te.compute((rows, cols), lambda i, c: te.exp(a[i, c] - top[i]), name="e")
-    s = te.compute((rows,), lambda i: te.sum(e[i, j], axis=j), name="s")
-    return [a, te.compute((rows, cols), lambda i, c: e[i, c] / s[i], name="softmax")]
 
 
 def correlation(channels: int = 6, size: int = 9, reach: int = 3) -> list[Any]:

@@ -1,0 +1,16 @@
+"""Programs that several tests schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te
+
+
+def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
+    a = te.placeholder((rows, cols), name="a")
+    k, j = te.reduce_axis((0, cols), "k"), te.reduce_axis((0, cols), "j")
+    top = te.compute((rows,), lambda i: te.max(a[i, k], axis=k), name="top")
+    e = te.compute((rows, cols), lambda i, c: te.exp(a[i, c] - top[i]), name="e")
+    s = te.compute((rows,), lambda i: te.sum(e[i, j], axis=j), name="s")
+    return [a, te.compute((rows, cols), lambda i, c: e[i, c] / s[i], name="softmax")]
