@@ -82,11 +82,8 @@ def _baseline(data: Mapping[str, Any]) -> str:
 
 
 def _counted(data: Mapping[str, Any]) -> str:
-    return (
-        "packing of weights left out"
-        if data.get("prepacked")
-        else ("plain layouts, everything counted")
-    )
+    plain = "plain layouts, everything counted"
+    return "packing of weights left out" if data.get("prepacked") else plain
 
 
 def _summary(families: Mapping[str, Sequence[Case]], peer: str) -> list[str]:

@@ -191,7 +191,7 @@ class Search:
         """What explorer and model propose; after a round without gain, the best's neighbours: a
         model that likes the wrong points is never corrected by them."""
         stuck = self.options.finish and self.since_gain // BATCH % 2 == 1
-        near = lane.around(BATCH) if stuck else []
+        near = lane.around(BATCH) if stuck and lane.history else []
         return near or lane.propose(BATCH)
 
     def _next(self) -> Lane | None:
