@@ -62,7 +62,8 @@ def run(
     """Every variant on every case with every seed; write OUT/data.json after each run.
 
     A search starts from nothing: no database, no early stop. Variants take turns, so that a
-    drift of the machine meets all of them. A run that `data.json` holds already, from the same
+    drift of the machine meets all of them, and every case has its first seed before any has its
+    second, so that an experiment that was stopped says something of all. A run that `data.json` holds already, from the same
     machine and versions, is not repeated. Returns the exit code.
     """
     if trials is None and time is None:
@@ -71,8 +72,8 @@ def run(
     data = {**header(target, command), "trials": trials, "seconds": time, "runs": []}
     data["runs"] = _recorded(out / "data.json", data)
     done = {(r["case"], r["variant"], r["seed"]) for r in data["runs"]}
-    for case in cases:
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for case in cases:
             for variant in variants:
                 if (case.full_name, str(variant), seed) in done:
                     continue
