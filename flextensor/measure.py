@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,12 +112,15 @@ class LocalMeasurer:
         ]
         self._programs: set[str] = set()
         self._transfer_seconds = buffers / 1e8
+        self.seconds = {"build": 0.0, "run": 0.0}
+        """Wall time that `measure` took so far, by what it was spent on."""
 
     def measure(
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
     ) -> list[Trial]:
         """One trial per candidate, in order; see `Measurer`."""
         self.start()
+        begun = time.monotonic()
         trials: dict[int, Trial] = {}
         built: dict[int, tuple[Path, float]] = {}
         paths = [self._path() for _ in candidates]
@@ -127,6 +131,8 @@ class LocalMeasurer:
                 self.on_trial(failure)
             elif isinstance(reply, dict):
                 built[index] = paths[index], reply["seconds"]
+        running = time.monotonic()
+        self.seconds["build"] += running - begun
         for index, (path, seconds) in sorted(built.items()):
             trial = dataclasses.replace(
                 self._run(candidates[index], path, best_seconds), build_seconds=seconds
@@ -135,6 +141,7 @@ class LocalMeasurer:
             trials[index] = trial
             self.on_trial(trial)
             best_seconds = min(best_seconds, trial.seconds)
+        self.seconds["run"] += time.monotonic() - running
         return [trials[index] for index in range(len(candidates))]
 
     def build(self, candidate: Candidate, path: Path) -> Path:

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,22 @@ HOPELESS = 4.0
 """A formulation this many times slower than another after its first seeds gets no more of them."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
-PATIENCE = 48
-"""Trials without a gain of 1 % after which the search stops."""
+
+
+class Effort(NamedTuple):
+    """How long to search, where a user names neither trials nor seconds."""
+
+    trials: int
+    seconds: float
+    patience: int
+    """Trials without a gain of 1 % after which the search stops."""
+
+
+EFFORTS = {
+    "quick": Effort(64, 15.0, 32),
+    "default": Effort(192, 60.0, 48),
+    "full": Effort(1024, 600.0, 256),
+}
 
 
 @dataclasses.dataclass
@@ -40,6 +55,11 @@ class Budget:
     trials: int
     seconds: float
     start: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, effort: Effort, trials: int | None, seconds: float | None) -> Budget:
+        """What a user asked for, the rest from the effort; trials alone take their time."""
+        return cls(trials or effort.trials, seconds or (math.inf if trials else effort.seconds))
 
     @property
     def elapsed(self) -> float:
@@ -126,7 +146,8 @@ class Options:
     """Begin with the schedulers' picks, and not with what the explorer asks for."""
     finish: bool = True
     """End with coordinate descent."""
-    patience: float = PATIENCE
+    patience: float = EFFORTS["default"].patience
+    """Trials without a gain of 1 % after which the search stops."""
 
 
 class Search:
@@ -144,6 +165,7 @@ class Search:
         self.options = options or Options()
         self.since_gain = 0
         self.rounds = 0
+        self.exhausted = False
 
     @property
     def trials(self) -> int:
@@ -159,6 +181,17 @@ class Search:
     def spent(self) -> bool:
         """Whether the budget is used up."""
         return self.trials >= self.budget.trials or self.budget.elapsed >= self.budget.seconds
+
+    @property
+    def stopped(self) -> str:
+        """Why the search ended, in words."""
+        if self.exhausted:
+            return "every point was measured"
+        if self.trials >= self.budget.trials:
+            return "trials spent"
+        if self.budget.elapsed >= (1 - FINISH) * self.budget.seconds:
+            return "time spent"
+        return f"no gain in {self.since_gain} trials"
 
     def _starts(self, lane: Lane, hints: Sequence[Mapping[str, object]]) -> list[Point]:
         return lane.seeds(hints) if self.options.seeds else lane.explorer.ask(BATCH)
@@ -182,6 +215,7 @@ class Search:
         while not self._closing and self.since_gain < self.options.patience:
             chosen = self._next()
             if chosen is None:
+                self.exhausted = True
                 break
             self._measure(chosen, self._round(chosen), "search")
         if self.options.finish:

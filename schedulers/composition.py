@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,7 +91,7 @@ class Composition:
 
 def _joint(program: Program, parts: list[StageSchedule]) -> Space:
     """The space of all parts together, in which a producer fits the tasks of its consumer."""
-    space = join({part.stage.name: part.space for part in parts})
+    space = join({part.stage.name: part.space for part in parts}, _roles(parts))
     seeds = list(space.seeds)
     constraints = list(space.constraints)
     for part in reversed(parts):  # a consumer is fitted to its own consumer first
@@ -101,6 +102,17 @@ def _joint(program: Program, parts: list[StageSchedule]) -> Space:
             seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
     space = dataclasses.replace(space, constraints=tuple(constraints))
     return dataclasses.replace(space, seeds=tuple(s for s in seeds if space.reason(s) is None))
+
+
+def _roles(parts: list[StageSchedule]) -> dict[str, str]:
+    """What every stage is scheduled as: ``contraction0``, ``transform0``, ``transform1``..."""
+    seen: Counter[str] = Counter()
+    roles = {}
+    for part in parts:
+        kind = type(part).__name__.removesuffix("Schedule").lower()
+        roles[part.stage.name] = f"{kind}{seen[kind]}"
+        seen[kind] += 1
+    return roles
 
 
 def _misfit(

@@ -70,7 +70,8 @@ class Space:
 
     `features` gives what a cost model wants to know of a legal config beyond the knobs: numbers
     by name, computed without lowering anything. `canonical` gives one config for all that write
-    the same program, so that none is measured twice; it is legal if they are.
+    the same program, so that none is measured twice; it is legal if they are. `roles` says, by the
+    prefix of a joint space's names, what is scheduled there: ``gemm`` -> ``contraction0``.
     """
 
     knobs: tuple[Knob, ...]
@@ -78,6 +79,7 @@ class Space:
     seeds: tuple[Config, ...] = ()
     features: Callable[[Mapping[str, Value]], dict[str, float]] = lambda config: {}
     canonical: Callable[[Mapping[str, Value]], Config] = dict
+    roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -189,8 +191,9 @@ class Space:
         return code
 
     def describe(self, config: Mapping[str, Value]) -> dict[str, float]:
-        """A config as numbers that mean the same in the space of another shape: log2(1 + value)
-        of an ordered knob, 1 for the value of a choice, and the schedulers' features."""
+        """A config as numbers that mean the same in the space of another shape or operator, by
+        role: log2(1 + value) of an ordered knob, 1 for the value of a choice, and the schedulers'
+        features."""
         found: dict[str, float] = {}
         for knob in self.knobs:
             value = config[knob.name]
@@ -198,7 +201,12 @@ class Space:
                 found[knob.name] = math.log2(1 + int(value))
             else:
                 found[f"{knob.name}={value}"] = 1.0
-        return found | self.features(config)
+        found |= self.features(config)
+        return {self._by_role(name): value for name, value in found.items()}
+
+    def _by_role(self, name: str) -> str:
+        prefix, dot, rest = name.partition(".")
+        return f"{self.roles.get(prefix, prefix)}{dot}{rest}"
 
     def _check_names(self, config: Mapping[str, Value]) -> None:
         names = {k.name for k in self.knobs}
@@ -215,10 +223,11 @@ def share(config: Mapping[str, Any], name: str) -> Config:
     return {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
 
 
-def join(spaces: Mapping[str, Space]) -> Space:
+def join(spaces: Mapping[str, Space], roles: Mapping[str, str] | None = None) -> Space:
     """One space of several, each one's knobs prefixed: ``rows`` of ``conv`` -> ``conv.rows``.
 
-    Joint points are searched together; the first seeds of the parts are paired in order.
+    Joint points are searched together; the first seeds of the parts are paired in order. `roles`
+    has what a prefix is called in descriptions.
     """
 
     def constrain(name: str, inner: Constraint) -> Constraint:
@@ -254,4 +263,4 @@ def join(spaces: Mapping[str, Space]) -> Space:
         }
         for i in range(count)
     ]
-    return Space(knobs, constraints, tuple(seeds), features, canonical)
+    return Space(knobs, constraints, tuple(seeds), features, canonical, roles or {})

@@ -1,0 +1,195 @@
+"""How well the cost model guesses what it has not seen: other shapes, other families.
+
+    python -m flextensor.evaluation [results/cost-model]
+
+The trials are those that the package ships. A shape is held out; the model learns from the four
+nearest other shapes of its operator, as a search does before its first trial, or only from other
+operators; then it ranks what was measured of the shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flextensor import cost_models
+from flextensor.database_records import distance
+from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
+from flextensor.operators import Workload, lookup
+from flextensor.results import header, make, write
+from flextensor.schedulers import space
+from flextensor.schedulers.space import Point, Space
+from flextensor.targets import Target
+from flextensor.targets import lookup as target_of
+
+FEWEST = 16
+"""Measured points of a shape's formulation, below which a ranking says nothing."""
+FOREIGN = 2
+"""Shapes that every other operator teaches: those nearest in arithmetic."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One formulation of one shape, with what was measured of it."""
+
+    operator: str
+    params: Mapping[str, Any]
+    formulation: str
+    flops: int
+    space: Space
+    points: Sequence[Point]
+    seconds: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How a model ranks a sample."""
+
+    spearman: float
+    top1: float
+    """Speed of the point that it likes best, as a share of the fastest."""
+    top8: float
+    """Speed of the fastest of its first eight, likewise."""
+
+
+def samples(folder: Path, target: Target) -> Iterator[Sample]:
+    """Every shipped shape and formulation with at least `FEWEST` points that worked."""
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        operator = path.name.removesuffix(".jsonl.gz")
+        for params, trials in shipped(operator, folder):
+            workload = Workload(lookup(operator)(**params))
+            for name, own in by_formulation(t for t in trials if t.ok).items():
+                found = space(workload.prim_func(name), target)
+                known = {found.point(t.config): t.seconds for t in own if found.has(t.config)}
+                if len(known) >= FEWEST:
+                    points, seconds = list(known), list(known.values())
+                    yield Sample(operator, params, name, workload.flops, found, points, seconds)
+
+
+def score(sample: Sample, guesses: Sequence[float]) -> Score:
+    """The rank correlation of guesses and times, and what the first picks are worth."""
+    seconds = np.array(sample.seconds)
+    order = np.argsort(guesses, kind="stable")
+    best = seconds.min()
+    return Score(
+        spearman(np.array(guesses), seconds),
+        float(best / seconds[order[0]]),
+        float(best / seconds[order[:8]].min()),
+    )
+
+
+def spearman(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """The correlation of ranks, equal values sharing theirs; 0 where one does not vary."""
+    first, second = _ranks(a), _ranks(b)
+    if not (first.std() and second.std()):
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: np.ndarray[Any, Any] = (last - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def teachers(sample: Sample, every: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Whose trials a model may see, by what is held out."""
+    same = [s for s in every if s.formulation == sample.formulation]
+    kin = [s for s in same if s.operator == sample.operator and s.params != sample.params]
+    kin.sort(key=lambda s: distance(sample.params, s.params))
+    foreign: list[Sample] = []
+    for operator in dict.fromkeys(s.operator for s in same if s.operator != sample.operator):
+        theirs = [s for s in same if s.operator == operator]
+        theirs.sort(key=lambda s: abs(np.log(s.flops / sample.flops)))
+        foreign += theirs[:FOREIGN]
+    return {"analytic": [], "shape": kin[:NEAREST], "family": foreign}
+
+
+def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
+    """Scores of every sample, by what was held out."""
+    every = list(samples(folder, target))
+    rows = []
+    for sample in every:
+        scores = {}
+        for held_out, seen in teachers(sample, every).items():
+            if held_out != "analytic" and not seen:
+                continue
+            model = cost_models.create("xgboost", sample.space)
+            for other in seen:
+                model.recall(other.space, other.points, other.seconds)
+            scores[held_out] = dataclasses.asdict(score(sample, model.predict(sample.points)))
+        rows.append(
+            {
+                "operator": sample.operator, "params": dict(sample.params),
+                "formulation": sample.formulation, "points": len(sample.points), "scores": scores,
+            }
+        )  # fmt: skip
+        print(f"{sample.operator} {sample.formulation}: {scores}", file=sys.stderr)
+    return rows
+
+
+HELD_OUT = {
+    "analytic": "nothing learned",
+    "shape": "shape held out",
+    "family": "family held out",
+}
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The table: one row for every operator, and for all."""
+    rows = data["rows"]
+    head = " | ".join(f"{label}: rho, top 1, top 8" for label in HELD_OUT.values())
+    lines = [
+        "# The cost model on what it has not seen",
+        "",
+        f"`{data['command']}`, {data['date']}. {len(rows)} formulations of"
+        f" {len({(r['operator'], json.dumps(r['params'])) for r in rows})} shapes,"
+        f" {sum(r['points'] for r in rows)} measured points, all that the package ships."
+        " The model ranks the points of a shape that it has not seen: by the schedulers'"
+        f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator"
+        f" (as every search begins), and after learning only from {FOREIGN} shapes of every other"
+        " operator. rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
+        " pick, of the best of the first eight, as a share of the fastest point; medians."
+        " Half the shipped points of a shape are its fastest ones, which are the hard ones to"
+        " rank.",
+        "",
+        f"| operator | n | {head} |",
+        "| --- | ---: |" + " ---: |" * len(HELD_OUT),
+    ]
+    families = dict.fromkeys(r["operator"] for r in rows)
+    groups = {**{f: [r for r in rows if r["operator"] == f] for f in families}, "all": rows}
+    for name, own in groups.items():
+        cells = [_cell([r["scores"][h] for r in own if h in r["scores"]]) for h in HELD_OUT]
+        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(scores: Sequence[Mapping[str, float]]) -> str:
+    if not scores:
+        return "-"
+    rho = statistics.mean(s["spearman"] for s in scores)
+    top1, top8 = (statistics.median(s[t] for s in scores) for t in ("top1", "top8"))
+    return f"{rho:.2f}, {top1:.0%}, {top8:.0%}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m flextensor.evaluation [OUT]``."""
+    out = Path(arguments[0]) if arguments else Path("results/cost-model")
+    target = target_of("llvm")
+    make(out)
+    command = ["python", "-m", "flextensor.evaluation", *arguments]
+    data = {**header(target, command), "rows": evaluate(FOLDER / target.kind, target)}
+    write(out / "data.json", json.dumps(data) + "\n")
+    write(out / "README.md", markdown(data))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
