@@ -213,13 +213,16 @@ class LocalMeasurer:
     def _build(
         self, candidates: Sequence[Candidate], paths: Sequence[Path]
     ) -> Iterable[tuple[int, dict[str, Any] | WorkerError]]:
-        for formulation in sorted({c.formulation for c in candidates} - self._programs):
-            self._add_program(formulation)
+        self._add_programs(candidates)
         calls = [
             ("build", {"program": c.formulation, "config": dict(c.config), "out": str(path)})
             for c, path in zip(candidates, paths, strict=True)
         ]
         return run_all(self._builders, calls, self.limits.build_seconds)
+
+    def _add_programs(self, candidates: Sequence[Candidate]) -> None:
+        for formulation in sorted({c.formulation for c in candidates} - self._programs):
+            self._add_program(formulation)
 
     def _add_program(self, formulation: str) -> None:
         """Give a formulation to every builder, now and after every restart."""

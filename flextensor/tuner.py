@@ -233,10 +233,12 @@ class Tuning:
 
     def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
         """The best of what did not run on the device, emulated where that can be done."""
+        self._report("verify")
         for trial in ranked:
-            error = measurers.emulated(measurer, trial)
-            if error is None or error <= self.workload.tolerance(self.tolerance):
-                return self._result(trial, list(trial.times), {}, error, error is not None)
+            with contextlib.suppress(DeviceError):
+                error = measurers.emulated(measurer, trial)
+                if error is None or error <= self.workload.tolerance(self.tolerance):
+                    return self._result(trial, list(trial.times), {}, error, error is not None)
         raise DeviceError(f"{self.workload.key}: none of the best {len(ranked)} kernels verified")
 
     def _kept(self, result: Result) -> Result:
