@@ -28,6 +28,8 @@ WINDOW = 32
 WARP = 32
 SECTOR = 32
 """Bytes that a cache moves at least."""
+L1_SECTORS = 4
+"""Sectors that L1 gives in a cycle: 128 bytes."""
 WORD = 4
 """Bytes of one bank of shared memory."""
 DIVISION = 4
@@ -61,7 +63,7 @@ class Work:
     """What one block does, in all its warps.
 
     Instructions are of whole warps. `shared_cycles` are those of the shared memory with bank
-    conflicts; sectors are of 32 bytes: `asked` by warps, `missed` what remains when the threads
+    conflicts, `l1_cycles` those of L1's tags and data; sectors are of 32 bytes: `asked` by warps, `missed` what remains when the threads
     of a block find each other's data in L1, `stored` those that stores send on.
     """
 
@@ -71,6 +73,7 @@ class Work:
     integer: float = 0.0
     accesses: float = 0.0
     shared_cycles: float = 0.0
+    l1_cycles: float = 0.0
     asked: float = 0.0
     missed: float = 0.0
     stored: float = 0.0
@@ -291,7 +294,8 @@ class _Reader:
             if scope.startswith("shared"):
                 shared.setdefault((name, store), []).append((address[0], size))
                 continue
-            asked, missed = sectors(address, size)
+            asked, missed, cycles = sectors(address, size)
+            work.l1_cycles += cycles * times
             work.accesses += times * work.warps
             work.asked += asked * times
             if store:
@@ -331,12 +335,13 @@ def _window(place: _Place) -> int:
     return max(WINDOW // max(left, 1), 1)
 
 
-def sectors(address: Array, size: int) -> tuple[float, float]:
-    """(sectors that the warps of a block ask for in one iteration, those that are distinct for
-    all of them, over a window of iterations, per iteration).
+def sectors(address: Array, size: int) -> tuple[float, float, float]:
+    """(sectors that the warps of a block ask for, those that are distinct for all of them over a
+    window of iterations, cycles of L1), each per iteration.
 
     `address` are bytes by iteration and thread, -1 where a thread does not take part. A warp that
-    reads neighbours asks for 4 sectors, one that reads a column of a matrix for 32.
+    reads neighbours asks for 4 sectors, one that reads a column of a matrix for 32. L1 takes a
+    cycle for every 4 sectors of a warp, and one at least.
     """
     iterations = len(address)
     parts = np.arange(0, max(size, 1), SECTOR)
@@ -344,9 +349,10 @@ def sectors(address: Array, size: int) -> tuple[float, float]:
     warps = np.sort(every.reshape(iterations, -1, WARP * len(parts)), axis=-1)
     first = np.ones_like(warps, bool)
     first[..., 1:] = warps[..., 1:] != warps[..., :-1]
-    asked = np.count_nonzero(first & (warps >= 0)) / iterations
-    distinct = np.unique(every)
-    return asked, np.count_nonzero(distinct >= 0) / iterations
+    asked = np.count_nonzero(first & (warps >= 0), axis=-1)
+    cycles = np.ceil(asked / L1_SECTORS).sum()
+    distinct = np.count_nonzero(np.unique(every) >= 0)
+    return asked.sum() / iterations, distinct / iterations, cycles / iterations
 
 
 def merged(accesses: list[tuple[Array, int]]) -> list[tuple[Array, int]]:
