@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from flextensor import __version__
+from flextensor.cli_bundle import bundle
 from flextensor.cli_db import DbOption, JsonOption, db_app
 from flextensor.errors import DeviceError, FlexTensorError, InputError, check_positive, unknown
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(db_app, name="db")
+app.command()(bundle)
 
 What = Annotated[str | None, typer.Argument(metavar="OPERATOR", help="a name, or file.py:function")]
 Fields = Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]")]

@@ -102,9 +102,8 @@ static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
   }
 }
 
-// 0, or 1 when the threads of a block disagree about its barriers. `every` is the step from one
-// block that runs to the next, 1 for all of them; the last block always runs.
-static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block, unsigned every) {
+// 0, 1 when the threads of a block disagree about its barriers, 2 when memory is short.
+static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block) {
   kernel_body = body;
   gridDim = {grid[0], grid[1], grid[2]};
   blockDim = {block[0], block[1], block[2]};
@@ -116,7 +115,6 @@ static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block,
   size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
   bool agreed = true;
   for (size_t b = 0; b < blocks && agreed; ++b) {
-    if (b % every && b + 1 != blocks) continue;
     blockIdx = {unsigned(b % grid[0]), unsigned(b / grid[0] % grid[1]),
                 unsigned(b / grid[0] / grid[1])};
     agreed = run_block(fibers, static_cast<char*>(stacks));

@@ -31,16 +31,16 @@ HEADER = Path(__file__).with_name("cuda_emulation.h")
 SIGNATURE = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\((.*?)\)\s*\{")
 ENTRY = """
 static void run_{name}() {{ {name}({arguments}); }}
-extern "C" int emulate_{name}(void** arguments, unsigned* grid, unsigned* block, unsigned every) {{
+extern "C" int emulate_{name}(void** arguments, unsigned* grid, unsigned* block) {{
   kernel_arguments = arguments;
-  return run_grid(run_{name}, grid, block, every);
+  return run_grid(run_{name}, grid, block);
 }}
 """
 SECONDS = 60
 """What g++ may take for one program."""
 
-Kernel = Callable[[Launch, Sequence["Array"], int], None]
-"""Runs a launch on its arguments, one block of every so many."""
+Kernel = Callable[[Launch, Sequence["Array"]], None]
+"""Runs a launch on its arguments."""
 
 
 def check() -> None:
@@ -84,10 +84,10 @@ def compiled(source: str) -> dict[str, Kernel]:
 
 
 def _kernel(entry: Any) -> Kernel:
-    def run(launch: Launch, arrays: Sequence[Array], every: int) -> None:
+    def run(launch: Launch, arrays: Sequence[Array]) -> None:
         pointers = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
         three = ctypes.c_uint * 3
-        code = entry(pointers, three(*launch.grid), three(*launch.block), every)
+        code = entry(pointers, three(*launch.grid), three(*launch.block))
         if code:
             reason = "threads of a block disagree about its barriers"
             raise DeviceError(f"{launch.kernel}: {reason if code == 1 else 'out of memory'}")
@@ -148,6 +148,6 @@ class EmulatedFunction:
         everything = placed + [np.full(size, 0xFF, np.uint8) for size in sizes]
         for launch in self._function.launches:
             arguments = [everything[position] for position in launch.arguments]
-            self._kernels[launch.kernel](launch, arguments, 1)
+            self._kernels[launch.kernel](launch, arguments)
         for position in self._function.written:
             np.copyto(given[position], placed[position])
