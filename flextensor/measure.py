@@ -53,6 +53,9 @@ class Measurer(Protocol):
         its trial is ``ok`` with fewer times.
         """
 
+    def start(self) -> None:
+        """Start what takes time to start; returns at once."""
+
     def close(self) -> None:
         """Stop every worker process."""
 
@@ -217,13 +220,16 @@ class LocalMeasurer:
     def _build(
         self, candidates: Sequence[Candidate], paths: Sequence[Path]
     ) -> Iterable[tuple[int, dict[str, Any] | WorkerError]]:
-        for formulation in sorted({c.formulation for c in candidates} - self._programs):
-            self._add_program(formulation)
+        self._add_programs(candidates)
         calls = [
             ("build", {"program": c.formulation, "config": dict(c.config), "out": str(path)})
             for c, path in zip(candidates, paths, strict=True)
         ]
         return run_all(self._builders, calls, self.limits.build_seconds)
+
+    def _add_programs(self, candidates: Sequence[Candidate]) -> None:
+        for formulation in sorted({c.formulation for c in candidates} - self._programs):
+            self._add_program(formulation)
 
     def _add_program(self, formulation: str) -> None:
         """Give a formulation to every builder, now and after every restart."""
@@ -342,6 +348,9 @@ class ReplayMeasurer:
             self.on_trial(trial)
         return found
 
+    def start(self) -> None:
+        """Nothing to start."""
+
     def close(self) -> None:
         """Nothing to stop."""
 
@@ -373,6 +382,9 @@ class FunctionMeasurer:
             trials.append(value)
             self.on_trial(value)
         return trials
+
+    def start(self) -> None:
+        """Nothing to start."""
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -87,6 +87,8 @@ def duration(seconds: float) -> str:
 def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The result's figures in words."""
     roof = "peak FLOP/s" if values["bound"] == "compute" else "memory bandwidth"
+    if values.get("measured", "run") == "run":
+        roof = f"measured {roof}"
     torch = min(values["peers"].values(), default=None)
     ahead = ", weights packed ahead" if values.get("prepacked") else ""
     failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
@@ -97,7 +99,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("device", values["device"]),
         ("latency", f"{duration(values['best_seconds'])}, spread {values['spread']:.1%}"),
         ("speed", f"{values['gflops']:.1f} GFLOP/s"),
-        (f"share of measured {roof}", f"{values['peak_fraction']:.1%}"),
+        (f"share of {roof}", f"{values['peak_fraction']:.1%}"),
         (f"speed-up over PyTorch{ahead}", speedup),
         ("largest error", "not checked" if error is None else f"{error:.1e}"),
         ("verified", "yes" if values["verified"] else "no"),
@@ -105,6 +107,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trials", f"{values['trials']}, {failures}"),
         ("tuning", f"{values['tuning_seconds']:.1f} s"),
         ("reused", "yes, from the database" if values["reused"] else "no"),
+        *([("modelled, not measured", values["modelled"])] if "modelled" in values else []),
     ]
 
 

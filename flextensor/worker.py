@@ -66,16 +66,37 @@ class Builder:
         """{"program", "config", "out"} -> {"status", "message", "seconds"}."""
         from flextensor.compiled import build
 
-        start = time.perf_counter()
-        status, message = "ok", ""
-        try:
+        def write() -> dict[str, Any]:
             program = self._programs[payload["program"]]
             build(program, self._target, payload["config"], Path(payload["out"]))
-        except IllegalConfigError as error:
-            status, message = "illegal", one_line(error)
-        except Exception as error:
-            status, message = "build_error", f"{type(error).__name__}: {one_line(error)}"
-        return {"status": status, "message": message, "seconds": time.perf_counter() - start}
+            return {"message": ""}
+
+        return attempted(write)
+
+    def model(self, payload: Payload) -> dict[str, Any]:
+        """{"program", "config"} -> {"status", "message", "seconds", "time": modelled seconds}."""
+        from flextensor.cost_models import gpu
+        from flextensor.schedulers import schedule
+
+        def judge() -> dict[str, Any]:
+            program = self._programs[payload["program"]]
+            module = schedule(program, self._target, payload["config"])
+            found = gpu.judge(self._target, module)
+            return {"message": found.summary, "time": found.seconds}
+
+        return attempted(judge)
+
+
+def attempted(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an action found, with "status" and "seconds"; its failure is one too."""
+    start = time.perf_counter()
+    try:
+        found = {"status": "ok", **action()}
+    except IllegalConfigError as error:
+        found = {"status": "illegal", "message": one_line(error)}
+    except Exception as error:
+        found = {"status": "build_error", "message": f"{type(error).__name__}: {one_line(error)}"}
+    return {**found, "seconds": time.perf_counter() - start}
 
 
 def handlers() -> dict[str, Handler]:
@@ -95,6 +116,7 @@ def handlers() -> dict[str, Handler]:
         "target": builder.target,
         "program": builder.program,
         "build": builder.build,
+        "model": builder.model,
         "peak": peak,
         "metaschedule": metaschedule,
     }

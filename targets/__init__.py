@@ -11,14 +11,17 @@ from flextensor.errors import unknown
 from flextensor.targets.base import Status, Target, Trial
 
 if TYPE_CHECKING:
+    from flextensor.targets.cuda import CUDA
     from flextensor.targets.llvm import LLVM
     from flextensor.targets.opencl import OpenCL
 
 __all__ = [
-    "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup", "present",
+    "CUDA", "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup",
+    "present",
 ]  # fmt: skip
 
 _HOME = {
+    "cuda": ("flextensor.targets.cuda", "CUDA"),
     "llvm": ("flextensor.targets.llvm", "LLVM"),
     "opencl": ("flextensor.targets.opencl", "OpenCL"),
 }

@@ -79,6 +79,11 @@ def lower(module: Any, target: Any) -> Program:
 
     Raises what TVM raises, and `ValueError` for a launch that no grid and block describe.
     """
+    return lowered(module, target)[0]
+
+
+def lowered(module: Any, target: Any) -> tuple[Program, dict[str, Any]]:
+    """The same, and every kernel as the lowered `tvm.tirx.PrimFunc` that its source is of."""
     from tvm import tirx
     from tvm.tirx.build import codegen_build, split_host_device_mods
 
@@ -87,11 +92,13 @@ def lower(module: Any, target: Any) -> Program:
     pipeline, _, finalize = tirx.get_default_tir_pipeline(target)
     # the host side is left as it is: once finalized, its launches are calls like any other
     host, devices = split_host_device_mods(pipeline(bound))
-    sources = [codegen_build(finalize()(m), t).inspect_source() for t, m in devices.items()]
+    finalized = {t: finalize()(m) for t, m in devices.items()}
+    sources = [codegen_build(m, t).inspect_source() for t, m in finalized.items()]
+    kernels = {v.name_hint: f for m in finalized.values() for v, f in m.functions.items()}
     functions = {
         v.name_hint: _function_of(programs[v.name_hint], f) for v, f in host.functions.items()
     }
-    return Program("\n".join(sources), functions)
+    return Program("\n".join(sources), functions), kernels
 
 
 def _written(func: Any) -> tuple[int, ...]:

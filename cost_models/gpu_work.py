@@ -1,0 +1,405 @@
+"""What one block of a lowered kernel does, read from its TIR: arithmetic, and every access.
+
+    for k in range(8):                              FMA: 8 x threads
+        acc[0] = acc[0] + Y[k * 64 + ty * 4]   ->   shared load of Y, 8 times: addresses of all
+                        * X[k * 64 + tx]            threads of a warp, so banks and sectors
+
+Addresses are not analysed but computed, for every thread of one block in the middle of the grid
+and, to see what is used again, for a window of iterations of the innermost loops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.ir import Call
+from tvm.ir.expr import TensorLoad
+
+from flextensor.schedulers.expression import children
+
+Array = np.ndarray[Any, Any]
+WINDOW = 32
+"""Iterations of the innermost loops for which addresses are computed."""
+WARP = 32
+SECTOR = 32
+"""Bytes that a cache moves at least."""
+L1_SECTORS = 4
+"""Sectors that L1 gives in a cycle: 128 bytes."""
+WORD = 4
+"""Bytes of one bank of shared memory."""
+DIVISION = 4
+"""Instructions of an integer division by a constant that is no power of two: a high product, two
+shifts, a multiply-add."""
+UNROLLED = 8
+"""Iterations of an innermost loop whose loads the compiler issues together at most."""
+SPECIAL = frozenset({"exp", "exp2", "log", "log2", "tanh", "sqrt", "rsqrt", "erf", "pow", "sigmoid"})
+"""Functions that the special units compute, or several instructions."""
+
+_BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
+    tirx.Add: np.add, tirx.Sub: np.subtract, tirx.Mul: np.multiply,
+    tirx.FloorDiv: np.floor_divide, tirx.FloorMod: np.mod,
+    tirx.Div: lambda a, b: np.fix(a / b).astype(np.int64), tirx.Mod: np.fmod,
+    tirx.Min: np.minimum, tirx.Max: np.maximum,
+    tirx.EQ: np.equal, tirx.NE: np.not_equal, tirx.LT: np.less, tirx.LE: np.less_equal,
+    tirx.GT: np.greater, tirx.GE: np.greater_equal,
+    tirx.And: np.logical_and, tirx.Or: np.logical_or,
+}  # fmt: skip
+_CALLS: Mapping[str, Callable[..., Any]] = {
+    "tirx.shift_right": np.right_shift, "tirx.shift_left": np.left_shift,
+    "tirx.bitwise_and": np.bitwise_and, "tirx.bitwise_or": np.bitwise_or,
+    "tirx.bitwise_xor": np.bitwise_xor, "tirx.if_then_else": np.where,
+    "tirx.likely": lambda a: a,
+}  # fmt: skip
+_FLOAT = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
+
+
+@dataclasses.dataclass
+class Work:
+    """What one block does, in all its warps.
+
+    Instructions are of whole warps. `shared_cycles` are those of the shared memory with bank
+    conflicts, `l1_cycles` those of L1's tags and data; sectors are of 32 bytes: `asked` by warps, `missed` what remains when the threads
+    of a block find each other's data in L1, `stored` those that stores send on.
+    """
+
+    threads: int
+    multiply_adds: float = 0.0
+    special: float = 0.0
+    integer: float = 0.0
+    accesses: float = 0.0
+    shared_cycles: float = 0.0
+    l1_cycles: float = 0.0
+    asked: float = 0.0
+    missed: float = 0.0
+    stored: float = 0.0
+    barriers: float = 0.0
+    rounds: float = 0.0
+    """Times that a warp waits for loads of global memory."""
+
+    @property
+    def warps(self) -> int:
+        """Warps of the block."""
+        return -(-self.threads // WARP)
+
+    @property
+    def instructions(self) -> float:
+        """All instructions."""
+        return self.multiply_adds + self.special + self.integer + self.accesses + self.barriers
+
+
+def of_block(kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Work:
+    """The work of one block of a lowered `tvm.tirx.PrimFunc` of a device."""
+    reader = _Reader(grid, block)
+    reader.statement(kernel.body, _Place())
+    return reader.finished()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a statement stands: loops around it, outermost first, and conditions."""
+
+    loops: tuple[tuple[Any, int], ...] = ()
+    active: Any = True
+
+    @property
+    def times(self) -> int:
+        """How often it is reached."""
+        return math.prod(extent for _, extent in self.loops)
+
+
+@dataclasses.dataclass
+class _Body:
+    """Accesses of a stretch of statements without loop or barrier, each address once."""
+
+    place: _Place
+    found: dict[tuple[Any, ...], tuple[Array, int, bool]] = dataclasses.field(default_factory=dict)
+
+
+class _Reader:
+    """Walks a kernel; `values` has every variable for all threads and a window of iterations."""
+
+    def __init__(self, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
+        self.threads = math.prod(block)
+        self.work = Work(self.threads)
+        t = np.arange(-(-self.threads // WARP) * WARP)
+        self.inside = t < self.threads
+        self.thread = {
+            "threadIdx.x": t % block[0],
+            "threadIdx.y": t // block[0] % block[1],
+            "threadIdx.z": t // block[0] // block[1],
+        }
+        self.block = {f"blockIdx.{axis}": n // 2 for axis, n in zip("xyz", grid, strict=True)}
+        self.values: dict[Any, Any] = {}
+        self.bodies: list[_Body] = []
+        self.divided: set[tuple[int, bytes]] = set()
+
+    def statement(self, stmt: Any, place: _Place) -> None:
+        """Read one statement."""
+        if isinstance(stmt, tirx.SeqStmt):
+            for part in stmt.seq:
+                self.statement(part, place)
+        elif isinstance(stmt, tirx.AttrStmt):
+            if stmt.attr_key in ("thread_extent", "virtual_thread"):
+                tag, var = str(stmt.node.thread_tag), stmt.node.var
+                self.values[var] = self.thread[tag] if tag in self.thread else self.block[tag]
+            self.statement(stmt.body, place)
+        elif isinstance(stmt, tirx.For):
+            self._loop(stmt, place)
+        elif isinstance(stmt, tirx.IfThenElse):
+            self._branch(stmt, place)
+        elif isinstance(stmt, tirx.BufferStore):
+            self._store(stmt, place)
+        elif isinstance(stmt, tirx.Evaluate):
+            self._evaluate(stmt, place)
+        elif isinstance(stmt, tirx.Bind):
+            self.values[stmt.var] = self.value(stmt.value)
+
+    def _loop(self, loop: Any, place: _Place) -> None:
+        extent = int(loop.extent)
+        inner = dataclasses.replace(place, loops=(*place.loops, (loop.loop_var, extent)))
+        self._window(inner.loops)
+        self._open(inner)
+        self.statement(loop.body, inner)
+        self._window(place.loops)
+        self._open(place)
+
+    def _window(self, loops: tuple[tuple[Any, int], ...]) -> None:
+        """The innermost loops vary over a window, the others stand in their middle."""
+        left = WINDOW
+        offsets = np.zeros((1, 1), np.int64)
+        for var, extent in reversed(loops):
+            steps = max(min(extent, left), 1)
+            left //= steps
+            own = np.arange(steps) if steps > 1 else np.array([extent // 2])
+            self.values[var] = np.tile(np.repeat(own, len(offsets)), 1)[:, None]
+            for other, _ in loops[loops.index((var, extent)) + 1 :]:
+                self.values[other] = np.tile(self.values[other], (steps, 1))
+            offsets = np.zeros((len(offsets) * steps, 1), np.int64)
+
+    def _open(self, place: _Place) -> None:
+        self.bodies.append(_Body(place))
+
+    def _branch(self, stmt: Any, place: _Place) -> None:
+        condition = self.value(stmt.condition)
+        for way, body in ((condition, stmt.then_case), (~condition, stmt.else_case)):
+            if body is not None:
+                active = np.logical_and(place.active, way)
+                self.statement(body, dataclasses.replace(place, active=active))
+
+    def _store(self, stmt: Any, place: _Place) -> None:
+        self._arithmetic(stmt.value, place)
+        self._loads(stmt.value, place)
+        self._access(stmt.buffer, stmt.indices, place, True)
+
+    def _evaluate(self, stmt: Any, place: _Place) -> None:
+        if isinstance(stmt.value, Call) and stmt.value.op.name == "tirx.tvm_storage_sync":
+            self.work.barriers += place.times * self.work.warps
+            self._open(place)
+
+    def _loads(self, expr: Any, place: _Place) -> None:
+        """Every load of an expression, those of a guarded value for the threads that pass."""
+        if isinstance(expr, Call) and expr.op.name == "tirx.if_then_else":
+            condition, then, other = expr.args
+            way = self.value(condition)
+            for chosen, part in ((way, then), (np.logical_not(way), other)):
+                active = np.logical_and(place.active, chosen)
+                self._loads(part, dataclasses.replace(place, active=active))
+            return
+        if isinstance(expr, TensorLoad):
+            self._access(expr.source, expr.indices, place, False)
+        for child in children(expr):
+            self._loads(child, place)
+
+    def _access(self, buffer: Any, indices: Any, place: _Place, store: bool) -> None:
+        scope = str(buffer.scope())
+        if scope == "local":
+            return
+        (index,) = indices
+        wide = isinstance(index, tirx.Ramp)
+        size = np.dtype(str(buffer.dtype)).itemsize
+        start = self.value(index.base if wide else index) * size
+        active = np.logical_and(place.active, self.inside)
+        address = np.where(active, start, -1)
+        if not self.bodies:
+            self._open(place)
+        key = (buffer.data.name if hasattr(buffer.data, "name") else str(buffer.name), scope, store)
+        found = self.bodies[-1].found
+        wide_bytes = size * int(index.lanes) if wide else size
+        found.setdefault((*key, address.tobytes()), (np.atleast_2d(address), wide_bytes, store))
+
+    def _arithmetic(self, expr: Any, place: _Place) -> None:
+        """A product that is added costs nothing beside the addition."""
+        operations = special = 0
+        for node in _outside_indices(expr):
+            if isinstance(node, _FLOAT) and str(node.ty).startswith("float"):
+                fused = isinstance(node, tirx.Add | tirx.Sub) and (
+                    isinstance(node.a, tirx.Mul) or isinstance(node.b, tirx.Mul)
+                )
+                operations += _lanes(node) * (0 if fused else 1)
+            elif isinstance(node, Call) and getattr(node.op, "name", "")[5:] in SPECIAL:
+                special += 1
+        self.work.multiply_adds += operations * place.times * self.work.warps
+        self.work.special += special * place.times * self.work.warps
+
+    def value(self, expr: Any) -> Any:
+        """An integer or boolean expression, for every iteration and thread."""
+        if isinstance(expr, tirx.IntImm):
+            return np.int64(int(expr.value))
+        if expr in self.values:
+            return self.values[expr]
+        if isinstance(expr, tirx.Cast):
+            return self.value(expr.value)
+        if isinstance(expr, tirx.Not):
+            return np.logical_not(self.value(expr.a))
+        if isinstance(expr, tirx.Select):
+            return np.where(*(self.value(c) for c in children(expr)))
+        if isinstance(expr, Call) and expr.op.name in _CALLS:
+            return _CALLS[expr.op.name](*(self.value(a) for a in expr.args))
+        if type(expr) in _BINARY:
+            found = _BINARY[type(expr)](self.value(expr.a), self.value(expr.b))
+            if isinstance(expr, tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod):
+                self._divide(found)
+            return found
+        # data decides: any element is as likely
+        return np.int64(0)
+
+    def _divide(self, found: Any) -> None:
+        """Count a division once a body, and once a window where it is the same in all of it."""
+        if not self.bodies:
+            return
+        key = (len(self.bodies), np.asarray(found).tobytes())
+        if key in self.divided:
+            return
+        self.divided.add(key)
+        table = np.atleast_2d(found)
+        same = len(table) == 1 or bool((table == table[:1]).all())
+        times = self.bodies[-1].place.times / (_window(self.bodies[-1].place) if same else 1)
+        self.work.integer += DIVISION * times * self.work.warps
+
+    def finished(self) -> Work:
+        """The work, when all accesses are known."""
+        for body in self.bodies:
+            self._finish(body)
+        return self.work
+
+    def _finish(self, body: _Body) -> None:
+        work, times, loaded = self.work, body.place.times, False
+        shared: dict[tuple[str, bool], list[tuple[Array, int]]] = {}
+        for (name, scope, store, _), (address, size, _) in body.found.items():
+            if scope.startswith("shared"):
+                shared.setdefault((name, store), []).append((address[0], size))
+                continue
+            asked, missed, cycles = sectors(address, size)
+            work.l1_cycles += cycles * times
+            work.accesses += times * work.warps
+            work.asked += asked * times
+            if store:
+                work.stored += asked * times
+            else:
+                work.missed += missed * times
+                loaded = True
+        for accesses in shared.values():
+            for address, size in merged(accesses):
+                work.accesses += times * work.warps
+                work.shared_cycles += bank_cycles(address, size) * times
+        if loaded:
+            innermost = body.place.loops[-1][1] if body.place.loops else 1
+            work.rounds += times / min(innermost, UNROLLED)
+
+
+def _outside_indices(expr: Any) -> list[Any]:
+    """The nodes of an expression that compute its value, and no address."""
+    found = [expr]
+    if not isinstance(expr, TensorLoad):
+        for child in children(expr):
+            found += _outside_indices(child)
+    return found
+
+
+def _lanes(node: Any) -> int:
+    """Elements of a vector value."""
+    _, _, lanes = str(node.ty).partition("x")
+    return int(lanes) if lanes.isdigit() else 1
+
+
+def _window(place: _Place) -> int:
+    """Iterations for which addresses are computed there."""
+    left = WINDOW
+    for _, extent in reversed(place.loops):
+        left //= max(min(extent, left), 1)
+    return max(WINDOW // max(left, 1), 1)
+
+
+def sectors(address: Array, size: int) -> tuple[float, float, float]:
+    """(sectors that the warps of a block ask for, those that are distinct for all of them over a
+    window of iterations, cycles of L1), each per iteration.
+
+    `address` are bytes by iteration and thread, -1 where a thread does not take part. A warp that
+    reads neighbours asks for 4 sectors, one that reads a column of a matrix for 32. L1 takes a
+    cycle for every 4 sectors of a warp, and one at least.
+    """
+    iterations = len(address)
+    parts = np.arange(0, max(size, 1), SECTOR)
+    every = np.where(address[..., None] < 0, -1, (address[..., None] + parts) // SECTOR)
+    warps = np.sort(every.reshape(iterations, -1, WARP * len(parts)), axis=-1)
+    first = np.ones_like(warps, bool)
+    first[..., 1:] = warps[..., 1:] != warps[..., :-1]
+    asked = np.count_nonzero(first & (warps >= 0), axis=-1)
+    cycles = np.ceil(asked / L1_SECTORS).sum()
+    distinct = np.count_nonzero(np.unique(every) >= 0)
+    return asked.sum() / iterations, distinct / iterations, cycles / iterations
+
+
+def merged(accesses: list[tuple[Array, int]]) -> list[tuple[Array, int]]:
+    """Neighbouring words of shared memory as the vectors that the compiler makes of them.
+
+    X[t * 4], X[t * 4 + 1], X[t * 4 + 2], X[t * 4 + 3]   ->   one access of 16 bytes
+    """
+    waiting = sorted(accesses, key=lambda a: int(a[0].max()))
+    found: list[tuple[Array, int]] = []
+    while waiting:
+        address, size = waiting.pop(0)
+        for vector in (16, 8):
+            steps = range(1, vector // size)
+            neighbours = [_after(waiting, address, size, step) for step in steps]
+            aligned = bool((address[address >= 0] % vector == 0).all())
+            if size < vector and aligned and all(n is not None for n in neighbours):
+                waiting = [w for i, w in enumerate(waiting) if i not in neighbours]
+                size = vector
+                break
+        found.append((address, size))
+    return found
+
+
+def _after(waiting: list[tuple[Array, int]], address: Array, size: int, step: int) -> int | None:
+    wanted = np.where(address < 0, -1, address + step * size)
+    for place, (other, own) in enumerate(waiting[:64]):
+        if own == size and np.array_equal(other, wanted):
+            return place
+    return None
+
+
+def bank_cycles(address: Array, size: int) -> float:
+    """Cycles that shared memory takes for an access of all warps of a block.
+
+    Four bytes from each of 32 banks in a cycle; a word that several threads want is read once,
+    different words of one bank one after the other. Vectors of 8 and 16 bytes go by half and
+    quarter warps.
+    """
+    words = max(size // WORD, 1)
+    group = WARP // words
+    lanes = address.reshape(-1, group)
+    every = np.where(lanes[..., None] < 0, -1, lanes[..., None] // WORD + np.arange(words))
+    rows = np.sort(every.reshape(len(lanes), -1), axis=-1)
+    first = np.ones_like(rows, bool)
+    first[:, 1:] = rows[:, 1:] != rows[:, :-1]
+    taken = first & (rows >= 0)
+    counts = np.zeros((len(rows), WARP), np.int64)
+    row, column = np.nonzero(taken)
+    np.add.at(counts, (row, rows[row, column] % WARP), 1)
+    return float(counts.max(axis=1).sum())

@@ -1,0 +1,179 @@
+"""Kernels to carry to a machine with a card and without TVM, and what is measured there back.
+
+    OUT/manifest.json       workloads, candidates, launches
+    OUT/w0_c0.cubin, .cu    machine code of each candidate, and its source to read
+    OUT/w0_reference.npz    sampled float64 outputs
+    OUT/run.py              `flextensor.bundle_runner`: verifies, times, writes trials.jsonl
+
+    bundle -> run.py there -> db import trials.jsonl -> bundle: the next one is of what those trials
+    taught a cost model, and has nothing twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import flextensor
+from flextensor import bundle_runner, database_schema, results
+from flextensor.cost_models import gpu
+from flextensor.database import Database
+from flextensor.database_records import plain
+from flextensor.errors import DeviceError, IllegalConfigError
+from flextensor.measure import Candidate
+from flextensor.operators.workload import Workload
+from flextensor.search import Lane, lanes
+from flextensor.targets import Trial, cuda_compiler, launches
+from flextensor.targets.cuda import CUDA
+
+SEED = 0
+SAMPLE = 4096
+"""Elements of an output that travel as its reference; all of it is looked through for NaN."""
+
+
+def make(
+    work: Sequence[Workload], target: CUDA, database: Database, *, top: int, out: Path,
+    tolerance: float = 1e-4,
+) -> list[int]:  # fmt: skip
+    """Write the bundle of the `top` candidates of every workload; how many each has."""
+    results.make(out)
+    shown = []
+    for number, workload in enumerate(work):
+        entry = _data(workload, number, out, tolerance)
+        entry["candidates"] = _built(workload, target, database, number, top, out)
+        shown.append(entry)
+    manifest = {
+        "architecture": target.arch,
+        "tvm": importlib.metadata.version("apache-tvm"),
+        "version": flextensor.__version__,
+        "schema": database_schema.SCHEMA,
+        "session": uuid.uuid4().hex,
+        "workloads": shown,
+    }
+    results.write(out / "manifest.json", json.dumps(manifest, indent=1))
+    results.write(out / "run.py", Path(bundle_runner.__file__).read_text())
+    return [len(entry["candidates"]) for entry in shown]
+
+
+def _data(workload: Workload, number: int, out: Path, tolerance: float) -> dict[str, Any]:
+    """What is needed to verify: how inputs are made, and a sample of the reference."""
+    inputs = workload.inputs(SEED)
+    own = workload.operator.inputs(np.random.default_rng(SEED)) is not None
+    data = f"w{number}_inputs.npz" if own else ""
+    if own:  # no draw that the runner could repeat
+        named: dict[str, Any] = {f"input{i}": a for i, a in enumerate(inputs)}
+        np.savez_compressed(out / data, **named)
+    reference = workload.reference(inputs).reshape(-1)
+    count = min(SAMPLE, reference.size)
+    drawn = np.random.default_rng(SEED).choice(reference.size, count, replace=False)
+    positions = np.union1d(drawn, (0, reference.size - 1))
+    scale = np.abs(reference).max(initial=0.0)
+    np.savez_compressed(
+        out / f"w{number}_reference.npz",
+        positions=positions, values=reference[positions], scale=scale,
+    )  # fmt: skip
+    return {
+        "key": workload.key,
+        "operator": workload.operator.name,
+        "params": plain(workload.params),
+        "buffers": [{"shape": list(b.shape), "dtype": b.dtype} for b in workload.buffers],
+        "seed": SEED,
+        "data": data,
+        "digests": [bundle_runner.digest(a) for a in inputs],
+        "reference": f"w{number}_reference.npz",
+        "tolerance": workload.tolerance(tolerance),
+    }
+
+
+def _built(
+    workload: Workload, target: CUDA, database: Database, number: int, top: int, out: Path
+) -> list[dict[str, Any]]:
+    """The best candidates that compile without spills, written to `out`."""
+    found: list[dict[str, Any]] = []
+    for candidate in chosen(workload, target, database, 2 * top):
+        name = f"w{number}_c{len(found)}"
+        try:
+            found.append(_write(workload, target, candidate, out / name))
+        except IllegalConfigError:
+            continue
+        if len(found) == top:
+            break
+    if not found:
+        raise DeviceError(f"{workload.key}: no candidate for {target.arch} is left to measure")
+    return found
+
+
+def _write(workload: Workload, target: CUDA, candidate: Candidate, path: Path) -> dict[str, Any]:
+    from flextensor.schedulers import schedule
+
+    start = time.perf_counter()
+    module = schedule(workload.prim_func(candidate.formulation), target, candidate.config)
+    program, kernels = launches.lowered(module, target.tvm_target())
+    binary = cuda_compiler.compile_cuda(program.source, target.arch)
+    function = program.functions["main"]
+    seconds = gpu.predict(target, function, kernels, binary.resources).seconds
+    path.with_suffix(".cubin").write_bytes(binary.cubin)
+    path.with_suffix(".cu").write_text(program.source)
+    return {
+        "id": uuid.uuid4().hex,
+        "formulation": candidate.formulation,
+        "config": dict(candidate.config),
+        "file": f"{path.name}.cubin",
+        "function": dataclasses.asdict(function),
+        "modelled_seconds": seconds,
+        "build_seconds": time.perf_counter() - start,
+    }
+
+
+def chosen(workload: Workload, target: CUDA, database: Database, count: int) -> list[Candidate]:
+    """Candidates that were not measured on a card yet, the most promising first.
+
+    By the model of kernels as long as nothing was measured; then by the cost model that learnt
+    from what was, among the best of that model, its own proposals and the neighbours of the best.
+    """
+    modelled = database.trials(workload.key, target.measured_by("model").fingerprint)
+    ranked = sorted((t for t in modelled if t.ok), key=lambda t: t.seconds)
+    measured = _measured(workload, target, database)
+    open_lanes = {lane.name: lane for lane in lanes(workload, target, "annealing", "xgboost", SEED)}
+    if not measured:
+        return list(_distinct(ranked, open_lanes))[:count]
+    scored: list[tuple[float, int, Candidate]] = []
+    for lane in open_lanes.values():
+        lane.learn([t for t in measured if t.formulation == lane.name])
+        own = [t for t in ranked if t.formulation == lane.name][: 4 * count]
+        drafts = [*_points(own, lane), *lane.propose(count)]
+        drafts += lane.around(count) if lane.history else []
+        fresh = [p for p in dict.fromkeys(drafts) if p not in lane.history]
+        for score, point in zip(lane.model.predict(fresh), fresh, strict=True):
+            scored.append((score, len(scored), Candidate(lane.name, lane.space.config(point))))
+    return [candidate for _, _, candidate in sorted(scored, key=lambda s: s[:2])][:count]
+
+
+def _measured(workload: Workload, target: CUDA, database: Database) -> list[Trial]:
+    """Trials of the workload on cards of the architecture."""
+    own = f"{target.kind}/{target.arch}/"
+    rows = [row.target for row in database.workloads() if row.key == workload.key]
+    cards = [t for t in rows if t.startswith(own) and not t.endswith("/model")]
+    return [trial for card in cards for trial in database.trials(workload.key, card)]
+
+
+def _points(trials: Sequence[Trial], lane: Lane) -> list[tuple[int, ...]]:
+    points = [lane.space.point(t.config) for t in trials if lane.space.has(t.config)]
+    return [lane.space.representative(p) for p in points]
+
+
+def _distinct(trials: Sequence[Trial], known: Mapping[str, Lane]) -> list[Candidate]:
+    """One candidate for all trials that write the same program."""
+    found = {}
+    for trial in trials:
+        for point in _points([trial], known[trial.formulation]):
+            found.setdefault((trial.formulation, point), trial)
+    return [Candidate(t.formulation, t.config) for t in found.values()]

@@ -1,0 +1,55 @@
+"""``flextensor bundle``: kernels for a machine with a card and without TVM."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flextensor.cli_db import DbOption
+
+
+def bundle(
+    what: Annotated[str | None, typer.Argument(metavar="OPERATOR")] = None,
+    fields: Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]")] = None,
+    einsum: Annotated[str | None, typer.Option(metavar="EQUATION", help="a contraction")] = None,
+    suite: Annotated[str | None, typer.Option(metavar="NAME", help="all cases of a suite")] = None,
+    case: Annotated[str | None, typer.Option(metavar="SUITE/CASE", help="a case")] = None,
+    target: Annotated[str, typer.Option(help="the architecture to compile for")] = "cuda:sm_90",
+    top: Annotated[int, typer.Option(min=1, help="candidates of every workload")] = 16,
+    trials: Annotated[int | None, typer.Option(help="points to model in all")] = None,
+    time: Annotated[float | None, typer.Option(metavar="SECONDS", help="to model each")] = None,
+    db: DbOption = None,
+    out: Annotated[Path, typer.Option(help="folder of the bundle")] = Path("bundle"),
+) -> None:
+    """Compile the most promising kernels, with a script that measures them elsewhere."""
+    from flextensor import bundle as bundles
+    from flextensor import report, tuner
+    from flextensor.cli import check_numbers, stdout_kept, workloads_of
+    from flextensor.errors import InputError
+    from flextensor.lean import import_tvm
+    from flextensor.result import as_workload, opened
+    from flextensor.targets import lookup
+    from flextensor.targets.cuda import CUDA
+
+    check_numbers(trials, time)
+    import_tvm()
+    device = lookup(target)
+    if not isinstance(device, CUDA):
+        raise InputError(f"a bundle is of CUDA kernels (--target cuda:sm_90), not of {target}")
+    with stdout_kept():
+        named = workloads_of(what, fields, einsum, case, suite)
+    with opened(db) as database:
+        for label, operator in named:
+            with report.Live(label) as live, stdout_kept():
+                tuner.tune(
+                    operator, target=device.measured_by("model"), trials=trials, time=time,
+                    db=database, progress=live.update,
+                )  # fmt: skip
+        work = [as_workload(operator) for _, operator in named]
+        counts = bundles.make(work, device, database, top=top, out=out)
+    for (label, _), count in zip(named, counts, strict=True):
+        print(f"{label}: {count} kernels", file=sys.stderr)
+    print(f"wrote {out}: copy it to a machine with a {device.arch} card, run `python run.py` there")

@@ -1,0 +1,191 @@
+"""A CUDA device, or an architecture without one: TVM generates CUDA C, NVRTC or nvcc compiles it.
+
+Where no card is, kernels are compiled all the same, judged by a model and proven in emulation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flextensor.errors import DeviceError, InputError
+from flextensor.targets import cuda_driver, host
+from flextensor.targets.base import Target
+from flextensor.targets.cuda_architectures import STATIC_SHARED, Architecture, architecture
+from flextensor.targets.runtime import Runtime
+
+NO_CARD = -1
+HOW_WITHOUT = (
+    "tune for an architecture by a model (--target cuda:sm_90 --measure model), or carry kernels "
+    "to a machine with a card (flextensor bundle)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CUDA(Target):
+    """One card, or the product that stands for an architecture (`index` is then `NO_CARD`).
+
+    `arch` is e.g. ``sm_90``, `name` the card's or the product's. `emulated` kernels run on the
+    host's CPU, see `flextensor.targets.cuda_emulation`.
+    """
+
+    kind: ClassVar[str] = "cuda"
+    measures: ClassVar[tuple[str, ...]] = ("run", "model")
+
+    arch: str = "sm_90"
+    name: str = ""
+    index: int = NO_CARD
+    emulated: bool = False
+
+    @classmethod
+    def specs(cls) -> tuple[str, ...]:
+        """One for every card."""
+        return tuple(f"{cls.kind}:{card.index}" for card in cuda_driver.cards())
+
+    @classmethod
+    def from_spec(cls, spec: str = "cuda", threads: int | None = None) -> CUDA:
+        """The first card (``cuda``), that of a number (``cuda:1``), or an architecture with or
+        without a card (``cuda:sm_90``).
+
+        Raises `DeviceError` when a card is wanted and none is there, `InputError` for others.
+        """
+        if threads is not None:
+            raise InputError("threads cannot be chosen on a CUDA device")
+        wanted, cards = spec.partition(":")[2], cuda_driver.cards()
+        if wanted and not wanted.isdigit():
+            data = architecture(wanted)
+            found = [card for card in cards if card.architecture == wanted]
+            return cls._card(found[0]) if found else cls._of(data)
+        if not cards:
+            raise DeviceError(f"no CUDA device found: {HOW_WITHOUT}")
+        index = int(wanted or 0)
+        if index >= len(cards):
+            listed = ", ".join(f"{card.index}: {card.name}" for card in cards)
+            raise InputError(f"there is no CUDA device {index}; there is {listed}")
+        return cls._card(cards[index])
+
+    @classmethod
+    def _card(cls, card: cuda_driver.Card) -> CUDA:
+        target = cls._of(architecture(card.architecture))
+        return dataclasses.replace(
+            target, cores=card.multiprocessors, name=card.name, index=card.index
+        )
+
+    @classmethod
+    def _of(cls, data: Architecture) -> CUDA:
+        return cls(
+            cores=data.multiprocessors,
+            vector_bits=32 * data.lanes,
+            vector_registers=255,
+            l1_bytes=data.shared_bytes,
+            l2_bytes=data.l2_bytes,
+            l3_bytes=data.l2_bytes,
+            max_unroll=1024,
+            threads_per_block=1024,
+            shared_bytes=STATIC_SHARED,
+            thread_registers=255,
+            arch=data.name,
+            name=data.product,
+        )
+
+    @property
+    def data(self) -> Architecture:
+        """What is known of the architecture."""
+        return architecture(self.arch)
+
+    @property
+    def device(self) -> str:
+        """The card in words, or the product with what was not there."""
+        absent = ", no card here" if self.index == NO_CARD else ""
+        return f"{self.name} ({self.arch}){absent}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Architecture, product, multiprocessors, TVM's version, and how it is measured."""
+        version = importlib.metadata.version("apache-tvm")
+        what = f"{self.arch}/{self.name}/{self.cores}/tvm-{version}"
+        way = "" if self.measured == "run" else f"/{self.measured}"
+        return f"{self.kind}/{what}{way}"
+
+    @property
+    def numbers(self) -> str:
+        """Multiprocessors and the limits of a block in words."""
+        return (
+            f"{self.cores} multiprocessors, {self.threads_per_block} threads and "
+            f"{self.shared_bytes >> 10} KiB static shared memory a block"
+        )
+
+    @property
+    def host_threads(self) -> int:
+        """All usable cores of the host."""
+        return host.cores()
+
+    def tvm_target(self) -> Any:
+        """The `tvm.target.Target` to compile for."""
+        import tvm
+
+        return tvm.target.Target(
+            {
+                "kind": "cuda",
+                "arch": self.arch,
+                "host": "llvm",
+                "max_threads_per_block": self.threads_per_block,
+                "max_shared_memory_per_block": self.shared_bytes,
+                "thread_warp_size": 32,
+            }
+        )
+
+    def check(self) -> None:
+        """A compiler, and a card where kernels are to run."""
+        from flextensor.targets import cuda_compiler, cuda_emulation
+
+        if self.emulated:
+            return cuda_emulation.check()
+        cuda_compiler.check()
+        if self.measured == "run" and self.index == NO_CARD:
+            raise DeviceError(f"no CUDA device of {self.arch} found: {HOW_WITHOUT}")
+
+    def build(self, module: Any, path: Path) -> None:
+        """Write source, launches and, unless it is emulated, the cubin into `path`."""
+        from flextensor.targets import cuda_compiler, launches
+        from flextensor.targets.cuda_program import CudaProgram
+
+        program = launches.lower(module, self.tvm_target())
+        binary = None if self.emulated else cuda_compiler.compile_cuda(program.source, self.arch)
+        path.write_text(CudaProgram(program, binary).dumps())
+
+    def source(self, module: Any) -> str:
+        """CUDA C."""
+        from flextensor.targets import launches
+
+        return launches.lower(module, self.tvm_target()).source
+
+    def runtime(self) -> Runtime:
+        """A context of its own on the card, or an emulation."""
+        if self.emulated:
+            from flextensor.targets.cuda_emulation import EmulatedRuntime
+
+            return EmulatedRuntime()
+        if self.index == NO_CARD:
+            raise DeviceError(f"no CUDA device of {self.arch} found: {HOW_WITHOUT}")
+        return cuda_driver.CudaRuntime(self.index)
+
+    def measure(self, what: str) -> float:
+        """The data sheet's FLOP/s or bytes/s; nothing is measured."""
+        return self.bandwidth() if what == "bandwidth" else self.peak_flops(what)
+
+    def peak_flops(self, dtype: str = "float32") -> float:
+        """FLOP/s of all multiprocessors at boost clock, by the data sheet."""
+        data = self.data
+        if dtype == "float16":
+            return data.tensor_flops
+        return data.flops * self.cores / data.multiprocessors
+
+    def bandwidth(self) -> float:
+        """Bytes/s of the card's memory, by the data sheet."""
+        return self.data.bandwidth
+
+    def remeasure(self) -> None:
+        """The data sheet does not change."""

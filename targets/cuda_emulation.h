@@ -1,0 +1,124 @@
+// The part of CUDA C that TVM generates, on a CPU: blocks one after the other, the threads of a
+// block as fibers that change places at __syncthreads(). Between two barriers thread 0 runs first,
+// then thread 1, and so on: what a missing barrier leaves unwritten is read unwritten.
+#pragma once
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+using std::max;
+using std::min;
+typedef unsigned int uint;
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+#define __shared__ static
+
+struct Extents { unsigned x, y, z; };
+static Extents threadIdx, blockIdx, blockDim, gridDim;
+
+#define EMULATED_VECTOR(T, N)                                     \
+  struct alignas(2 * sizeof(T)) N##2 { T x, y; };                 \
+  struct N##3 { T x, y, z; };                                     \
+  struct alignas(4 * sizeof(T)) N##4 { T x, y, z, w; };           \
+  static inline N##2 make_##N##2(T x, T y) { return {x, y}; }     \
+  static inline N##3 make_##N##3(T x, T y, T z) { return {x, y, z}; } \
+  static inline N##4 make_##N##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+EMULATED_VECTOR(float, float)
+EMULATED_VECTOR(int, int)
+EMULATED_VECTOR(unsigned, uint)
+EMULATED_VECTOR(signed char, char)
+EMULATED_VECTOR(unsigned char, uchar)
+struct alignas(16) double2 { double x, y; };
+static inline double2 make_double2(double x, double y) { return {x, y}; }
+#define __expf expf  // glibc has declarations of these names
+#define __logf logf
+
+struct Fiber {
+  jmp_buf at;          // where it waits
+  ucontext_t begin;    // where it starts, on a stack of its own
+  Extents place;
+  bool started, done;
+};
+static const size_t STACK_BYTES = 256 << 10;
+static jmp_buf scheduler;
+static Fiber* running;
+static void (*kernel_body)();
+
+__attribute__((noinline)) static void __syncthreads() {
+  __asm__ volatile("" ::: "memory");
+  if (!_setjmp(running->at)) _longjmp(scheduler, 1);
+  __asm__ volatile("" ::: "memory");
+}
+
+static void fiber_main() {
+  kernel_body();
+  running->done = true;
+  _longjmp(scheduler, 1);
+}
+
+static void resume(Fiber& fiber) {
+  running = &fiber;
+  threadIdx = fiber.place;
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.at, 1);
+  fiber.started = true;
+  setcontext(&fiber.begin);
+}
+
+// Runs every thread up to the next barrier until all are done; false when some ended at a barrier
+// at which others wait, which hangs on a device.
+static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
+  for (size_t i = 0; i < fibers.size(); ++i) {
+    Fiber& fiber = fibers[i];
+    getcontext(&fiber.begin);
+    fiber.begin.uc_stack.ss_sp = stacks + i * STACK_BYTES;
+    fiber.begin.uc_stack.ss_size = STACK_BYTES;
+    fiber.begin.uc_link = nullptr;
+    fiber.started = fiber.done = false;
+    unsigned t = unsigned(i);
+    fiber.place = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+    makecontext(&fiber.begin, fiber_main, 0);
+  }
+  for (;;) {
+    size_t done = 0;
+    for (Fiber& fiber : fibers) {
+      if (!fiber.done) resume(fiber);
+      done += fiber.done;
+    }
+    if (done == fibers.size()) return true;
+    if (done) return false;
+  }
+}
+
+// 0, 1 when the threads of a block disagree about its barriers, 2 when memory is short.
+static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block) {
+  kernel_body = body;
+  gridDim = {grid[0], grid[1], grid[2]};
+  blockDim = {block[0], block[1], block[2]};
+  std::vector<Fiber> fibers(size_t(block[0]) * block[1] * block[2]);
+  size_t bytes = fibers.size() * STACK_BYTES;
+  void* stacks = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stacks == MAP_FAILED) return 2;
+  size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
+  bool agreed = true;
+  for (size_t b = 0; b < blocks && agreed; ++b) {
+    blockIdx = {unsigned(b % grid[0]), unsigned(b / grid[0] % grid[1]),
+                unsigned(b / grid[0] / grid[1])};
+    agreed = run_block(fibers, static_cast<char*>(stacks));
+  }
+  munmap(stacks, bytes);
+  return agreed ? 0 : 1;
+}

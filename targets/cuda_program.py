@@ -1,0 +1,37 @@
+"""What `CUDA.build` writes: a program, its machine code, and what its kernels take."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+
+from flextensor.targets.cuda_compiler import Binary, Resources
+from flextensor.targets.launches import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaProgram:
+    """CUDA C with its launches, and its cubin; without one, a program is only emulated."""
+
+    program: Program
+    binary: Binary | None
+
+    def dumps(self) -> str:
+        """The program as JSON, the cubin in base 64."""
+        values = {"program": self.program.dumps()}
+        if self.binary is not None:
+            values["cubin"] = base64.b64encode(self.binary.cubin).decode()
+            kernels = {k: dataclasses.asdict(r) for k, r in self.binary.resources.items()}
+            values["resources"] = json.dumps(kernels)
+        return json.dumps(values)
+
+    @classmethod
+    def loads(cls, text: str) -> CudaProgram:
+        """What `dumps` wrote; `ValueError` or `KeyError` for anything else."""
+        values = json.loads(text)
+        program = Program.loads(values["program"])
+        if "cubin" not in values:
+            return cls(program, None)
+        resources = {k: Resources(**v) for k, v in json.loads(values["resources"]).items()}
+        return cls(program, Binary(base64.b64decode(values["cubin"]), resources))

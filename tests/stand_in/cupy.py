@@ -1,0 +1,62 @@
+"""A stand-in for CuPy on a machine without a card: the `.cu` beside a cubin runs in emulation.
+
+Only what `flextensor.bundle_runner` uses. Arrays are NumPy's, events take a millisecond.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from flextensor.targets.cuda_emulation import compiled
+from flextensor.targets.launches import Launch
+
+asarray, full, zeros, asnumpy = np.array, np.full, np.zeros, np.asarray
+
+
+class Event:
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Device:
+    id = 0
+
+    def synchronize(self) -> None:
+        pass
+
+
+def properties(device: int) -> dict[str, Any]:
+    major, minor = os.environ.get("STAND_IN_CAPABILITY", "8.0").split(".")
+    return {
+        "name": b"Stand-in", "multiProcessorCount": 4, "major": int(major), "minor": int(minor)
+    }  # fmt: skip
+
+
+cuda = SimpleNamespace(
+    Event=Event,
+    Device=Device,
+    get_elapsed_time=lambda start, end: 1.0,
+    runtime=SimpleNamespace(getDeviceProperties=properties, getDeviceCount=lambda: 1),
+)
+
+
+class RawModule:
+    def __init__(self, path: str) -> None:
+        assert Path(path).read_bytes()[:4] == b"\x7fELF"
+        self.kernels = compiled(Path(path).with_suffix(".cu").read_text())
+
+    def get_function(self, name: str) -> Any:
+        kernel = self.kernels[name]
+
+        def call(grid: Any, block: Any, arguments: Any) -> None:
+            kernel(Launch(name, (), grid, block), arguments)
+
+        return call

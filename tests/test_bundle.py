@@ -1,0 +1,125 @@
+"""Bundles: made here, run by a stand-in for CuPy, imported, and made again without repetition."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flextensor import Database, bundle
+from flextensor.errors import DeviceError
+from flextensor.operators import Gemm, Workload, parse
+from flextensor.targets import Status, lookup
+from flextensor.targets.cuda import CUDA
+from flextensor.tuner import tune
+
+GEMM = Workload(Gemm(m=33, n=40, k=24))
+SHIFT = Workload(parse("shift_conv2d", {"channels": "9", "height": "5", "width": "6"}))
+STAND_IN = Path(__file__).parent / "stand_in"
+
+
+@pytest.fixture(scope="module")
+def target() -> CUDA:
+    found = lookup("cuda:sm_80")
+    assert isinstance(found, CUDA)
+    return found
+
+
+@pytest.fixture(scope="module")
+def modelled(target: CUDA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with modelled trials of two workloads."""
+    path = tmp_path_factory.mktemp("bundle") / "trials.db"
+    for workload in (GEMM, SHIFT):
+        tune(workload, target=target, measure="model", trials=24, db=path)
+    return path
+
+
+@pytest.fixture
+def database(modelled: Path, tmp_path: Path) -> Any:
+    with Database(tmp_path / "trials.db") as copy:
+        copy.merge(modelled)
+        yield copy
+
+
+def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's script as on a machine with a card and CuPy."""
+    root = Path(bundle.__file__).parents[1]
+    paths = os.pathsep.join([str(STAND_IN), str(root)])
+    env = {**os.environ, "PYTHONPATH": paths, **environment}
+    command = [sys.executable, str(folder / "run.py")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+
+
+def test_what_is_measured_elsewhere_comes_back_as_trials(
+    target: CUDA, database: Database, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    assert bundle.make([GEMM, SHIFT], target, database, top=4, out=out) == [4, 4]
+    manifest = json.loads((out / "manifest.json").read_text())
+    carried = manifest["workloads"][0]["candidates"]
+    sources = [out / c["file"].replace(".cubin", ".cu") for c in carried]
+    text = sources[1].read_text()
+    sources[1].write_text(text.replace(") {\n", ") {\n  *(volatile int*)8 = 1;\n", 1))
+    sources[2].write_text(sources[2].read_text().replace("0x0p+0f", "0x1p+0f"))  # sums from 1
+    sources[3].write_text("no CUDA")
+    done = run(out)
+    assert done.returncode == 0, done.stderr
+    added = database.import_(out / "trials.jsonl")
+    assert added == (8, 0)
+    fingerprint = f"cuda/sm_80/Stand-in/4/tvm-{manifest['tvm']}"
+    trials = database.trials(GEMM.key, fingerprint)
+    assert [t.status for t in trials] == ["ok", "run_error", "wrong_result", "run_error"], trials
+    assert trials[0].times == (1e-3,) * 20
+    assert trials[0].error is not None and trials[0].error < 1e-5
+    assert "died" in trials[1].message
+    assert "emulation" in trials[3].message
+    assert all(t.ok for t in database.trials(SHIFT.key, fingerprint))
+    assert database.trials(GEMM.key, target.fingerprint) == []  # another card's, not this one's
+    again = run(out)
+    assert again.returncode == 0
+    assert database.import_(out / "trials.jsonl") == (0, 8)
+    _the_next_bundle_repeats_nothing(target, database, tmp_path, carried)
+
+
+def _the_next_bundle_repeats_nothing(
+    target: CUDA, database: Database, tmp_path: Path, before: list[Any]
+) -> None:
+    bundle.make([GEMM], target, database, top=4, out=tmp_path / "next")
+    manifest = json.loads((tmp_path / "next" / "manifest.json").read_text())
+    (work,) = manifest["workloads"]
+    old = [c["config"] for c in before]
+    assert len(work["candidates"]) == 4
+    assert not [c for c in work["candidates"] if c["config"] in old]
+
+
+def test_a_machine_that_cannot_run_it_says_so_in_one_line(
+    target: CUDA, database: Database, tmp_path: Path
+) -> None:
+    bundle.make([GEMM], target, database, top=1, out=tmp_path / "b")
+    other = run(tmp_path / "b", STAND_IN_CAPABILITY="9.0")
+    assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
+    assert "the bundle is for sm_80, this card is sm_90" in other.stderr
+    without = run(tmp_path / "b", PYTHONPATH="")
+    assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
+    assert "CuPy finds no CUDA card" in without.stderr
+
+
+def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
+    target: CUDA, tmp_path: Path
+) -> None:
+    with Database(tmp_path / "empty.db") as empty:
+        with pytest.raises(DeviceError, match="no candidate for sm_80 is left to measure"):
+            bundle.make([GEMM], target, empty, top=1, out=tmp_path / "b")
+
+
+def test_trials_of_the_model_and_of_cards_are_kept_apart(
+    target: CUDA, database: Database
+) -> None:
+    kept = database.trials(GEMM.key, target.measured_by("model").fingerprint)
+    assert kept and all(t.status in (Status.OK, Status.ILLEGAL) for t in kept)
+    assert database.trials(GEMM.key, target.fingerprint) == []
