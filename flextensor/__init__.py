@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from flextensor.database import Database
     from flextensor.errors import FlexTensorError
     from flextensor.kernel import Kernel
-    from flextensor.tuner import Result, load, tune
+    from flextensor.result import Result, load
+    from flextensor.tuner import tune
 
 __all__ = ["Database", "FlexTensorError", "Kernel", "Result", "load", "tune"]
 
@@ -26,8 +27,8 @@ _HOME = {
     "Database": "flextensor.database",
     "FlexTensorError": "flextensor.errors",
     "Kernel": "flextensor.kernel",
-    "Result": "flextensor.tuner",
-    "load": "flextensor.tuner",
+    "Result": "flextensor.result",
+    "load": "flextensor.result",
     "tune": "flextensor.tuner",
 }
 

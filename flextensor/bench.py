@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flextensor.database import Database
     from flextensor.operators.suites import Case
     from flextensor.targets import Target
-    from flextensor.tuner import Result
+    from flextensor.result import Result
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""

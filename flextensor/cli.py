@@ -39,6 +39,9 @@ ThreadsOption = Annotated[int | None, typer.Option(help="threads of the kernel")
 PrepackedOption = Annotated[
     bool, typer.Option("--prepacked", help="weights packed ahead, compared with those who do so")
 ]
+MeasureOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="run, or on some targets model, rtl")
+]
 TrialsOption = Annotated[int | None, typer.Option(help="points to measure in all")]
 TimeOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="seconds to spend")]
 
@@ -174,19 +177,21 @@ def tune(
     no_peers: Annotated[bool, typer.Option("--no-peers", help="do not time PyTorch")] = False,
     tolerance: Annotated[float, typer.Option(help="largest relative error")] = 1e-4,
     prepacked: PrepackedOption = False,
+    measure: MeasureOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
     from flextensor import report, tuner
     from flextensor.lean import import_tvm
+    from flextensor.result import opened
 
     import_tvm()
     with stdout_kept():
         work = workloads_of(what, fields, einsum, case, suite)
     show = report.json_line if as_json else report.Rows() if suite is not None else report.table
     failed = False
-    with tuner.opened(db) as database:
+    with opened(db) as database:
         for label, operator in work:
             try:
                 with report.Live(label, quiet=as_json) as live, stdout_kept():
@@ -194,7 +199,7 @@ def tune(
                         operator, target=target, threads=threads, trials=trials, time=time,
                         explorer=explorer, cost_model=cost_model, seed=seed, db=database,
                         fresh=fresh, peers=not no_peers, tolerance=tolerance,
-                        prepacked=prepacked, progress=live.update,
+                        prepacked=prepacked, measure=measure, progress=live.update,
                     )  # fmt: skip
             except tuner.Interrupted as stop:
                 if stop.result is not None:
@@ -279,17 +284,21 @@ def show(
     threads: ThreadsOption = None,
     db: DbOption = None,
     prepacked: PrepackedOption = False,
+    measure: MeasureOption = None,
     source: Annotated[bool, typer.Option("--source", help="print the generated code")] = False,
     tir: Annotated[bool, typer.Option("--tir", help="print the scheduled program")] = False,
 ) -> None:
     """Show the kept schedule of a workload: config, roofline position, program, code."""
-    from flextensor import report, tuner
+    from flextensor import report
+    from flextensor import result as results
     from flextensor.lean import import_tvm
 
     import_tvm()
     ((label, operator),) = workloads_of(what, fields, einsum, case, None)
-    result = tuner.load(operator, target=target, threads=threads, db=db, prepacked=prepacked)
-    found = tuner.show(result)
+    result = results.load(
+        operator, target=target, threads=threads, db=db, prepacked=prepacked, measure=measure
+    )
+    found = results.show(result)
     if not (source or tir):
         report.table(label, found["result"])
         for knob, value in found["result"]["config"].items():

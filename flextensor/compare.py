@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -99,10 +100,9 @@ def _search(
     target: Target,
 ) -> list[tuple[float, float | None]]:
     """(wall seconds since the start, median seconds per call or None for a failure) per trial."""
-    from flextensor.measure import LocalMeasurer
+    from flextensor import measurers
     from flextensor.operators import Workload
-    from flextensor.schedulers import space
-    from flextensor.search import Budget, Lane, Options, Search
+    from flextensor.search import Budget, Options, Search, lanes
 
     workload = Workload(case.operator)
     model = "none" if "no-model" in variant.left_out else cost_model
@@ -113,18 +113,16 @@ def _search(
         trace.append((time.monotonic() - start, value))
 
     start = time.monotonic()
-    lanes = [
-        Lane(name, space(workload.prim_func(name), target), variant.explorer, model, seed)
-        for name in workload.formulations
-    ]
+    own = lanes(workload, target, variant.explorer, model, seed)
     options = Options(
         seeds="no-seeds" not in variant.left_out,
         finish="no-finish" not in variant.left_out,
         patience=math.inf,
     )
     budget = Budget(trials or sys.maxsize, seconds or math.inf, start)
-    with LocalMeasurer(workload, target, 1e-4, on_trial=record, seed=seed) as measurer:
-        Search(lanes, measurer, budget, lambda phase: None, options).run({})
+    measurer = measurers.create(workload, target, 1e-4, on_trial=record, seed=seed)
+    with contextlib.closing(measurer):
+        Search(own, measurer, budget, lambda phase: None, options).run({})
     return trace
 
 

@@ -52,6 +52,9 @@ class Measurer(Protocol):
         its trial is ``ok`` with fewer times.
         """
 
+    def start(self) -> None:
+        """Start what takes time to start; returns at once."""
+
     def close(self) -> None:
         """Stop every worker process."""
 
@@ -335,6 +338,9 @@ class ReplayMeasurer:
             self.on_trial(trial)
         return found
 
+    def start(self) -> None:
+        """Nothing to start."""
+
     def close(self) -> None:
         """Nothing to stop."""
 
@@ -366,6 +372,9 @@ class FunctionMeasurer:
             trials.append(value)
             self.on_trial(value)
         return trials
+
+    def start(self) -> None:
+        """Nothing to start."""
 
     def close(self) -> None:
         """Nothing to stop."""

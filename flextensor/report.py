@@ -87,6 +87,8 @@ def duration(seconds: float) -> str:
 def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The result's figures in words."""
     roof = "peak FLOP/s" if values["bound"] == "compute" else "memory bandwidth"
+    if values.get("measured", "run") == "run":
+        roof = f"measured {roof}"
     torch = min(values["peers"].values(), default=None)
     ahead = ", weights packed ahead" if values.get("prepacked") else ""
     failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
@@ -97,7 +99,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("device", values["device"]),
         ("latency", f"{duration(values['best_seconds'])}, spread {values['spread']:.1%}"),
         ("speed", f"{values['gflops']:.1f} GFLOP/s"),
-        (f"share of measured {roof}", f"{values['peak_fraction']:.1%}"),
+        (f"share of {roof}", f"{values['peak_fraction']:.1%}"),
         (f"speed-up over PyTorch{ahead}", speedup),
         ("largest error", "not checked" if error is None else f"{error:.1e}"),
         ("verified", "yes" if values["verified"] else "no"),
@@ -105,7 +107,28 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trials", f"{values['trials']}, {failures}"),
         ("tuning", f"{values['tuning_seconds']:.1f} s"),
         ("reused", "yes, from the database" if values["reused"] else "no"),
+        *design(values.get("design")),
     ]
+
+
+def design(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What is known of a design for an FPGA in words; nothing for kernels."""
+    if values is None:
+        return []
+    clock, has = f"{values['clock_mhz']:.0f} MHz, an assumption", values["available"]
+    busy = ", ".join(f"{n} {c:,}" for n, c in values["busy"].items())
+    taken = ", ".join(f"{n} of {has[name]} {name}" for name, n in values["resources"].items())
+    found = [
+        ("throughput", f"{values['gmacs']:.1f} GMAC/s in {values['dtype']} at {clock}"),
+        ("bound", values["bound"]),
+        ("predicted cycles", f"{values['cycles']:,.0f}; {busy}"),
+        ("multipliers", f"{values['multipliers']}, used {values['array_use']:.1%} of the time"),
+        ("takes of what it may", taken),
+    ]
+    if "synthesised" in values:
+        names = ", ".join(f"{n} {name}" for name, n in values["synthesised"].items())
+        found.append(("synthesised", names))
+    return found
 
 
 def table(label: str, values: Mapping[str, Any]) -> None:

@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from flextensor import cost_models, explorers
-from flextensor.errors import IllegalConfigError
+from flextensor.errors import IllegalConfigError, InputError
 from flextensor.measure import Candidate, Measurer
+from flextensor.operators.workload import Workload
 from flextensor.schedulers.space import Point, Space
-from flextensor.targets import Trial
+from flextensor.targets import Target, Trial
 
 BATCH = 8
 """Candidates built and measured together."""
@@ -113,6 +114,26 @@ class Lane:
     def _ranked(self, points: Sequence[Point]) -> list[Point]:
         scores = self.model.predict(points)
         return [points[i] for i in np.argsort(scores, kind="stable")]
+
+
+def lanes(
+    workload: Workload, target: Target, explorer: str, model: str, seed: int
+) -> list[Lane]:
+    """A lane for every formulation that the target's schedulers take; the reason when none is."""
+    from flextensor.schedulers import space
+
+    made: list[Lane] = []
+    reasons: list[InputError] = []
+    for name in workload.formulations:
+        try:
+            found = space(workload.prim_func(name), target)
+        except InputError as error:
+            reasons.append(error)
+        else:
+            made.append(Lane(name, found, explorer, model, seed))
+    if not made:
+        raise reasons[0]
+    return made
 
 
 Report = Callable[[str], None]

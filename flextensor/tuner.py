@@ -6,28 +6,26 @@ import contextlib
 import dataclasses
 import math
 import statistics
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flextensor import measurers
 from flextensor.database import Database
-from flextensor.errors import DeviceError, InputError, check_positive, unknown
+from flextensor.errors import DeviceError, check_positive, unknown
 from flextensor.experience import Experience, near
-from flextensor.measure import Candidate, LocalMeasurer
-from flextensor.operators.base import Operator
+from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
-from flextensor.search import Budget, Lane, Search
-from flextensor.targets import Target, Trial, lookup
-
-if TYPE_CHECKING:
-    from flextensor.kernel import Kernel
+from flextensor.result import Result, answers, as_target, as_workload, current, opened, roofline
+from flextensor.search import Budget, Lane, Options, Search, lanes
+from flextensor.targets import Target, Trial
 
 TRIALS, SECONDS = 192, 90.0
 """The budget when none is given."""
+MODEL_TRIALS, MODEL_SECONDS, MODEL_PATIENCE = 2048, 25.0, 512
+"""The same where a model answers, in no time; and how long it may find nothing better."""
 FINALISTS = 3
 """Best points that are timed again, interleaved, before the winner is named."""
 
@@ -55,59 +53,6 @@ class Progress:
     phase: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a tuning found. `values` is the JSON object of the command line."""
-
-    values: Mapping[str, Any]
-    workload: Workload
-    target: Target
-
-    def json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return dict(self.values)
-
-    @cached_property
-    def kernel(self) -> Kernel:
-        """The tuned kernel, compiled on first use; callable on NumPy arrays and torch tensors."""
-        return compile_kernel(self.workload, self.target, self.values)
-
-
-def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]) -> Kernel:
-    """Build the kernel of a result, in this process."""
-    from flextensor.compiled import build
-    from flextensor.kernel import Kernel
-
-    func = workload.prim_func(values["formulation"])
-    with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
-        path = Path(folder) / "kernel.so"
-        build(func, target, values["config"], path)
-        return Kernel(path, workload.buffers, target.runtime())
-
-
-def as_workload(what: Any, prepacked: bool = False) -> Workload:
-    """The workload of an operator, or of a user's function with its defaults."""
-    if isinstance(what, Workload):
-        return Workload(what.operator, prepacked=True) if prepacked else what
-    if callable(what) and not isinstance(what, Operator):
-        from flextensor.operators import FunctionOperator
-
-        what = FunctionOperator(what, {})
-    if not isinstance(what, Operator):
-        raise InputError(f"tune takes an operator or a function, got {type(what).__name__}")
-    return Workload(what, prepacked)
-
-
-@contextlib.contextmanager
-def opened(db: Database | str | Path | None) -> Iterator[Database]:
-    """A database by path, closed at the end; one that is open already is left open."""
-    if isinstance(db, Database):
-        yield db
-        return
-    with Database(db) as database:
-        yield database
-
-
 def tune(
     what: Any,
     *,
@@ -123,6 +68,7 @@ def tune(
     peers: bool = True,
     tolerance: float = 1e-4,
     prepacked: bool = False,
+    measure: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Find, verify and keep the fastest schedule of an operator on a target.
@@ -130,7 +76,8 @@ def tune(
     `trials` bounds measured points (those already in the database count), `time` the seconds of
     this run. A workload that was solved before is answered from the database, unless `fresh`, or
     `trials` asks for more than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked`
-    packs the weights once, ahead of all calls, and compares with PyTorch that does so too. Raises
+    packs the weights once, ahead of all calls, and compares with PyTorch that does so too.
+    `measure` names how a candidate's time is learnt, one of the target's `measures`. Raises
     `InputError`, `DeviceError`, `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
     check_positive("trials", trials)
@@ -138,34 +85,17 @@ def tune(
     check_positive("tolerance", tolerance)
     _check_names(explorer, cost_model)
     workload = as_workload(what, prepacked)
-    device = lookup(target, threads) if isinstance(target, str) else target
+    device = as_target(target, threads, measure)
     with opened(db) as database:
         known = database.result(workload.key, device.fingerprint)
         usable = known is not None and answers(known, trials, tolerance)
         if known is not None and usable and not fresh and current(known, workload, device):
             return Result({**known, "reused": True}, workload, device)
-        budget = Budget(trials or TRIALS, time or (math.inf if trials else SECONDS))
+        modelled = device.measured == "model"
+        most, seconds = (MODEL_TRIALS, MODEL_SECONDS) if modelled else (TRIALS, SECONDS)
+        budget = Budget(trials or most, time or (math.inf if trials else seconds))
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
         return run.run(explorer, cost_model, seed, fresh)
-
-
-def answers(known: Mapping[str, Any], trials: int | None, tolerance: float) -> bool:
-    """Whether a kept result is whole, exact enough, and from as many trials as are wanted."""
-    numbers = (known.get("trials"), known.get("max_rel_error"), known.get("best_seconds"))
-    if not all(isinstance(n, int | float) for n in numbers) or not known.get("verified"):
-        return False
-    enough = trials is None or trials <= known["trials"]
-    return bool(enough and known["max_rel_error"] <= tolerance)
-
-
-def current(known: Mapping[str, Any], workload: Workload, target: Target) -> bool:
-    """Whether this version can still write the schedule of a kept result."""
-    from flextensor.schedulers import space
-
-    formulation, config = known.get("formulation"), known.get("config")
-    if formulation not in workload.formulations or not isinstance(config, Mapping):
-        return False
-    return space(workload.prim_func(str(formulation)), target).has(config)
 
 
 def _check_names(explorer: str, cost_model: str) -> None:
@@ -195,21 +125,23 @@ class Tuning:
         self.workload, self.target, self.database = workload, target, database
         self.budget, self.tolerance, self.peers = budget, tolerance, peers
         self.progress = progress
+        self.modelled = target.measured == "model"
         self.trials: list[Trial] = []
 
     def run(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> Result:
         """Search, finish, verify, keep."""
-        measurer = LocalMeasurer(
+        measurer = measurers.create(
             self.workload, self.target, self.tolerance, on_trial=self._keep, seed=seed
         )
-        with measurer:
+        with contextlib.closing(measurer):
             measurer.start()  # while the spaces are made
-            lanes = self._lanes(explorer, cost_model, seed, fresh)
+            own = self._lanes(explorer, cost_model, seed, fresh)
             others = near(self.database, self.workload, self.target)
-            for lane in lanes:
+            for lane in own:
                 for other in others:
                     self._recall(lane, other)
-            search = Search(lanes, measurer, self.budget, self._report)
+            options = Options(patience=MODEL_PATIENCE) if self.modelled else None
+            search = Search(own, measurer, self.budget, self._report, options)
             try:
                 search.run(hints(others))
                 return self._finish(measurer)
@@ -218,20 +150,15 @@ class Tuning:
 
     def _lanes(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> list[Lane]:
         """A lane for every formulation, with what is known of it unless it is tuned `fresh`."""
-        from flextensor.schedulers import space
-
         known: list[Trial] = []
         if not fresh:
             known = self.database.trials(self.workload.key, self.target.fingerprint)
-        lanes = []
-        for name in self.workload.formulations:
-            found = space(self.workload.prim_func(name), self.target)
-            lane = Lane(name, found, explorer, cost_model, seed)
-            own = [t for t in known if t.formulation == name and found.has(t.config)]
+        made = lanes(self.workload, self.target, explorer, cost_model, seed)
+        for lane in made:
+            own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
             lane.learn(own)
             self.trials += own
-            lanes.append(lane)
-        return lanes
+        return made
 
     def _keep(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -273,13 +200,20 @@ class Tuning:
             return None
         return self._result(ranked[0], list(ranked[0].times), {}, ranked[0].error, False)
 
-    def _finish(self, measurer: LocalMeasurer) -> Result:
-        """Time the best few again in turns, with PyTorch; verify the winner; keep the result."""
+    def _finish(self, measurer: Measurer) -> Result:
+        """Time the best few again in turns, with PyTorch; verify the winner; keep the result.
+
+        What is modelled or simulated gives the same time again, and was checked if it can be.
+        """
         ranked = self._ranked()
         if not ranked:
             reasons = Counter(t.message for t in self.trials if not t.ok).most_common(1)
             reason = f", most often: {reasons[0][0]}" if reasons else ""
             raise DeviceError(f"{self.workload.key}: no candidate worked{reason}")
+        if self.target.measured != "run":
+            best = ranked[0]
+            return self._kept(self._result(best, list(best.times), {}, best.error, not self.modelled))
+        assert isinstance(measurer, LocalMeasurer)
         finalists = {
             str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked[:FINALISTS])
         }
@@ -292,13 +226,15 @@ class Tuning:
                 error = measurer.verify(finalists[name])
                 if error <= self.workload.tolerance(self.tolerance):
                     medians = {p: statistics.median(times[p]) for p in peers if p in times}
-                    result = self._result(ranked[int(name)], times[name], medians, error, True)
-                    w = self.workload
-                    self.database.add_result(w.key, self.target.fingerprint, result.json())
-                    return result
+                    trial = ranked[int(name)]
+                    return self._kept(self._result(trial, times[name], medians, error, True))
         raise DeviceError(
             f"{self.workload.key}: none of the best {len(finalists)} kernels verified"
         )
+
+    def _kept(self, result: Result) -> Result:
+        self.database.add_result(self.workload.key, self.target.fingerprint, result.json())
+        return result
 
     def _result(
         self,
@@ -317,6 +253,7 @@ class Tuning:
             "params": dict(self.workload.params),
             "target": self.target.kind,
             "device": self.target.device,
+            "measured": self.target.measured,
             "prepacked": self.workload.prepacked,
             "formulation": trial.formulation,
             "config": dict(trial.config),
@@ -333,6 +270,7 @@ class Tuning:
             "max_rel_error": error,
             "peers": dict(peers),
             "speedup": min(peers.values()) / best if peers else None,
+            **measurers.design(self.workload, self.target, trial),
         }
         return Result(values, self.workload, self.target)
 
@@ -351,46 +289,3 @@ def _quartiles(times: list[float]) -> tuple[float, float]:
         return times[0], times[0]
     low, _, high = statistics.quantiles(times, n=4)
     return low, high
-
-
-def roofline(workload: Workload, target: Target, seconds: float) -> tuple[float, str]:
-    """Share of the roof that binds, and which: ``compute`` or ``memory``.
-
-    The roof is measured on this device: FLOP/s in float32, and bytes/s of main memory
-    over the compulsory traffic. A share above 1 means that the data stayed in a cache.
-    """
-    compute = workload.flops / target.peak_flops("float32")
-    memory = workload.bytes / target.bandwidth()
-    return max(compute, memory) / seconds, "compute" if compute >= memory else "memory"
-
-
-def load(
-    what: Any,
-    *,
-    target: str | Target = "llvm",
-    threads: int | None = None,
-    db: Database | str | Path | None = None,
-    prepacked: bool = False,
-) -> Result:
-    """The kept result of a workload, from the database; `InputError` when it was never tuned."""
-    workload = as_workload(what, prepacked)
-    device = lookup(target, threads) if isinstance(target, str) else target
-    with opened(db) as database:
-        known = database.result(workload.key, device.fingerprint)
-    if known is None or not current(known, workload, device):
-        when = "never" if known is None else "not by this version"
-        raise InputError(f"{workload.key} was {when} tuned on {device.device}; tune it first")
-    return Result({**known, "reused": True}, workload, device)
-
-
-def show(result: Result) -> dict[str, Any]:
-    """The schedule of a result: its config, scheduled TIR, source and roofline position."""
-    from flextensor.schedulers import schedule
-
-    func = result.workload.prim_func(result.values["formulation"])
-    module = schedule(func, result.target, result.values["config"])
-    return {
-        "result": result.json(),
-        "tir": module.script(),
-        "source": result.target.source(module),
-    }

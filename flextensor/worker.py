@@ -97,6 +97,8 @@ def handlers() -> dict[str, Handler]:
         "build": builder.build,
         "peak": peak,
         "metaschedule": metaschedule,
+        "simulate": simulate,
+        "synthesise": synthesise,
     }
     return named | {name: runner(name) for name in ("load", "run", "verify", "interleave")}
 
@@ -113,6 +115,24 @@ def peak(payload: Payload) -> dict[str, Any]:
     from flextensor import targets
 
     return {"value": targets.load(payload["target"]).measure(payload["what"])}
+
+
+def simulate(payload: Payload) -> dict[str, Any]:
+    """{"path", "a", "b", "c", "limit"} -> {"cycles", "seconds"}; see `targets.verilator`."""
+    from flextensor.targets import verilator
+
+    start = time.perf_counter()
+    path, a, b, c = (Path(payload[name]) for name in ("path", "a", "b", "c"))
+    cycles = verilator.simulate(path, a, b, c, payload["limit"])
+    return {"cycles": cycles, "seconds": time.perf_counter() - start}
+
+
+def synthesise(payload: Payload) -> dict[str, Any]:
+    """{"engine", "family"} -> {"dsp", "bram18", "lut", "ff"}; see `targets.yosys`."""
+    from flextensor.targets import yosys
+    from flextensor.targets.engine import Engine
+
+    return yosys.synthesise(Engine.load(payload["engine"]), payload["family"])
 
 
 def die_with_parent(lifeline: int, parent: int) -> None:

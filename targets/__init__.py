@@ -11,14 +11,16 @@ from flextensor.errors import unknown
 from flextensor.targets.base import Status, Target, Trial
 
 if TYPE_CHECKING:
+    from flextensor.targets.fpga import FPGA
     from flextensor.targets.llvm import LLVM
     from flextensor.targets.opencl import OpenCL
 
 __all__ = [
-    "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup", "present",
+    "FPGA", "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup", "present",
 ]  # fmt: skip
 
 _HOME = {
+    "fpga": ("flextensor.targets.fpga", "FPGA"),
     "llvm": ("flextensor.targets.llvm", "LLVM"),
     "opencl": ("flextensor.targets.opencl", "OpenCL"),
 }

@@ -6,9 +6,11 @@ import dataclasses
 import enum
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from flextensor.errors import unknown
 
 if TYPE_CHECKING:
     from flextensor.targets.runtime import Runtime
@@ -80,6 +82,14 @@ class Target(ABC):
     """Memory that the threads of one block share."""
     thread_registers: int = 0
     """32-bit registers of one thread of a block."""
+    multipliers: int = 0
+    """Multipliers that a design may be made of; 0 when a device runs programs, and no designs."""
+    measured: str = "run"
+    """How a candidate's time is learnt, one of `measures`."""
+
+    measures: ClassVar[tuple[str, ...]] = ("run",)
+    """Ways to learn a candidate's time, the default first: ``run`` it on the device, ask a
+    ``model``, or simulate its ``rtl``."""
 
     first_call_seconds: ClassVar[float] = 0.0
     """What a driver may take to compile a kernel at its first call; 0 when it compiles none."""
@@ -88,6 +98,16 @@ class Target(ABC):
     def specs(cls) -> tuple[str, ...]:
         """The specifications of the devices that are there, for `from_spec`."""
         return (cls.kind,)
+
+    def measured_by(self, measure: str | None) -> Self:
+        """The target with one of its `measures`, the default for None; `InputError` for another."""
+        if measure is not None and measure not in self.measures:
+            raise unknown(f"measure of {self.kind}", measure, self.measures)
+        return dataclasses.replace(self, measured=measure or self.measures[0])
+
+    def traffic(self, buffers: Sequence[Any]) -> int:
+        """Bytes that buffers (inputs, then the output) take in the memory of the device."""
+        return sum(buffer.nbytes for buffer in buffers)
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

@@ -12,7 +12,8 @@ import pytest
 
 from flextensor import bench, targets, tuner
 from flextensor.errors import DeviceError, InputError
-from flextensor.tuner import Interrupted, Result
+from flextensor.result import Result
+from flextensor.tuner import Interrupted
 
 PNG = b"\x89PNG\r\n"
 

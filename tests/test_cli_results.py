@@ -14,7 +14,8 @@ import pytest
 
 from flextensor import cli, report, tuner
 from flextensor.errors import DeviceError
-from flextensor.tuner import Interrupted, Progress, Result
+from flextensor.result import Result
+from flextensor.tuner import Interrupted, Progress
 
 VALUES: dict[str, Any] = {
     "workload": "gemm(m=8, n=8, k=8)", "operator": "gemm", "params": {"m": 8}, "target": "llvm",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import flextensor
+from flextensor import result as results
 from flextensor import tuner
 from flextensor.errors import InputError
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
@@ -95,7 +96,7 @@ def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> No
 
 
 def test_show_gives_the_program_and_the_code(tmp_path: Path) -> None:
-    found = tuner.show(flextensor.tune(GEMM, trials=2, db=tmp_path / "t.db", peers=False))
+    found = results.show(flextensor.tune(GEMM, trials=2, db=tmp_path / "t.db", peers=False))
     assert "def main" in found["tir"]
     assert "define" in found["source"]
 

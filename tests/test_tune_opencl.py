@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import flextensor
-from flextensor import experience, tuner
+from flextensor import experience
+from flextensor import result as results
 from flextensor.operators import Conv2d, Gemm, Workload
 from flextensor.targets import lookup
 
@@ -33,7 +34,7 @@ def test_tune_verifies_keeps_and_gives_a_kernel(tmp_path: Path) -> None:
     np.testing.assert_allclose(kernel(a, b, c), want, atol=1e-4)
     y = kernel(*map(torch.from_numpy, (a, b, c)))
     np.testing.assert_allclose(y.numpy(), want, atol=1e-4)
-    shown = tuner.show(result)
+    shown = results.show(result)
     assert "threadIdx" in shown["tir"]
     assert "__kernel void main_kernel" in shown["source"]
 
