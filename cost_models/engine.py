@@ -1,37 +1,44 @@
-"""How many cycles an engine takes: read, compute and write time of a tile, overlapped or not.
+"""How many cycles an engine takes: every unit's time for a tile, and who waits for whom.
 
 The paper has time = workload / #PE * max(R, C, W). This is the same idea, for tiles that need not
-divide and buffers that need not be double. Per tile step, in cycles:
+divide and buffers that need not be double. What a tile takes, in cycles:
 
-    read A   rows * words * beats + gap * bursts + latency + 3
-             one port; `beats` cycles for a word; every burst, that is every address that does
-             not follow the last one, closes the port for `gap` cycles; the first beat comes
-             `latency` after its request; 3 to start and to register
-    read B   words * column steps * beats + latency + 3, in one burst that goes on from tile to
-             tile; + gap where B is read again from its start
-    compute  row steps * column steps * words + pipeline: a word a cycle, then the pipeline drains
-    write    row steps * column steps * beats + 1, once the last tile of the reduction is summed
+    read A   rows * words * beats + gap * bursts + latency + START
+             `beats` of the port for a word; each burst, that is each address that does not
+             follow the last one, closes the port for `gap` cycles; the first beat comes
+             `latency` after its request
+    read B   column steps * words * beats + latency + START, one burst that goes on from tile to
+             tile; + gap where B is read again from its first tile
+    compute  row steps * column steps * words, a word a cycle; then the pipeline drains:
+             read, multiply, one cycle for each level of the adder tree, accumulate
+    write    row steps * column steps * beats + 1
 
-A step takes the longest of what runs beside each other. Reading into the other half of a double
-buffer runs beside computing; into a single one it comes before:
+and when it begins, for tile step t, with 1 or 2 buffers:
 
-    step  =  max(compute, each of read A, read B: double ? read : read + compute)
-    tile  =  max(sum of steps over k, double C ? write : sum of steps + what is left of write)
+    read A, B   when the port is done with the tile before, and the buffer is free: its last
+                tile, 1 or 2 before, was computed
+    compute     when the pipeline has drained, the tiles of A and B are there, and, where a sum
+                begins, a buffer of C is free
+    write       when the last tile of the reduction is summed, and the port is done
 
-The whole is the first read, all steps, and the last write. Nothing is fitted to a measurement.
+A loop whose turns all take the same time is not followed to its end: `_repeat` jumps. Nothing is
+fitted to a measurement; `results/fpga` has the model beside simulated RTL.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from flextensor.targets.engine import Digits, Engine, ceil_div
 
 START = 3
-"""Cycles from a free buffer to the first request, and from the last beat to a full buffer."""
+"""Cycles of a tile's read beside its beats: the buffer is seen to be free, the request and the
+beat that comes are registered."""
+Times = tuple[float, ...]
+"""When each unit is free: port A, B and C, the array; then the two oldest uses of each buffer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Cycles in all, and what each unit is busy for; `bound` is the unit that binds."""
+    """Cycles in all, and what each unit is busy for."""
 
     cycles: float
     read_a: float
@@ -65,123 +72,188 @@ class Prediction:
         return {n: getattr(self, n) for n in ("read_a", "read_b", "compute", "write")}
 
 
+@dataclasses.dataclass
+class State:
+    """When the units are free, and what they were busy for so far.
+
+    `a_free`, `b_free` and `c_free` hold, oldest first, when each half of a buffer is free.
+    """
+
+    a_port: float = 0.0
+    b_port: float = 0.0
+    c_port: float = 0.0
+    array: float = 0.0
+    a_free: tuple[float, ...] = ()
+    b_free: tuple[float, ...] = ()
+    c_free: tuple[float, ...] = ()
+    busy: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+
+    def numbers(self) -> Times:
+        """All of it as one vector."""
+        return (
+            self.a_port, self.b_port, self.c_port, self.array,
+            *self.a_free, *self.b_free, *self.c_free, *self.busy,
+        )  # fmt: skip
+
+    def add(self, change: Times, times: int) -> None:
+        """Move on by `times` turns that each add `change`."""
+        moved = [n + times * c for n, c in zip(self.numbers(), change, strict=True)]
+        self.a_port, self.b_port, self.c_port, self.array, *rest = moved
+        a, b, c = len(self.a_free), len(self.b_free), len(self.c_free)
+        self.a_free, self.b_free = tuple(rest[:a]), tuple(rest[a : a + b])
+        self.c_free, self.busy = tuple(rest[a + b : a + b + c]), tuple(rest[a + b + c :])
+
+
+class Timeline:
+    """The tile steps of one engine, carried out in order on a `State`."""
+
+    def __init__(self, engine: Engine, memory: Memory) -> None:
+        self.engine, self.memory = engine, memory
+        self.state = State(
+            a_free=(0.0,) * engine.a_buffers,
+            b_free=(0.0,) * engine.b_buffers,
+            c_free=(0.0,) * engine.c_buffers,
+        )
+
+    def run(self) -> Prediction:
+        """All groups."""
+        groups, outer, *_ = self.engine.loops
+        self._repeat(groups, lambda: self._edges(outer, self._outer))
+        return Prediction(self.state.c_port, *self.state.busy)
+
+    def _repeat(self, count: int, turn: Callable[[], None]) -> None:
+        """`count` turns; once two in a row have the same effect the rest have it too."""
+        before, last = self.state.numbers(), ()
+        for done in range(1, count + 1):
+            turn()
+            now = self.state.numbers()
+            change = tuple(b - a for a, b in zip(before, now, strict=True))
+            if change == last:
+                self.state.add(change, count - done)
+                return
+            before, last = now, change
+
+    def _edges(self, count: int, turn: Callable[[bool, bool], None]) -> None:
+        """`count` turns, each told whether it is the first, and the last."""
+        if count == 1:
+            return turn(True, True)
+        turn(True, False)
+        self._repeat(count - 2, lambda: turn(False, False))
+        turn(False, True)
+
+    def _outer(self, first: bool, last: bool) -> None:
+        inner, k = self.engine.loops[2:]
+        weight = self.engine.stationary == "weight"
+
+        def columns(inner_first: bool, inner_last: bool) -> None:
+            m_edge, n_edge = (inner_last, last) if weight else (last, inner_last)
+            self._edges(k, lambda *ends: self._step(m_edge, n_edge, (inner_first, inner_last), ends))
+
+        self._edges(inner, columns)
+
+    def _step(
+        self, m_edge: bool, n_edge: bool, inner: tuple[bool, bool], k: tuple[bool, bool]
+    ) -> None:
+        """One tile step; `inner` and `k` say whether the loop is at its first and last turn."""
+        state, order = self.state, self.engine.stationary
+        tile = tile_times(self.engine, self.memory, m_edge, n_edge, k[1])
+        read_a, read_b, compute, write = state.busy
+        if order != "input" or inner[0]:
+            state.a_port = max(state.a_port, state.a_free[0]) + tile.read_a
+            read_a += tile.read_a
+        if order != "weight" or inner[0]:
+            again = self.memory.gap if inner[0] and k[0] and order != "weight" else 0
+            state.b_port = max(state.b_port, state.b_free[0]) + tile.read_b + again
+            read_b += tile.read_b + again
+        begin = max(state.array, state.a_port, state.b_port, state.c_free[0] if k[0] else 0.0)
+        issued = begin + 1 + tile.compute
+        state.array = issued + self.engine.pipeline - 1
+        compute += tile.compute
+        if order != "input" or inner[1]:
+            state.a_free = (*state.a_free[1:], issued)
+        if order != "weight" or inner[1]:
+            state.b_free = (*state.b_free[1:], issued)
+        if k[1]:
+            state.c_port = max(state.c_port, state.array) + tile.write
+            state.c_free = (*state.c_free[1:], state.c_port)
+            write += tile.write
+        state.busy = read_a, read_b, compute, write
+
+
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Tiles of one size along one loop: how many, and whether they are the last ones."""
-
-    count: int
-    edge: bool
-
-
-def parts(tiles: int) -> tuple[Part, ...]:
-    """The full tiles, if any, and the last one."""
-    return (Part(tiles - 1, False), Part(1, True)) if tiles > 1 else (Part(1, True),)
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """Cycles of the units for one tile step."""
+class TileTimes:
+    """Cycles of the units for one tile."""
 
     read_a: float
     read_b: float
     compute: float
+    write: float
 
 
 def predict(engine: Engine, memory: Memory) -> Prediction:
-    """The cycles of a design. Takes tens of microseconds."""
-    total = read_a = read_b = compute = write = 0.0
-    a_reads, b_reads = _reads(engine)
-    first = last_write = 0.0
-    for m, n in itertools.product(parts(engine.m_tiles), parts(engine.n_tiles)):
-        count = engine.groups.count * m.count * n.count
-        steps = [(k, _step(engine, memory, m.edge, n.edge, k.edge)) for k in parts(engine.k_tiles)]
-        store = _write(engine, m.edge, n.edge)
-        total += count * _tile(engine, steps, store)
-        for k, step in steps:
-            read_a += count * k.count * step.read_a * a_reads
-            read_b += count * k.count * step.read_b * b_reads
-            compute += count * k.count * step.compute
-        write += count * store
-        first = first or max(steps[0][1].read_a, steps[0][1].read_b)
-        last = steps[-1][1]
-        last_write = store + last.compute - _period(engine, last)
-    return Prediction(total + first + last_write, read_a, read_b, compute, write)
+    """The cycles of a design; takes a fraction of a millisecond."""
+    return Timeline(engine, memory).run()
 
 
-def _reads(engine: Engine) -> tuple[float, float]:
-    """The share of the tile steps in which A and B are read."""
-    steps = math.prod(engine.loops)
-    return math.prod(engine.a_loops) / steps, math.prod(engine.b_loops) / steps
-
-
-def _tile(engine: Engine, steps: list[tuple[Part, Step]], store: float) -> float:
-    """Cycles from one output tile to the next."""
-    periods = sum(k.count * _period(engine, step) for k, step in steps)
-    if engine.c_buffers == 2:
-        return max(periods, store)
-    idle = max(0.0, _period(engine, steps[0][1]) - steps[0][1].compute)
-    return periods + max(0.0, store - idle)
-
-
-def _period(engine: Engine, step: Step) -> float:
-    """Cycles from one tile step to the next."""
-    a_reads, b_reads = _reads(engine)
-    times = [step.compute]
-    for read, share, buffers in (
-        (step.read_a, a_reads, engine.a_buffers),
-        (step.read_b, b_reads, engine.b_buffers),
-    ):
-        if buffers == 2:
-            times.append(read * share)
-        else:
-            times.append(read * share + step.compute)
-    return max(times)
-
-
-def _step(engine: Engine, memory: Memory, m_edge: bool, n_edge: bool, k_edge: bool) -> Step:
+@functools.lru_cache(maxsize=64)
+def tile_times(
+    engine: Engine, memory: Memory, m_edge: bool, n_edge: bool, k_edge: bool
+) -> TileTimes:
+    """What each unit takes for a tile, the last one along a loop or not."""
     rows = engine.m_edge if m_edge else engine.tile_m
     row_steps = ceil_div(rows, engine.pe_m)
     columns = engine.n_edge if n_edge else engine.n_steps
     words = engine.k_edge if k_edge else engine.k_words
     wait = memory.latency + START
-    again = engine.m_tiles > 1 and engine.stationary != "weight" and engine.k_tiles == 1
-    return Step(
+    return TileTimes(
         rows * words * engine.a_beats + memory.gap * bursts(engine, rows, words) + wait,
-        columns * words * engine.b_beats + wait + memory.gap * (again / engine.n_tiles),
-        row_steps * columns * words + engine.pipeline,
+        columns * words * engine.b_beats + wait,
+        row_steps * columns * words,
+        row_steps * columns * engine.c_beats + 1,
     )
 
 
-def _write(engine: Engine, m_edge: bool, n_edge: bool) -> float:
-    rows = engine.m_edge if m_edge else engine.tile_m
-    columns = engine.n_edge if n_edge else engine.n_steps
-    return ceil_div(rows, engine.pe_m) * columns * engine.c_beats + 1
-
-
 def bursts(engine: Engine, rows: int, words: int) -> float:
-    """Addresses in a tile of A that do not follow the one before, on average.
+    """Addresses in a tile of A that do not follow the one before, on average over the tiles.
 
-    A row breaks where a digit of the taps counts on whose stride is not what the inner digits
-    span; between two rows there is a break unless the next row begins where this one ends.
+    Within a row: where a digit of the taps counts on whose step is not 1, unless there the tile
+    ends. Between rows: always, unless the step to the next row is what a tile's words span.
     """
-    within = sum(count for count in _breaks(engine.taps)) / engine.taps.count
-    inside = within * (words - 1) if words < engine.taps.count else sum(_breaks(engine.taps))
-    joined = words == engine.taps.count and not engine.depthwise and _joins(engine)
-    if joined:
-        return 1 + rows * inside
-    return rows * (1 + inside)
+    span = _offset(engine.taps, words - 1) + 1
+    joined = sum(n for n, step in _carries(engine.rows) if step == span)
+    share = joined / max(engine.rows.count - 1, 1)
+    return rows * (1 + _breaks(engine.taps, engine.k_words)) - (rows - 1) * share
 
 
-def _breaks(digits: Digits) -> Iterator[int]:
-    """For every digit, how often its counting on breaks the run of addresses."""
-    outer = 1
-    for extent, step in zip(digits.extents, digits.steps, strict=True):
+@functools.lru_cache(maxsize=4096)
+def _breaks(taps: Digits, words: int) -> float:
+    """Steps other than 1 within a tile of `words`, on average over all tiles of the taps."""
+    tiles, total, period = ceil_div(taps.count, words), 0, taps.count
+    for extent, step in zip(taps.extents, taps.steps, strict=True):
+        outer, period = period, period // extent
         if step != 1:
-            yield outer * (extent - 1)
+            total += _multiples(taps.count, period, words) - _multiples(taps.count, outer, words)
+    return total / tiles
+
+
+def _multiples(count: int, period: int, words: int) -> int:
+    """Multiples of `period` between 0 and `count` (not included) that are none of `words`."""
+    return (count - 1) // period - (count - 1) // math.lcm(period, words)
+
+
+def _carries(digits: Digits) -> list[tuple[int, int]]:
+    """(how often, step) of every digit's counting on, over all values."""
+    found, outer = [], 1
+    for extent, step in zip(digits.extents, digits.steps, strict=True):
+        found.append((outer * (extent - 1), step))
         outer *= extent
+    return found
 
 
-def _joins(engine: Engine) -> bool:
-    """Whether the word after a row's last is the next row's first."""
-    span = sum((e - 1) * s for e, s in zip(engine.taps.extents, engine.taps.strides, strict=True))
-    return bool(engine.rows.strides) and engine.rows.strides[-1] == span + 1
+def _offset(digits: Digits, index: int) -> int:
+    """The offset of value number `index`."""
+    total = 0
+    for extent, stride in zip(reversed(digits.extents), reversed(digits.strides), strict=True):
+        index, digit = divmod(index, extent)
+        total += digit * stride
+    return total
