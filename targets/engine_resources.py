@@ -1,10 +1,11 @@
 """What an engine takes of a chip: multipliers, block RAM and lookup tables, by formula.
 
     DSP     processing elements * DSP blocks of a multiply-accumulate
-    BRAM    sum over the buffers of ceil(width / 36) * ceil(depth / 512), in 18 Kb blocks
+    BRAM    sum over the buffers of ceil(bits / wide) * ceil(words / deep), in 18 Kb blocks of the
+            shape wide x deep that takes the fewest
     LUT     a line fitted to what yosys makes of the Verilog of the generator
 
-The first two are exact for integer engines; see ``results/fpga``.
+``results/fpga`` has them beside synthesis.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from flextensor.targets.engine import SUM_BYTES, Engine, ceil_div
 DSP_PER_MAC = {"int8": 1, "int16": 1, "float32": 5}
 """DSP blocks: 18 x 18 bits or more fit one. Vitis HLS takes 3 for a float32 product and 2 for a
 sum (UG1399, floating-point cores on UltraScale+); no RTL of ours has these."""
-BRAM_BITS, BRAM_WORDS = 36, 512
-"""A block as a simple dual-port memory at its widest."""
+SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+"""Bits and words of an 18 Kb block as a memory with one read and one write port."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ def resources(engine: Engine, lut_inputs: int = 6) -> Resources:
 
 def blocks(bits: int, words: int) -> int:
     """18 Kb blocks of a memory with one read and one write port."""
-    return ceil_div(bits, BRAM_BITS) * ceil_div(words, BRAM_WORDS)
+    return min(ceil_div(bits, wide) * ceil_div(words, deep) for wide, deep in SHAPES)
 
 
 def bram18(engine: Engine) -> int:
