@@ -59,22 +59,23 @@ class Engines:
         part, config = self.part(candidate.formulation), self.config(candidate)
         return Packing(part.roles, part.layout(config), part.engine(config))
 
-    def images(self, candidate: Candidate, inputs: Sequence[Array]) -> tuple[bytes, bytes]:
-        """The memory images of A and B for a workload's inputs."""
+    def operands(self, candidate: Candidate, inputs: Sequence[Array]) -> tuple[Array, Array]:
+        """A and B of the contraction for a workload's inputs."""
         from flextensor.schedulers.engine_data import operand
 
-        part, packing = self.part(candidate.formulation), self.packing(candidate)
-        a, b = (
-            operand(part.program, side.buffer, inputs) for side in (part.found.a, part.found.b)
+        part = self.part(candidate.formulation)
+        found = part.found
+        return (
+            operand(part.program, found.a.buffer, inputs),
+            operand(part.program, found.b.buffer, inputs),
         )
-        return packing.a(a), packing.b(b)
 
-    def output(self, candidate: Candidate, image: bytes) -> Array:
-        """The workload's output from the memory image of C, as int64."""
+    def output(self, candidate: Candidate, sums: Array) -> Array:
+        """The workload's output from accumulators in the order in which they are done."""
         from flextensor.schedulers.engine_data import result
 
         part = self.part(candidate.formulation)
-        return result(part.program, part.stage, self.packing(candidate).c(image))
+        return result(part.program, part.stage, self.packing(candidate).c(sums))
 
     def report(self, candidate: Candidate, seconds: float) -> dict[str, Any]:
         """What a person wants to know of a design that takes `seconds`."""

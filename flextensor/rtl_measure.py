@@ -59,7 +59,9 @@ class RtlMeasurer(LocalMeasurer):
 
         inputs, want = self._known
         files = {name: path.with_suffix(f".{name}") for name in "abc"}
-        for name, image in zip("ab", self.engines.images(candidate, inputs), strict=True):
+        packing = self.engines.packing(candidate)
+        images = packing.images(*self.engines.operands(candidate, inputs))
+        for name, image in zip("ab", images, strict=True):
             files[name].write_bytes(image)
         limit = math.ceil(PATIENCE * self.engines.predict(candidate).cycles) + 10_000
         payload = {"path": str(path), "limit": limit, **{k: str(f) for k, f in files.items()}}
@@ -67,7 +69,7 @@ class RtlMeasurer(LocalMeasurer):
         ((_, reply),) = run_all([self._runner], calls, self.limits.run_seconds)
         if isinstance(reply, WorkerError):
             return failed(candidate, Status.RUN_ERROR, reply)
-        got = self.engines.output(candidate, files["c"].read_bytes())
+        got = self.engines.output(candidate, packing.sums(files["c"].read_bytes()))
         for file in files.values():
             file.unlink()
         trial = self._trial(candidate, reply)

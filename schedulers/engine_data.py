@@ -65,16 +65,32 @@ def _run(tensors: list[Any], inputs: Sequence[Array]) -> Array:
 
 
 class Packing:
-    """Memory images of one engine."""
+    """Operands as words and back; as bytes, each word filled up to whole beats, for the RTL."""
 
     def __init__(self, roles: Roles, layout: Layout, engine: Engine) -> None:
         self.roles, self.layout, self.engine = roles, layout, engine
 
-    def a(self, value: Array) -> bytes:
-        """The image of A: words of `lanes` elements, each padded to whole beats."""
+    def images(self, a: Array, b: Array) -> tuple[bytes, bytes]:
+        """The memory images that the RTL reads."""
+        e = self.engine
+        return (
+            _beats(self.a(a), e.dtype, e.a_beats * e.a_port),
+            _beats(self.b(b), e.dtype, e.b_beats * e.b_port),
+        )
+
+    def sums(self, image: bytes) -> Array:
+        """The accumulators in a memory image that the RTL wrote, as int64."""
         import numpy as np
 
-        layout, e = self.layout, self.engine
+        e = self.engine
+        raw = np.frombuffer(image, np.uint8).reshape(-1, e.c_beats * e.c_port)[:, : e.c_word]
+        return _signed(raw.reshape(-1, SUM_BYTES[e.dtype]))
+
+    def a(self, value: Array) -> Array:
+        """A as words of `lanes` elements."""
+        import numpy as np
+
+        layout = self.layout
         shape = [axis.extent for axis in layout.axes]
         inside = math.prod(i.extent for i in layout.inside)
         whole = np.broadcast_to(value[self._gather()], (*shape, inside))
@@ -83,7 +99,7 @@ class Packing:
         words = padded.reshape(layout.pixels, layout.words, layout.lanes)
         if layout.blocked:
             words = words.transpose(1, 0, 2)
-        return _beats(words.reshape(-1, layout.lanes), e.dtype, e.a_beats * e.a_port)
+        return words.reshape(-1, layout.lanes)
 
     def _gather(self) -> tuple[Array, ...]:
         """Where [axes of A..., lane] lies in the operand: an index array for each dimension."""
@@ -106,8 +122,8 @@ class Packing:
                 indices[dimension] = _sum(form, steps, last + 1)
         return tuple(indices[dimension] for dimension in range(len(access)))
 
-    def b(self, value: Array) -> bytes:
-        """The image of B: the words of every tile in the order of use."""
+    def b(self, value: Array) -> Array:
+        """B as words of pe_k * pe_n elements, those of every tile in the order of use."""
         import numpy as np
 
         e = self.engine
@@ -127,7 +143,7 @@ class Packing:
                     # [step, lane of n, word, lane of k] -> [step, word, lane of k, lane of n]
                     cut = cut.reshape(steps, e.pe_n, -1, lanes).transpose(0, 2, 3, 1)
                     parts.append(cut.reshape(-1, lanes * e.pe_n))
-        return _beats(np.concatenate(parts), e.dtype, e.b_beats * e.b_port)
+        return np.concatenate(parts)
 
     def matrix(self, value: Array) -> Array:
         """B as [group, column, word of the reduction, lane], zero in the lanes that pad."""
@@ -149,17 +165,15 @@ class Packing:
         padded[..., : counts[3]] = whole
         return padded.reshape(counts[0], counts[1], counts[2] * words, lanes)
 
-    def c(self, image: bytes) -> Array:
-        """The contraction's output, from the image of C."""
+    def c(self, sums: Array) -> Array:
+        """The contraction's output, from accumulators in the order in which they are done."""
         import numpy as np
 
         e = self.engine
-        width = SUM_BYTES[e.dtype]
-        raw = np.frombuffer(image, np.uint8).reshape(-1, e.c_beats * e.c_port)[:, : e.c_word]
-        sums = _signed(raw.reshape(-1, width)).reshape(-1, e.pe_m, e.pe_n)
+        sums = sums.reshape(-1, e.pe_m, e.pe_n)
         groups, outer, inner, _ = e.loops
         padded_m, padded_n = e.m_tiles * e.tile_m, e.n_tiles * e.tile_n
-        out = np.zeros((groups, padded_m, padded_n), np.int64)
+        out = np.zeros((groups, padded_m, padded_n), sums.dtype)
         start = 0
         for group in range(groups):
             for place in range(outer * inner):
@@ -167,12 +181,12 @@ class Packing:
                 m, n = (second, first) if e.stationary == "weight" else (first, second)
                 rows = -(-e.m_edge // e.pe_m) if m == e.m_tiles - 1 else e.m_steps
                 columns = e.n_edge if n == e.n_tiles - 1 else e.n_steps
-                tile = sums[start : start + rows * columns]
-                start += rows * columns
-                tile = tile.reshape(rows, columns, e.pe_m, e.pe_n).transpose(0, 2, 1, 3)
-                tile = tile.reshape(rows * e.pe_m, columns * e.pe_n)
-                top, left = m * e.tile_m, n * e.tile_n
-                out[group, top : top + len(tile), left : left + tile.shape[1]] = tile
+                end = start + rows * columns
+                tile = sums[start:end].reshape(rows, columns, e.pe_m, e.pe_n)
+                height, width = rows * e.pe_m, columns * e.pe_n
+                top, left, start = m * e.tile_m, n * e.tile_n, end
+                target = out[group, top : top + height, left : left + width]
+                target[:] = tile.transpose(0, 2, 1, 3).reshape(height, width)
         return self._placed(out[:, : e.rows.count, : e.columns])
 
     def _placed(self, value: Array) -> Array:
