@@ -147,7 +147,9 @@ class Timeline:
 
         def columns(inner_first: bool, inner_last: bool) -> None:
             m_edge, n_edge = (inner_last, last) if weight else (last, inner_last)
-            self._edges(k, lambda *ends: self._step(m_edge, n_edge, (inner_first, inner_last), ends))
+            self._edges(
+                k, lambda *ends: self._step(m_edge, n_edge, (inner_first, inner_last), ends)
+            )
 
         self._edges(inner, columns)
 

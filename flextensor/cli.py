@@ -178,19 +178,24 @@ def tune(
     tolerance: Annotated[float, typer.Option(help="largest relative error")] = 1e-4,
     prepacked: PrepackedOption = False,
     measure: MeasureOption = None,
+    synth: Annotated[bool, typer.Option("--synth", help="synthesise an FPGA's design")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
     from flextensor import report, tuner
     from flextensor.lean import import_tvm
-    from flextensor.result import opened
+    from flextensor.result import as_target, opened
 
     import_tvm()
     with stdout_kept():
         work = workloads_of(what, fields, einsum, case, suite)
     show = report.json_line if as_json else report.Rows() if suite is not None else report.table
     failed = False
+    if synth:
+        from flextensor.synthesis import as_fpga, synthesised
+
+        as_fpga(as_target(target, threads, measure))
     with opened(db) as database:
         for label, operator in work:
             try:
@@ -201,6 +206,8 @@ def tune(
                         fresh=fresh, peers=not no_peers, tolerance=tolerance,
                         prepacked=prepacked, measure=measure, progress=live.update,
                     )  # fmt: skip
+                    if synth:
+                        result = synthesised(result, database)
             except tuner.Interrupted as stop:
                 if stop.result is not None:
                     show(label, stop.result.json())

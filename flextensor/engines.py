@@ -81,15 +81,17 @@ class Engines:
         """What a person wants to know of a design that takes `seconds`."""
         part, config = self.part(candidate.formulation), self.config(candidate)
         engine, found = part.engine(config), self.predict(candidate)
+        cycles = seconds * self.target.clock
         return {
             "gmacs": self.workload.flops / 2 / seconds / 1e9,
             "clock_mhz": self.target.clock / 1e6,
             "dtype": self.target.dtype,
             "bound": found.bound,
-            "cycles": found.cycles,
+            "cycles": round(cycles),
+            "predicted_cycles": round(found.cycles),
             "busy": {name: round(cycles) for name, cycles in found.busy.items()},
             "multipliers": engine.multipliers,
-            "array_use": engine.macs / engine.multipliers / found.cycles,
+            "array_use": engine.macs / engine.multipliers / cycles,
             "resources": dataclasses.asdict(part.resources(config)),
             "available": available(self.target),
         }

@@ -121,7 +121,8 @@ def design(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     found = [
         ("throughput", f"{values['gmacs']:.1f} GMAC/s in {values['dtype']} at {clock}"),
         ("bound", values["bound"]),
-        ("predicted cycles", f"{values['cycles']:,.0f}; {busy}"),
+        ("cycles", f"{values['cycles']:,}, predicted {values['predicted_cycles']:,}"),
+        ("busy", busy),
         ("multipliers", f"{values['multipliers']}, used {values['array_use']:.1%} of the time"),
         ("takes of what it may", taken),
     ]

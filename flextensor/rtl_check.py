@@ -1,6 +1,6 @@
 """The model of engines against their RTL: random designs of small workloads, simulated.
 
-    python -m flextensor.rtl_check [--configs N] [--synth N] [--seed N] [--out FOLDER]
+    python -m flextensor.rtl_check [--configs N] [--synth N] [--seed N] [--jobs N] [--out FOLDER]
 
 writes data.json (every design with its cycles by both), scatter.png and README.md.
 """
@@ -11,7 +11,8 @@ import argparse
 import dataclasses
 import json
 import math
-import statistics
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from flextensor import rtl_page
 from flextensor.engines import Engines
-from flextensor.errors import DeviceError
+from flextensor.errors import FlexTensorError
 from flextensor.measure import Candidate
 from flextensor.operators import (
     Conv2d,
@@ -33,11 +35,15 @@ from flextensor.operators import (
 from flextensor.results import make, now, write
 from flextensor.rtl_measure import LIMITS, RtlMeasurer
 from flextensor.schedulers import space
-from flextensor.targets import Status, Trial, lookup
+from flextensor.synthesis import resources
+from flextensor.targets import Trial, lookup, yosys
+from flextensor.targets.engine_resources import resources as estimate
 from flextensor.targets.fpga import FPGA
 
 LARGEST, SMALLEST = 128, 2
 """Processing elements of a design that is simulated: more take minutes to compile."""
+SYNTHESISED = 64
+"""Processing elements of a design that is synthesised at most."""
 LONGEST = 200_000
 """Predicted cycles of a design that is simulated."""
 
@@ -86,7 +92,9 @@ class Drawn:
 def draw(target: FPGA, count: int, seed: int) -> list[Drawn]:
     """`count` random legal designs, the workloads in turn, small enough to simulate."""
     rng = np.random.default_rng(seed)
-    pools = {kind: iter(_pool(target, kind, rng, -(-count // len(WORKLOADS)))) for kind in WORKLOADS}
+    pools = {
+        kind: iter(_pool(target, kind, rng, -(-count // len(WORKLOADS)))) for kind in WORKLOADS
+    }
     kinds = list(WORKLOADS)
     return [next(pools[kinds[i % len(kinds)]]) for i in range(count)]
 
@@ -124,46 +132,49 @@ def row(target: FPGA, drawn: Drawn, trial: Trial) -> dict[str, Any]:
         "kind": drawn.kind, "workload": drawn.workload.key,
         "config": dict(drawn.candidate.config), "status": str(trial.status),
         "message": trial.message, "predicted": drawn.predicted, "cycles": cycles,
+        "estimate": dataclasses.asdict(estimate(engine, target.lut_inputs)),
         "multipliers": engine.multipliers, "build_seconds": trial.build_seconds,
         "run_seconds": trial.run_seconds,
     }  # fmt: skip
 
 
-def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    order = sorted(values)
-    first = {v: order.index(v) for v in set(values)}
-    count = {v: values.count(v) for v in set(values)}
-    return [first[v] + (count[v] - 1) / 2 for v in values]
-
-
-def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """{"count", "wrong", "mean", "worst", "spearman"} of predicted against simulated cycles."""
-    right = [r for r in rows if r["status"] == Status.OK]
-    errors = [abs(r["predicted"] / r["cycles"] - 1) for r in right]
-    a, b = (ranks([r[name] for r in right]) for name in ("predicted", "cycles"))
-    return {
-        "count": len(right), "wrong": len(rows) - len(right), "mean": statistics.mean(errors),
-        "worst": max(errors), "spearman": statistics.correlation(a, b),
-    }  # fmt: skip
-
-
-def run(count: int, seed: int, out: Path, spec: str = "fpga:vu9p", builders: int = 1) -> int:
-    """Simulate, and write the folder; the exit code."""
-    target = lookup(spec)
+def run(given: argparse.Namespace, command: Sequence[str]) -> None:
+    """Simulate and synthesise; write the folder, data.json after every design."""
+    target = lookup(given.target)
     assert isinstance(target, FPGA)
     target.check()
-    make(out)
-    rows = []
-    for drawn in draw(target, count, seed):
-        rows.append(row(target, drawn, simulate(target, drawn, seed, builders)))
-        last = rows[-1]
-        off = last["predicted"] / last["cycles"] - 1 if last["cycles"] else math.nan
-        print(f"{len(rows):4d} {drawn.kind:12s} {last['status']:12s} {last['cycles']} {off:+.1%}", file=sys.stderr)
-        page = {"target": spec, "seed": seed, "date": now(), "rows": rows}
-        write(out / "data.json", json.dumps(page, indent=1) + "\n")
-    print(agreement(rows))
-    return 0
+    yosys.check()
+    make(given.out)
+    data: dict[str, Any] = {
+        "target": given.target, "seed": given.seed, "date": now(),
+        "command": shlex.join(["python", "-m", "flextensor.rtl_check", *command]),
+        "versions": {tool: version(tool) for tool in ("verilator", "yosys")}, "rows": [],
+    }  # fmt: skip
+    left = given.synth
+    for drawn in draw(target, given.configs, given.seed):
+        found = row(target, drawn, simulate(target, drawn, given.seed, given.jobs))
+        found["synthesised"] = None
+        if left and found["multipliers"] <= SYNTHESISED:
+            engine = Engines(drawn.workload, target).engine(drawn.candidate)
+            found["synthesised"] = resources(engine, target.part)
+            left -= 1
+        data["rows"].append(found)
+        print(line(found), file=sys.stderr)
+        write(given.out / "data.json", json.dumps(data, indent=1) + "\n")
+    write(given.out / "README.md", rtl_page.markdown(data))
+    rtl_page.plot(data, given.out / "scatter.png")
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """One design in a line for a person who waits."""
+    off = found["predicted"] / found["cycles"] - 1 if found["cycles"] else math.nan
+    return f"{found['kind']:12s} {found['status']:12s} {found['cycles']} cycles, model {off:+.2%}"
+
+
+def version(tool: str) -> str:
+    """What a tool says of itself, without its copyright."""
+    said = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
+    return " ".join(said.split()[:2])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -172,13 +183,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--configs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/fpga"))
+    parser.add_argument("--synth", type=int, default=24, help="designs to synthesise, too")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="simulators built at once; 0: all cores"
+    )
     parser.add_argument("--target", default="fpga:vu9p")
-    given = parser.parse_args(arguments)
     try:
-        return run(given.configs, given.seed, given.out, given.target)
-    except DeviceError as error:
+        run(parser.parse_args(arguments), arguments)
+    except FlexTensorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

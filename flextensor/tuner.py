@@ -212,7 +212,9 @@ class Tuning:
             raise DeviceError(f"{self.workload.key}: no candidate worked{reason}")
         if self.target.measured != "run":
             best = ranked[0]
-            return self._kept(self._result(best, list(best.times), {}, best.error, not self.modelled))
+            return self._kept(
+                self._result(best, list(best.times), {}, best.error, not self.modelled)
+            )
         assert isinstance(measurer, LocalMeasurer)
         finalists = {
             str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked[:FINALISTS])

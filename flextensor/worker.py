@@ -128,11 +128,11 @@ def simulate(payload: Payload) -> dict[str, Any]:
 
 
 def synthesise(payload: Payload) -> dict[str, Any]:
-    """{"engine", "family"} -> {"dsp", "bram18", "lut", "ff"}; see `targets.yosys`."""
+    """{"engine", "part"} -> {"dsp", "bram18", "lut", "ff"}; see `targets.yosys`."""
     from flextensor.targets import yosys
     from flextensor.targets.engine import Engine
 
-    return yosys.synthesise(Engine.load(payload["engine"]), payload["family"])
+    return yosys.synthesise(Engine.load(payload["engine"]), payload["part"])
 
 
 def die_with_parent(lifeline: int, parent: int) -> None:

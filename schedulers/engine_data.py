@@ -1,7 +1,7 @@
 """The host's side of an engine: operands written as it reads them, results put back in place.
 
-    inputs  -> (stages that move data)  -> A, B as arrays -> memory images of A and B
-    image of C -> the contraction's output -> (stages that move data) -> the program's output
+inputs  -> (stages that move data)  -> A, B as arrays -> memory images of A and B
+image of C -> the contraction's output -> (stages that move data) -> the program's output
 """
 
 from __future__ import annotations
@@ -258,4 +258,3 @@ def same(got: Array, want: Array, dtype: str) -> bool:
 
     modulus = 1 << 8 * SUM_BYTES[dtype]
     return bool(np.array_equal(got.astype(np.int64) % modulus, want.astype(np.int64) % modulus))
-

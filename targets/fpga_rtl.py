@@ -27,7 +27,13 @@ def verilog(engine: Engine) -> str:
     """The top module; its units are in `sources`."""
     name = "depthwise_array" if engine.depthwise else "gemm_array"
     lanes = {} if engine.depthwise else {"PE_K": engine.pe_k, "TREE": engine.tree}
-    array = {"PE_M": engine.pe_m, "PE_N": engine.pe_n, **lanes, "BITS": bits(engine), "SUM": sums(engine)}
+    array = {
+        "PE_M": engine.pe_m,
+        "PE_N": engine.pe_n,
+        **lanes,
+        "BITS": bits(engine),
+        "SUM": sums(engine),
+    }
     a_words, b_words, c_words = engine.words
     values = {
         "A_BYTES": engine.a_port, "B_BYTES": engine.b_port, "C_BYTES": engine.c_port,
