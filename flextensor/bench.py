@@ -18,8 +18,8 @@ from flextensor.results import header, make, now, write
 if TYPE_CHECKING:
     from flextensor.database import Database
     from flextensor.operators.suites import Case
-    from flextensor.targets import Target
     from flextensor.result import Result
+    from flextensor.targets import Target
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""

@@ -170,6 +170,7 @@ def tune(
     target: TargetOption = "llvm",
     trials: TrialsOption = None,
     time: TimeOption = None,
+    effort: Annotated[str, typer.Option(help="quick, default or full")] = "default",
     explorer: Annotated[str, typer.Option(help="search strategy")] = "annealing",
     cost_model: Annotated[str, typer.Option(help="xgboost, analytic or none")] = "xgboost",
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
@@ -180,29 +181,36 @@ def tune(
     tolerance: Annotated[float, typer.Option(help="largest relative error")] = 1e-4,
     prepacked: PrepackedOption = False,
     measure: MeasureOption = None,
+    synth: Annotated[bool, typer.Option("--synth", help="synthesise an FPGA's design")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
     from flextensor import report, tuner
     from flextensor.lean import import_tvm
-    from flextensor.result import opened
+    from flextensor.result import as_target, opened
 
     import_tvm()
     with stdout_kept():
         work = workloads_of(what, fields, einsum, case, suite)
     show = report.json_line if as_json else report.Rows() if suite is not None else report.table
     failed = False
+    if synth:
+        from flextensor.synthesis import as_fpga, synthesised
+
+        as_fpga(as_target(target, threads, measure))
     with opened(db) as database:
         for label, operator in work:
             try:
                 with report.Live(label, quiet=as_json) as live, stdout_kept():
                     result = tuner.tune(
                         operator, target=target, threads=threads, trials=trials, time=time,
-                        explorer=explorer, cost_model=cost_model, seed=seed, db=database,
+                        effort=effort, explorer=explorer, cost_model=cost_model, seed=seed, db=database,
                         fresh=fresh, peers=not no_peers, tolerance=tolerance,
                         prepacked=prepacked, measure=measure, progress=live.update,
                     )  # fmt: skip
+                    if synth:
+                        result = synthesised(result, database)
             except tuner.Interrupted as stop:
                 if stop.result is not None:
                     show(label, stop.result.json())

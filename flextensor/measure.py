@@ -46,6 +46,9 @@ class Candidate:
 class Measurer(Protocol):
     """Builds and times candidates. Never raises for a bad candidate: that is a `Trial`."""
 
+    seconds: dict[str, float]
+    """Wall time that `measure` took so far, by what it was spent on, where that is known."""
+
     def measure(self, candidates: Sequence[Candidate], best_seconds: float) -> list[Trial]:
         """One trial per candidate, in order.
 
@@ -116,7 +119,6 @@ class LocalMeasurer:
         self._programs: set[str] = set()
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
-        """Wall time that `measure` took so far, by what it was spent on."""
 
     def measure(
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
@@ -337,6 +339,7 @@ class ReplayMeasurer:
 
     def __init__(self, trials: Iterable[Trial], on_trial: OnTrial = ignore) -> None:
         self._trials = {config_key(trial): trial for trial in trials}
+        self.seconds: dict[str, float] = {}
         self.on_trial = on_trial
 
     def measure(
@@ -369,6 +372,7 @@ class FunctionMeasurer:
         self, fn: Callable[[Candidate], float | Trial], on_trial: OnTrial = ignore
     ) -> None:
         self._fn, self.on_trial = fn, on_trial
+        self.seconds: dict[str, float] = {}
 
     def measure(
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf

@@ -1,4 +1,4 @@
-"""Who measures: the device itself, or a model of it."""
+"""Who measures: the device itself, a model of it, or a simulation of its design."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from flextensor.measure import (
     Candidate,
+    FunctionMeasurer,
     LocalMeasurer,
     Measurer,
     OnTrial,
@@ -26,19 +27,32 @@ def create(
     """The measurer that `target.measured` names; `DeviceError` when what it needs is missing."""
     if target.measured == "run":
         return LocalMeasurer(workload, target, tolerance, on_trial=on_trial, seed=seed)
-    from flextensor.model_measure import ModelMeasurer
-    from flextensor.targets.cuda import CUDA
+    if target.kind == "cuda":
+        from flextensor.model_measure import ModelMeasurer
 
-    assert isinstance(target, CUDA)
-    return ModelMeasurer(workload, target, tolerance, on_trial=on_trial, seed=seed)
+        return ModelMeasurer(workload, target, tolerance, on_trial=on_trial, seed=seed)
+    from flextensor.engines import Engines
+    from flextensor.rtl_measure import RtlMeasurer
+    from flextensor.targets.fpga import FPGA
+
+    assert isinstance(target, FPGA)
+    if target.measured == "rtl":
+        target.check()
+        return RtlMeasurer(workload, target, on_trial=on_trial, seed=seed)
+    return FunctionMeasurer(Engines(workload, target).seconds, on_trial)
 
 
 def design(workload: Workload, target: Target, trial: Trial) -> dict[str, Any]:
-    """{"modelled": what bounds it} of a winner that a model of kernels judged, else {}."""
-    from flextensor.targets.cuda import CUDA
+    """What is said beside the time of a winner that did not run on its device: {"modelled": what
+    bounds the kernel}, or {"design": resources, busy units, ...}; else {}."""
+    from flextensor.targets.fpga import FPGA
 
-    modelled = isinstance(target, CUDA) and target.measured == "model"
-    return {"modelled": trial.message} if modelled else {}
+    if isinstance(target, FPGA):
+        from flextensor.engines import Engines
+
+        candidate = Candidate(trial.formulation, trial.config)
+        return {"design": Engines(workload, target).report(candidate, trial.seconds)}
+    return {"modelled": trial.message} if target.measured == "model" else {}
 
 
 def emulated(measurer: Measurer, trial: Trial) -> float | None:

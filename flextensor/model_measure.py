@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ class ModelMeasurer(LocalMeasurer):
     ) -> list[Trial]:
         """One trial per candidate, in order: its modelled seconds, and what bounds it."""
         self.start()
+        begun = time.monotonic()
         self._add_programs(candidates)
         calls = [("model", {"program": c.formulation, "config": dict(c.config)}) for c in candidates]
         trials: dict[int, Trial] = {}
@@ -68,6 +70,7 @@ class ModelMeasurer(LocalMeasurer):
             elif failure is not None:
                 trials[index] = failure
             self.on_trial(trials[index])
+        self.seconds["build"] += time.monotonic() - begun
         return [trials[index] for index in range(len(candidates))]
 
 

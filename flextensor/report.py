@@ -105,10 +105,39 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("verified", "yes" if values["verified"] else "no"),
         ("formulation", values["formulation"]),
         ("trials", f"{values['trials']}, {failures}"),
-        ("tuning", f"{values['tuning_seconds']:.1f} s"),
+        ("tuning", f"{values['tuning_seconds']:.1f} s{_spent(values)}"),
         ("reused", "yes, from the database" if values["reused"] else "no"),
         *([("modelled, not measured", values["modelled"])] if "modelled" in values else []),
+        *design(values.get("design")),
     ]
+
+
+def design(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What is known of a design for an FPGA in words; nothing for kernels."""
+    if values is None:
+        return []
+    clock, has = f"{values['clock_mhz']:.0f} MHz, an assumption", values["available"]
+    busy = ", ".join(f"{n} {c:,}" for n, c in values["busy"].items())
+    taken = ", ".join(f"{n} of {has[name]} {name}" for name, n in values["resources"].items())
+    found = [
+        ("throughput", f"{values['gmacs']:.1f} GMAC/s in {values['dtype']} at {clock}"),
+        ("bound", values["bound"]),
+        ("cycles", f"{values['cycles']:,}, predicted {values['predicted_cycles']:,}"),
+        ("busy", busy),
+        ("multipliers", f"{values['multipliers']}, used {values['array_use']:.1%} of the time"),
+        ("takes of what it may", taken),
+    ]
+    if "synthesised" in values:
+        names = ", ".join(f"{n} {name}" for name, n in values["synthesised"].items())
+        found.append(("synthesised", names))
+    return found
+
+
+def _spent(values: Mapping[str, Any]) -> str:
+    """What a search spent its time on, and why it ended, where the result says."""
+    shares = values.get("shares", {})
+    spent = "".join(f", {share:.0%} {name}" for name, share in shares.items())
+    return spent + (f"; ended: {values['stopped']}" if "stopped" in values else "")
 
 
 def table(label: str, values: Mapping[str, Any]) -> None:

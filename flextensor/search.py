@@ -47,6 +47,12 @@ EFFORTS = {
     "default": Effort(192, 60.0, 48),
     "full": Effort(1024, 600.0, 256),
 }
+MODEL_EFFORTS = {
+    "quick": Effort(512, 10.0, 256),
+    "default": Effort(2048, 25.0, 512),
+    "full": Effort(16384, 240.0, 2048),
+}
+"""The same where a model answers, in no time."""
 
 
 @dataclasses.dataclass
@@ -136,9 +142,7 @@ class Lane:
         return [points[i] for i in np.argsort(scores, kind="stable")]
 
 
-def lanes(
-    workload: Workload, target: Target, explorer: str, model: str, seed: int
-) -> list[Lane]:
+def lanes(workload: Workload, target: Target, explorer: str, model: str, seed: int) -> list[Lane]:
     """A lane for every formulation that the target's schedulers take; the reason when none is."""
     from flextensor.schedulers import space
 

@@ -19,13 +19,9 @@ from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
 from flextensor.result import Result, answers, as_target, as_workload, current, opened, roofline
-from flextensor.search import Budget, Lane, Options, Search, lanes
+from flextensor.search import EFFORTS, MODEL_EFFORTS, Budget, Lane, Options, Search, lanes
 from flextensor.targets import Target, Trial
 
-TRIALS, SECONDS = 192, 90.0
-"""The budget when none is given."""
-MODEL_TRIALS, MODEL_SECONDS, MODEL_PATIENCE = 2048, 25.0, 512
-"""The same where a model answers, in no time; and how long it may find nothing better."""
 FINALISTS = 3
 """Best points that are timed again, interleaved, before the winner is named."""
 
@@ -60,6 +56,7 @@ def tune(
     threads: int | None = None,
     trials: int | None = None,
     time: float | None = None,
+    effort: str = "default",
     explorer: str = "annealing",
     cost_model: str = "xgboost",
     seed: int = 0,
@@ -74,7 +71,7 @@ def tune(
     """Find, verify and keep the fastest schedule of an operator on a target.
 
     `trials` bounds measured points (those already in the database count), `time` the seconds of
-    this run. A workload that was solved before is answered from the database, unless `fresh`, or
+    this run; what is not given comes from the `effort`: quick, default or full. A workload that was solved before is answered from the database, unless `fresh`, or
     `trials` asks for more than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked`
     packs the weights once, ahead of all calls, and compares with PyTorch that does so too.
     `measure` names how a candidate's time is learnt, one of the target's `measures`. Raises
@@ -83,7 +80,7 @@ def tune(
     check_positive("trials", trials)
     check_positive("time", time)
     check_positive("tolerance", tolerance)
-    _check_names(explorer, cost_model)
+    _check_names(effort, explorer, cost_model)
     workload = as_workload(what, prepacked)
     device = as_target(target, threads, measure)
     with opened(db) as database:
@@ -91,17 +88,17 @@ def tune(
         usable = known is not None and answers(known, trials, tolerance)
         if known is not None and usable and not fresh and current(known, workload, device):
             return Result({**known, "reused": True}, workload, device)
-        modelled = device.measured == "model"
-        most, seconds = (MODEL_TRIALS, MODEL_SECONDS) if modelled else (TRIALS, SECONDS)
-        budget = Budget(trials or most, time or (math.inf if trials else seconds))
+        chosen = (MODEL_EFFORTS if device.measured == "model" else EFFORTS)[effort]
+        budget = Budget.of(chosen, trials, time)
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
-        return run.run(explorer, cost_model, seed, fresh)
+        return run.run(explorer, cost_model, seed, fresh, Options(patience=chosen.patience))
 
 
-def _check_names(explorer: str, cost_model: str) -> None:
+def _check_names(effort: str, explorer: str, cost_model: str) -> None:
     from flextensor import cost_models, explorers
 
     for what, name, names in (
+        ("effort", effort, EFFORTS),
         ("explorer", explorer, explorers.names()),
         ("cost model", cost_model, cost_models.names()),
     ):
@@ -125,10 +122,12 @@ class Tuning:
         self.workload, self.target, self.database = workload, target, database
         self.budget, self.tolerance, self.peers = budget, tolerance, peers
         self.progress = progress
-        self.modelled = target.measured == "model"
         self.trials: list[Trial] = []
+        self.ended: dict[str, Any] = {}
 
-    def run(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> Result:
+    def run(
+        self, explorer: str, cost_model: str, seed: int, fresh: bool, options: Options
+    ) -> Result:
         """Search, finish, verify, keep."""
         measurer = measurers.create(
             self.workload, self.target, self.tolerance, on_trial=self._keep, seed=seed
@@ -140,13 +139,19 @@ class Tuning:
             for lane in own:
                 for other in others:
                     self._recall(lane, other)
-            options = Options(patience=MODEL_PATIENCE) if self.modelled else None
             search = Search(own, measurer, self.budget, self._report, options)
             try:
                 search.run(hints(others))
+                self.ended = {"stopped": search.stopped, "shares": self._shares(measurer)}
                 return self._finish(measurer)
             except KeyboardInterrupt:
                 raise Interrupted(self._partial()) from None
+
+    def _shares(self, measurer: Measurer) -> dict[str, float]:
+        """The shares of the wall time so far that went into builds, runs and the search itself."""
+        wall = self.budget.elapsed
+        shares = {name: spent / wall for name, spent in measurer.seconds.items()}
+        return {**shares, "search": 1 - sum(shares.values())}
 
     def _lanes(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> list[Lane]:
         """A lane for every formulation, with what is known of it unless it is tuned `fresh`."""
@@ -274,6 +279,7 @@ class Tuning:
             "trials": len(self.trials),
             "failures": self._failures(),
             "tuning_seconds": self.budget.elapsed,
+            **self.ended,
             "reused": False,
             "verified": verified,
             "max_rel_error": error,

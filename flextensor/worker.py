@@ -119,6 +119,8 @@ def handlers() -> dict[str, Handler]:
         "model": builder.model,
         "peak": peak,
         "metaschedule": metaschedule,
+        "simulate": simulate,
+        "synthesise": synthesise,
     }
     return named | {name: runner(name) for name in ("load", "run", "verify", "interleave")}
 
@@ -135,6 +137,24 @@ def peak(payload: Payload) -> dict[str, Any]:
     from flextensor import targets
 
     return {"value": targets.load(payload["target"]).measure(payload["what"])}
+
+
+def simulate(payload: Payload) -> dict[str, Any]:
+    """{"path", "a", "b", "c", "limit"} -> {"cycles", "seconds"}; see `targets.verilator`."""
+    from flextensor.targets import verilator
+
+    start = time.perf_counter()
+    path, a, b, c = (Path(payload[name]) for name in ("path", "a", "b", "c"))
+    cycles = verilator.simulate(path, a, b, c, payload["limit"])
+    return {"cycles": cycles, "seconds": time.perf_counter() - start}
+
+
+def synthesise(payload: Payload) -> dict[str, Any]:
+    """{"engine", "part"} -> {"dsp", "bram18", "lut", "ff"}; see `targets.yosys`."""
+    from flextensor.targets import yosys
+    from flextensor.targets.engine import Engine
+
+    return yosys.synthesise(Engine.load(payload["engine"]), payload["part"])
 
 
 def die_with_parent(lifeline: int, parent: int) -> None:

@@ -55,6 +55,10 @@ class StageSchedule(ABC):
         """The config nearest to `config` that fits the tasks of the consumer."""
         return dict(config)
 
+    def notes(self, config: Mapping[str, Value]) -> Mapping[str, str]:
+        """Attributes of the scheduled PrimFunc, for a target that builds more than its loops."""
+        return {}
+
     @abstractmethod
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Add the stage's computes and let `tensors` know what stands for its output.

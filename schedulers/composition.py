@@ -15,6 +15,7 @@ from tvm.s_tir import Schedule
 from flextensor.errors import IllegalConfigError
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
+from flextensor.schedulers.engine import EngineScheduler
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
 from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
 from flextensor.schedulers.prepack import constants, split
@@ -27,6 +28,7 @@ from flextensor.schedulers.window import WindowScheduler
 from flextensor.targets.base import Target
 
 SCHEDULERS = (
+    EngineScheduler(),
     GpuContractionScheduler(),
     GpuSpatialScheduler(),
     WindowScheduler(),
@@ -86,7 +88,11 @@ class Composition:
         sch = Schedule(te.create_prim_func([*tensors.placeholders, output]))
         for (part, _), own in reversed(list(zip(self.parts, configs, strict=True))):
             part.arrange(own, sch)
-        return split(sch.mod["main"], constants(self.func))
+        module = split(sch.mod["main"], constants(self.func))
+        for (part, _), own in zip(self.parts, configs, strict=True):
+            for name, note in part.notes(own).items():
+                module["main"] = module["main"].with_attr(name, note)
+        return module
 
 
 def _joint(program: Program, parts: list[StageSchedule]) -> Space:

@@ -12,16 +12,18 @@ from flextensor.targets.base import Status, Target, Trial
 
 if TYPE_CHECKING:
     from flextensor.targets.cuda import CUDA
+    from flextensor.targets.fpga import FPGA
     from flextensor.targets.llvm import LLVM
     from flextensor.targets.opencl import OpenCL
 
 __all__ = [
-    "CUDA", "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup",
-    "present",
+    "CUDA", "FPGA", "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load",
+    "lookup", "present",
 ]  # fmt: skip
 
 _HOME = {
     "cuda": ("flextensor.targets.cuda", "CUDA"),
+    "fpga": ("flextensor.targets.fpga", "FPGA"),
     "llvm": ("flextensor.targets.llvm", "LLVM"),
     "opencl": ("flextensor.targets.opencl", "OpenCL"),
 }

@@ -1,0 +1,86 @@
+"""``--measure rtl``: a design's Verilog, simulated cycle by cycle on random integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flextensor.engines import Engines, integers
+from flextensor.measure import Candidate, Limits, LocalMeasurer, OnTrial, failed, ignore
+from flextensor.targets import Status, Trial
+from flextensor.targets.process import WorkerError, run_all
+
+if TYPE_CHECKING:
+    from flextensor.buffers import Array
+    from flextensor.operators.workload import Workload
+    from flextensor.targets.fpga import FPGA
+
+LIMITS = Limits(build_seconds=300.0, run_seconds=600.0)
+"""Verilator takes seconds to minutes; a large layer takes minutes of simulation."""
+PATIENCE = 20
+"""A simulation is given up after this many times the predicted cycles."""
+
+
+class RtlMeasurer(LocalMeasurer):
+    """Builds simulators in worker processes and runs them one by one; times are cycles / clock.
+
+    Every output of every candidate is compared with the operator's reference, exactly: integers
+    that wrap at the width of the accumulators.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        target: FPGA,
+        *,
+        limits: Limits = LIMITS,
+        on_trial: OnTrial = ignore,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(workload, target, 0.0, limits=limits, on_trial=on_trial, seed=seed)
+        self.engines = Engines(workload, target)
+        self._clock, self._dtype = target.clock, target.dtype
+
+    @cached_property
+    def _known(self) -> tuple[list[Array], Array]:
+        """Inputs and the output that they should give."""
+        inputs = integers(self.workload, self._dtype, self.seed)
+        return inputs, self.workload.reference(inputs)
+
+    def _prepare_runner(self) -> None:
+        """The worker that runs simulators needs nothing."""
+
+    def _run(self, candidate: Candidate, path: Path, best_seconds: float) -> Trial:
+        from flextensor.schedulers.engine_data import same
+
+        inputs, want = self._known
+        files = {name: path.with_suffix(f".{name}") for name in "abc"}
+        packing = self.engines.packing(candidate)
+        images = packing.images(*self.engines.operands(candidate, inputs))
+        for name, image in zip("ab", images, strict=True):
+            files[name].write_bytes(image)
+        limit = math.ceil(PATIENCE * self.engines.predict(candidate).cycles) + 10_000
+        payload = {"path": str(path), "limit": limit, **{k: str(f) for k, f in files.items()}}
+        calls = [("simulate", payload)]
+        ((_, reply),) = run_all([self._runner], calls, self.limits.run_seconds)
+        if isinstance(reply, WorkerError):
+            return failed(candidate, Status.RUN_ERROR, reply)
+        got = self.engines.output(candidate, packing.sums(files["c"].read_bytes()))
+        for file in files.values():
+            file.unlink()
+        trial = self._trial(candidate, reply)
+        if same(got, want, self._dtype):
+            return trial
+        wrong = "outputs differ from the integer reference"
+        return dataclasses.replace(trial, status=Status.WRONG_RESULT, times=(), message=wrong)
+
+    def _trial(self, candidate: Candidate, reply: Mapping[str, Any]) -> Trial:
+        seconds = reply["cycles"] / self._clock
+        return Trial(
+            candidate.formulation, candidate.config, Status.OK, (seconds,), error=0.0,
+            run_seconds=reply["seconds"],
+        )  # fmt: skip
