@@ -205,8 +205,8 @@ def tune(
                 with report.Live(label, quiet=as_json) as live, stdout_kept():
                     result = tuner.tune(
                         operator, target=target, threads=threads, trials=trials, time=time,
-                        effort=effort, explorer=explorer, cost_model=cost_model, seed=seed, db=database,
-                        fresh=fresh, peers=not no_peers, tolerance=tolerance,
+                        effort=effort, explorer=explorer, cost_model=cost_model, seed=seed,
+                        db=database, fresh=fresh, peers=not no_peers, tolerance=tolerance,
                         prepacked=prepacked, measure=measure, progress=live.update,
                     )  # fmt: skip
                     if synth:

@@ -103,8 +103,8 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def teachers(sample: Sample, every: Sequence[Sample]) -> dict[str, list[Sample]]:
     """Whose trials a model may see, by what is held out."""
     same = [s for s in every if s.formulation == sample.formulation]
-    kin = [s for s in same if s.operator == sample.operator and s.params != sample.params]
-    kin.sort(key=lambda s: distance(sample.params, s.params))
+    gaps = [(distance(sample.params, s.params), s) for s in same if s.operator == sample.operator]
+    kin = [s for _, s in sorted((g for g in gaps if g[0]), key=lambda g: g[0] or 0.0)]
     foreign: list[Sample] = []
     for operator in dict.fromkeys(s.operator for s in same if s.operator != sample.operator):
         theirs = [s for s in same if s.operator == operator]

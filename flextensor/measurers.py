@@ -27,7 +27,9 @@ def create(
     """The measurer that `target.measured` names; `DeviceError` when what it needs is missing."""
     if target.measured == "run":
         return LocalMeasurer(workload, target, tolerance, on_trial=on_trial, seed=seed)
-    if target.kind == "cuda":
+    from flextensor.targets.cuda import CUDA
+
+    if isinstance(target, CUDA):
         from flextensor.model_measure import ModelMeasurer
 
         return ModelMeasurer(workload, target, tolerance, on_trial=on_trial, seed=seed)

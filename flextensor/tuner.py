@@ -71,11 +71,12 @@ def tune(
     """Find, verify and keep the fastest schedule of an operator on a target.
 
     `trials` bounds measured points (those already in the database count), `time` the seconds of
-    this run; what is not given comes from the `effort`: quick, default or full. A workload that was solved before is answered from the database, unless `fresh`, or
-    `trials` asks for more than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked`
-    packs the weights once, ahead of all calls, and compares with PyTorch that does so too.
-    `measure` names how a candidate's time is learnt, one of the target's `measures`. Raises
-    `InputError`, `DeviceError`, `DatabaseError`, and `Interrupted` on Ctrl-C.
+    this run; what is not given comes from the `effort`: quick, default or full. A workload that
+    was solved before is answered from the database, unless `fresh`, or `trials` asks for more
+    than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked` packs the weights once,
+    ahead of all calls, and compares with PyTorch that does so too. `measure` names how a
+    candidate's time is learnt, one of the target's `measures`. Raises `InputError`,
+    `DeviceError`, `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
     check_positive("trials", trials)
     check_positive("time", time)

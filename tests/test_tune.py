@@ -18,7 +18,7 @@ from flextensor.operators import Conv2d, Gemm, Gemv, Workload
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
     "spread", "gflops", "peak_fraction", "bound", "trials", "failures", "tuning_seconds", "reused",
-    "verified", "max_rel_error", "peers", "speedup", "prepacked",
+    "verified", "max_rel_error", "peers", "speedup", "prepacked", "measured", "stopped", "shares",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
@@ -31,6 +31,10 @@ def test_tune_verifies_keeps_reuses_and_continues(tmp_path: Path) -> None:
     assert values["verified"]
     assert values["max_rel_error"] < 1e-5
     assert values["trials"] == 6
+    assert values["stopped"] == "trials spent"
+    assert set(values["shares"]) == {"build", "run", "search"}
+    assert sum(values["shares"].values()) == pytest.approx(1)
+    assert all(share > 0 for share in values["shares"].values())
     assert values["peers"]["torch"] > 0
     again = flextensor.tune(GEMM, trials=6, db=db).json()
     assert again == {**values, "reused": True}
@@ -60,7 +64,7 @@ def test_prepacked_weights_are_another_workload_with_peers_of_its_own(tmp_path: 
     a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((37, 29), (29, 53)))
     layer = flextensor.load(GEMM, db=db, prepacked=True).kernel.prepack(b)
     np.testing.assert_allclose(layer(a), a @ b, atol=1e-4)
-    assert tuner.as_workload(Workload(GEMM), prepacked=True) == result.workload
+    assert results.as_workload(Workload(GEMM), prepacked=True) == result.workload
     with pytest.raises(InputError, match="gemv has no weights"):
         flextensor.tune(Gemv(m=8, k=8), db=db, prepacked=True)
 
