@@ -9,11 +9,18 @@ from typing import Protocol
 from flextensor.errors import unknown
 from flextensor.schedulers.space import Point, Space
 
-__all__ = ["CostModel", "create", "names"]
+__all__ = ["CostModel", "Example", "create", "names"]
+
+
+Example = tuple[dict[str, float], float]
+"""What describes a config, by role; log2 of its seconds over the analytic estimate."""
 
 
 class CostModel(Protocol):
     """Predicts from the points of one space."""
+
+    def study(self, examples: Sequence[Example]) -> None:
+        """Learn from other operators, before anything else."""
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from measured points of another shape's space, before any of this one's."""

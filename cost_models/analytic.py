@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from flextensor.cost_models import Example
 from flextensor.schedulers.space import Point, Space
 
 
@@ -19,6 +20,9 @@ class Analytic:
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         self._space = space
+
+    def study(self, examples: Sequence[Example]) -> None:
+        """Nothing to learn."""
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Nothing to learn."""

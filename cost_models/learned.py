@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from flextensor.cost_models import Example
 from flextensor.cost_models.analytic import guess
 from flextensor.schedulers.space import Point, Space
 
 ENOUGH = 8
 """Examples below which the analytic estimate stands alone."""
-OWN = 8.0
-"""Weight of an example of this space beside one of another shape's."""
-
-Example = tuple[dict[str, float], float]
-"""What describes a point; log2 of its seconds over the analytic estimate."""
+OWN, OTHERS, FOREIGN = 24.0, 3.0, 1.0
+"""Weights of an example of this space, of another shape's, and of another operator's."""
 
 
 class Learned:
@@ -23,12 +21,18 @@ class Learned:
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         self._space, self._seed = space, seed
+        self._foreign: list[Example] = []
         self._others: list[Example] = []
         self._own: list[Example] = []
         self._known: dict[Point, dict[str, float]] = {}
         self._columns: dict[str, int] = {}
         self._trees: Any = None
         self._stale = False
+
+    def study(self, examples: Sequence[Example]) -> None:
+        """Learn from other operators, before anything else."""
+        self._foreign += examples
+        self._stale = True
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from another shape's space first."""
@@ -42,7 +46,7 @@ class Learned:
 
     def _train(self) -> None:
         """Trees anew from all examples, when they are wanted and there are new ones."""
-        known, self._stale = self._own + self._others, False
+        known, self._stale = self._own + self._others + self._foreign, False
         if len(known) < ENOUGH:
             return
         import numpy as np
@@ -51,8 +55,8 @@ class Learned:
         names = dict.fromkeys(name for described, _ in known for name in described)
         self._columns = {name: place for place, name in enumerate(names)}
         labels = np.array([rest for _, rest in known])
-        weights = np.ones(len(known))
-        weights[: len(self._own)] = OWN
+        counts = [len(self._own), len(self._others), len(self._foreign)]
+        weights = np.repeat([OWN, OTHERS, FOREIGN], counts)
         settings = {
             "max_depth": 5, "eta": 0.2, "lambda": 1.0, "subsample": 0.8, "seed": self._seed,
             "nthread": 1, "verbosity": 0,

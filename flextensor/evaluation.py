@@ -3,8 +3,8 @@
     python -m flextensor.evaluation [results/cost-model]
 
 The trials are those that the package ships. A shape is held out; the model learns from the four
-nearest other shapes of its operator, as a search does before its first trial, or only from other
-operators; then it ranks what was measured of the shape.
+nearest other shapes of its operator and from other operators, as a search does before its first
+trial, or from other operators alone; then it ranks what was measured of the shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flextensor import cost_models
+from flextensor import cost_models, lessons
 from flextensor.database_records import distance
 from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
 from flextensor.operators import Workload, lookup
@@ -31,8 +31,6 @@ from flextensor.targets import lookup as target_of
 
 FEWEST = 16
 """Measured points of a shape's formulation, below which a ranking says nothing."""
-FOREIGN = 2
-"""Shapes that every other operator teaches: those nearest in arithmetic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +98,13 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return ranks
 
 
-def teachers(sample: Sample, every: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Whose trials a model may see, by what is held out."""
-    same = [s for s in every if s.formulation == sample.formulation]
-    gaps = [(distance(sample.params, s.params), s) for s in same if s.operator == sample.operator]
-    kin = [s for _, s in sorted((g for g in gaps if g[0]), key=lambda g: g[0] or 0.0)]
-    foreign: list[Sample] = []
-    for operator in dict.fromkeys(s.operator for s in same if s.operator != sample.operator):
-        theirs = [s for s in same if s.operator == operator]
-        theirs.sort(key=lambda s: abs(np.log(s.flops / sample.flops)))
-        foreign += theirs[:FOREIGN]
-    return {"analytic": [], "shape": kin[:NEAREST], "family": foreign}
+def kin(sample: Sample, every: Sequence[Sample]) -> list[Sample]:
+    """The nearest other shapes of a sample's operator, in the same formulation."""
+    same = [
+        s for s in every if (s.operator, s.formulation) == (sample.operator, sample.formulation)
+    ]
+    gaps = [(distance(sample.params, s.params), place) for place, s in enumerate(same)]
+    return [same[place] for _, place in sorted((g, p) for g, p in gaps if g)][:NEAREST]
 
 
 def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
@@ -118,12 +112,16 @@ def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
     every = list(samples(folder, target))
     rows = []
     for sample in every:
+        foreign = lessons.foreign(sample.operator, sample.formulation, sample.flops, target.kind)
         scores = {}
-        for held_out, seen in teachers(sample, every).items():
-            if held_out != "analytic" and not seen:
-                continue
+        for held_out, taught, shapes in (
+            ("analytic", [], []),
+            ("shape", foreign, kin(sample, every)),
+            ("family", foreign, []),
+        ):
             model = cost_models.create("xgboost", sample.space)
-            for other in seen:
+            model.study(taught)
+            for other in shapes:
                 model.recall(other.space, other.points, other.seconds)
             scores[held_out] = dataclasses.asdict(score(sample, model.predict(sample.points)))
         rows.append(
@@ -155,11 +153,11 @@ def markdown(data: Mapping[str, Any]) -> str:
         f" {sum(r['points'] for r in rows)} measured points, all that the package ships."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator"
-        f" (as every search begins), and after learning only from {FOREIGN} shapes of every other"
-        " operator. rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
-        " pick, of the best of the first eight, as a share of the fastest point; medians."
-        " Half the shipped points of a shape are its fastest ones, which are the hard ones to"
-        " rank.",
+        f" and {lessons.SHAPES} of every other operator (as every search begins), and after"
+        " learning only from other operators. rho: Spearman's rank correlation, mean. Top 1, top"
+        " 8: the speed of the first pick, and of the best of the first eight, as a share of the"
+        " fastest point; medians. Half the shipped points of a shape are its fastest ones, which"
+        " are the hard ones to rank.",
         "",
         f"| operator | n | {head} |",
         "| --- | ---: |" + " ---: |" * len(HELD_OUT),

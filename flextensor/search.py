@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flextensor import cost_models, explorers
+from flextensor.cost_models import Example
 from flextensor.errors import IllegalConfigError, InputError
 from flextensor.measure import Candidate, Measurer
 from flextensor.operators.workload import Workload
@@ -104,6 +105,10 @@ class Lane:
         self.explorer.tell(points, seconds)
         if points:
             self.model.fit(list(self.history), list(self.history.values()))
+
+    def study(self, examples: Sequence[Example]) -> None:
+        """Let the model learn from other operators."""
+        self.model.study(examples)
 
     def recall(self, space: Space, trials: Sequence[Trial]) -> None:
         """Let the model learn from trials of another shape."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextensor import measurers
+from flextensor import lessons, measurers
+from flextensor.cost_models import Example
 from flextensor.database import Database
 from flextensor.errors import DeviceError, check_positive, unknown
 from flextensor.experience import Experience, near
@@ -138,6 +139,7 @@ class Tuning:
             own = self._lanes(explorer, cost_model, seed, fresh)
             others = near(self.database, self.workload, self.target)
             for lane in own:
+                lane.study(self._lessons(lane.name))
                 for other in others:
                     self._recall(lane, other)
             search = Search(own, measurer, self.budget, self._report, options)
@@ -170,6 +172,11 @@ class Tuning:
         self.trials.append(trial)
         w = self.workload
         self.database.add(w.key, w.operator.name, w.params, self.target.fingerprint, trial)
+
+    def _lessons(self, formulation: str) -> list[Example]:
+        """What other operators taught."""
+        w = self.workload
+        return lessons.foreign(w.operator.name, formulation, w.flops, self.target.kind)
 
     def _recall(self, lane: Lane, other: Experience) -> None:
         """Let the model of a lane learn from another shape."""

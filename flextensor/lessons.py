@@ -1,0 +1,130 @@
+"""What other operators taught: how fast their configs were beside the schedulers' estimates.
+
+A config is described by role (`Space.describe`): the register tile of a matrix product means in a
+convolution what it means in an einsum, so that trials of one operator guide the search of
+another, a user's own included. The descriptions of all shipped trials are shipped too, for to
+make the spaces again would take seconds; they are made from those trials by
+
+    python -m flextensor.lessons
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flextensor.cost_models import Example
+from flextensor.cost_models.learned import examples
+from flextensor.experience import FOLDER, by_formulation, shipped
+from flextensor.operators import Workload, lookup
+from flextensor.targets import Target
+from flextensor.targets.llvm import LLVM
+
+FILE = "lessons.npz"
+MACHINE = LLVM(
+    cores=2, vector_bits=512, vector_registers=32, l1_bytes=48 << 10, l2_bytes=2 << 20,
+    l3_bytes=480 << 20, max_unroll=512,
+)  # fmt: skip
+"""The CPU that the shipped trials come from, in so far as schedulers ask."""
+SHAPES = 2
+"""Shapes of every other operator that a search learns from: those nearest in arithmetic."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What was measured of one formulation of one shape."""
+
+    operator: str
+    formulation: str
+    flops: int
+    examples: Sequence[Example]
+
+
+def foreign(operator: str, formulation: str, flops: int, kind: str) -> list[Example]:
+    """What a formulation may learn from other operators on a kind of target."""
+    path = FOLDER / kind / FILE
+    others = [o for o in load(path) if o.formulation == formulation and o.operator != operator]
+    others.sort(key=lambda lesson: abs(math.log(max(lesson.flops, 1) / max(flops, 1))))
+    found: list[Example] = []
+    for name in dict.fromkeys(lesson.operator for lesson in others):
+        for lesson in [o for o in others if o.operator == name][:SHAPES]:
+            found += lesson.examples
+    return found
+
+
+def made(folder: Path, target: Target) -> Iterator[Lesson]:
+    """The lessons of all shipped trials in a folder, as this version's spaces describe them."""
+    from flextensor.schedulers import space
+
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        operator = path.name.removesuffix(".jsonl.gz")
+        for params, trials in shipped(operator, folder):
+            workload = Workload(lookup(operator)(**params))
+            for formulation, own in by_formulation(trials).items():
+                found = space(workload.prim_func(formulation), target)
+                known = [t for t in own if found.has(t.config)]
+                described = [found.describe(t.config) for t in known]
+                taught = examples(described, [t.seconds for t in known])
+                if taught:
+                    yield Lesson(operator, formulation, workload.flops, taught)
+
+
+def save(lessons: Sequence[Lesson], path: Path) -> None:
+    """Write lessons: one column of numbers for every name, nan where an example has none."""
+    every = [example for lesson in lessons for example in lesson.examples]
+    names = list(dict.fromkeys(name for described, _ in every for name in described))
+    values = np.full((len(names), len(every)), math.nan, dtype=np.float32)
+    place = {name: row for row, name in enumerate(names)}
+    for column, (described, _) in enumerate(every):
+        for name, value in described.items():
+            values[place[name], column] = value
+    np.savez_compressed(
+        path,
+        names=np.array(names),
+        values=values,
+        labels=np.array([label for _, label in every], dtype=np.float32),
+        counts=np.array([len(lesson.examples) for lesson in lessons]),
+        operators=np.array([lesson.operator for lesson in lessons]),
+        formulations=np.array([lesson.formulation for lesson in lessons]),
+        flops=np.array([lesson.flops for lesson in lessons]),
+    )
+
+
+@functools.cache
+def load(path: Path) -> Sequence[Lesson]:
+    """The lessons in a file; none where there is no file."""
+    if not path.is_file():
+        return ()
+    with np.load(path) as stored:
+        names, values, labels = stored["names"].tolist(), stored["values"], stored["labels"]
+        heads = zip(
+            stored["operators"].tolist(), stored["formulations"].tolist(),
+            stored["flops"].tolist(), stored["counts"].tolist(), strict=True,
+        )  # fmt: skip
+        lessons, first = [], 0
+        for operator, formulation, flops, count in heads:
+            taught = []
+            for column in range(first, first + count):
+                known = zip(names, values[:, column].tolist(), strict=True)
+                described = {name: value for name, value in known if not math.isnan(value)}
+                taught.append((described, float(labels[column])))
+            lessons.append(Lesson(operator, formulation, flops, taught))
+            first += count
+    return lessons
+
+
+def main() -> None:
+    """``python -m flextensor.lessons``: renew what is shipped, after a change of the spaces."""
+    folder = FOLDER / MACHINE.kind
+    lessons = list(made(folder, MACHINE))
+    save(lessons, folder / FILE)
+    print(f"{folder.name}: {sum(len(lesson.examples) for lesson in lessons)} examples")
+
+
+if __name__ == "__main__":
+    main()
