@@ -64,7 +64,7 @@ def test_scores_are_of_ranks_and_of_first_picks() -> None:
     perfect = evaluation.score(sample, [2.0, 0.0, 1.0, 3.0])
     assert perfect.spearman == pytest.approx(1.0) and (perfect.top1, perfect.top8) == (1.0, 1.0)
     backwards = evaluation.score(sample, [-2.0, 0.0, -1.0, -3.0])
-    assert backwards.spearman == pytest.approx(-0.8)
+    assert backwards.spearman == pytest.approx(-1.0)
     assert (backwards.top1, backwards.top8) == (1 / 8, 1.0)
     assert evaluation.score(sample, [0.0] * 4).spearman == 0.0
 
