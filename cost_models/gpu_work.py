@@ -4,7 +4,7 @@
         acc[0] = acc[0] + Y[k * 64 + ty * 4]   ->   shared load of Y, 8 times: addresses of all
                         * X[k * 64 + tx]            threads of a warp, so banks and sectors
 
-Addresses are not analysed but computed, for every thread of one block in the middle of the grid
+Addresses are not analysed but computed, for every thread of one block inside the grid
 and, to see what is used again, for a window of iterations of the innermost loops.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
+from tvm.ir.prim import expr as prim
 
 from flextensor.schedulers.expression import children
 
@@ -26,6 +27,9 @@ Array = np.ndarray[Any, Any]
 WINDOW = 32
 """Iterations of the innermost loops for which addresses are computed."""
 WARP = 32
+INNER = 0.618
+"""Where in the grid the block stands that is looked at: the middle of a power of two is an edge of
+whatever it is split into."""
 SECTOR = 32
 """Bytes that a cache moves at least."""
 L1_SECTORS = 4
@@ -48,12 +52,11 @@ _BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
     tirx.EQ: np.equal, tirx.NE: np.not_equal, tirx.LT: np.less, tirx.LE: np.less_equal,
     tirx.GT: np.greater, tirx.GE: np.greater_equal,
     tirx.And: np.logical_and, tirx.Or: np.logical_or,
+    prim.RShift: np.right_shift, prim.LShift: np.left_shift, prim.BitwiseAnd: np.bitwise_and,
+    prim.BitwiseOr: np.bitwise_or, prim.BitwiseXor: np.bitwise_xor,
 }  # fmt: skip
 _CALLS: Mapping[str, Callable[..., Any]] = {
-    "tirx.shift_right": np.right_shift, "tirx.shift_left": np.left_shift,
-    "tirx.bitwise_and": np.bitwise_and, "tirx.bitwise_or": np.bitwise_or,
-    "tirx.bitwise_xor": np.bitwise_xor, "tirx.if_then_else": np.where,
-    "tirx.likely": lambda a: a,
+    "prim.if_then_else": np.where, "prim.likely": lambda a: a, "prim.abs": np.abs,
 }  # fmt: skip
 _FLOAT = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 
@@ -133,7 +136,7 @@ class _Reader:
             "threadIdx.y": t // block[0] % block[1],
             "threadIdx.z": t // block[0] // block[1],
         }
-        self.block = {f"blockIdx.{axis}": n // 2 for axis, n in zip("xyz", grid, strict=True)}
+        self.block = {f"blockIdx.{a}": int(INNER * n) for a, n in zip("xyz", grid, strict=True)}
         self.values: dict[Any, Any] = {}
         self.bodies: list[_Body] = []
         self.divided: set[tuple[int, bytes]] = set()
@@ -203,9 +206,10 @@ class _Reader:
 
     def _loads(self, expr: Any, place: _Place) -> None:
         """Every load of an expression, those of a guarded value for the threads that pass."""
-        if isinstance(expr, Call) and expr.op.name == "tirx.if_then_else":
+        if isinstance(expr, Call) and expr.op.name == "prim.if_then_else":
             condition, then, other = expr.args
             way = self.value(condition)
+            self._loads(condition, place)
             for chosen, part in ((way, then), (np.logical_not(way), other)):
                 active = np.logical_and(place.active, chosen)
                 self._loads(part, dataclasses.replace(place, active=active))
@@ -241,15 +245,15 @@ class _Reader:
                     isinstance(node.a, tirx.Mul) or isinstance(node.b, tirx.Mul)
                 )
                 operations += _lanes(node) * (0 if fused else 1)
-            elif isinstance(node, Call) and getattr(node.op, "name", "")[5:] in SPECIAL:
+            elif isinstance(node, Call) and str(node.op.name).rpartition(".")[2] in SPECIAL:
                 special += 1
         self.work.multiply_adds += operations * place.times * self.work.warps
         self.work.special += special * place.times * self.work.warps
 
     def value(self, expr: Any) -> Any:
         """An integer or boolean expression, for every iteration and thread."""
-        if isinstance(expr, tirx.IntImm):
-            return np.int64(int(expr.value))
+        if isinstance(expr, tirx.IntImm | tirx.FloatImm):
+            return np.asarray(expr.value)
         if expr in self.values:
             return self.values[expr]
         if isinstance(expr, tirx.Cast):
@@ -265,8 +269,9 @@ class _Reader:
             if isinstance(expr, tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod):
                 self._divide(found)
             return found
-        # data decides: any element is as likely
-        return np.int64(0)
+        if isinstance(expr, TensorLoad):
+            return np.int64(0)  # data decides: any element is as likely
+        raise ValueError(f"cannot read the address {expr}")
 
     def _divide(self, found: Any) -> None:
         """Count a division once a body, and once a window where it is the same in all of it."""
