@@ -116,9 +116,7 @@ class Lane:
         return [points[i] for i in np.argsort(scores, kind="stable")]
 
 
-def lanes(
-    workload: Workload, target: Target, explorer: str, model: str, seed: int
-) -> list[Lane]:
+def lanes(workload: Workload, target: Target, explorer: str, model: str, seed: int) -> list[Lane]:
     """A lane for every formulation that the target's schedulers take; the reason when none is."""
     from flextensor.schedulers import space
 

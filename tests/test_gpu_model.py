@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flextensor.cost_models import gpu, gpu_work
+from flextensor.cost_models import gpu, gpu_memory, gpu_work
 from flextensor.cost_models.gpu import Busy, Prediction, occupancy, together, waves
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import Gemm, Workload, parse
@@ -47,17 +47,17 @@ def test_occupancy_is_the_least_of_four_limits(
 
 
 def test_neighbours_ask_for_few_sectors_and_columns_for_many() -> None:
-    assert gpu_work.sectors(WARP * 4, 4) == (4, 4, 1)
-    assert gpu_work.sectors(WARP * 128, 4) == (32, 32, 8)
-    assert gpu_work.sectors(WARP * 0, 4) == (1, 1, 1)
-    assert gpu_work.sectors(WARP * 16, 16) == (16, 16, 4)
+    assert gpu_memory.sectors(WARP * 4, 4) == (4, 4, 1)
+    assert gpu_memory.sectors(WARP * 128, 4) == (32, 32, 8)
+    assert gpu_memory.sectors(WARP * 0, 4) == (1, 1, 1)
+    assert gpu_memory.sectors(WARP * 16, 16) == (16, 16, 4)
     half = np.where(WARP < 8, WARP * 4, -1)
-    assert gpu_work.sectors(half, 4) == (1, 1, 1)
+    assert gpu_memory.sectors(half, 4) == (1, 1, 1)
 
 
 def test_what_is_used_again_misses_once() -> None:
     walk = np.arange(8)[:, None] * 4 + WARP * 4096  # each thread along a row of its own
-    asked, missed, _ = gpu_work.sectors(walk, 4)
+    asked, missed, _ = gpu_memory.sectors(walk, 4)
     assert (asked, missed) == (32, 4)
 
 
@@ -73,14 +73,14 @@ def test_what_is_used_again_misses_once() -> None:
     ],
 )
 def test_bank_conflicts_take_cycles(address: Any, size: int, cycles: int) -> None:
-    assert gpu_work.bank_cycles(address[0], size) == cycles
+    assert gpu_memory.bank_cycles(address[0], size) == cycles
 
 
 def test_neighbouring_words_are_loaded_as_vectors() -> None:
     words = [(WARP[0] * 16 + 4 * i, 4) for i in range(4)]
-    assert [size for _, size in gpu_work.merged(words)] == [16]
-    assert [size for _, size in gpu_work.merged(words[1:])] == [4, 8]
-    assert [size for _, size in gpu_work.merged([words[0], words[2]])] == [4, 4]
+    assert [size for _, size in gpu_memory.merged(words)] == [16]
+    assert [size for _, size in gpu_memory.merged(words[1:])] == [4, 8]
+    assert [size for _, size in gpu_memory.merged([words[0], words[2]])] == [4, 4]
 
 
 def test_what_overlaps_takes_between_the_longest_and_all_of_it() -> None:
@@ -173,8 +173,12 @@ def test_a_faster_card_is_modelled_as_one() -> None:
 
 def test_every_part_can_be_the_busiest() -> None:
     work = gpu_work.Work(32)
-    for field, part in {
-        "integer": "issue", "multiply_adds": "compute", "shared_cycles": "local", "stored": "fill",
-    }.items():  # fmt: skip
-        assert Busy.of(dataclasses.replace(work, **{field: 1e3}), A100).most == part
+    busiest = {
+        "issue": dataclasses.replace(work, integer=1e3),
+        "compute": dataclasses.replace(work, multiply_adds=1e3),
+        "local": dataclasses.replace(work, shared_cycles=1e3),
+        "fill": dataclasses.replace(work, stored=1e3),
+    }
+    for part, own in busiest.items():
+        assert Busy.of(own, A100).most == part
     assert math.isfinite(Busy.of(work, A100).cycles)

@@ -13,7 +13,7 @@ import pytest
 from flextensor.buffers import relative_error
 from flextensor.operators import Workload, parse, registry
 from flextensor.schedulers import schedule, space
-from flextensor.targets import Target, launches, lookup
+from flextensor.targets import CUDA, Target, launches
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 
 IMAGE = {"in_channels": "4", "out_channels": "6", "height": "7", "width": "9", "padding": "1"}
@@ -42,7 +42,7 @@ FIELDS: dict[str, dict[str, str]] = {
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return dataclasses.replace(lookup("cuda:sm_80"), emulated=True)
+    return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
 
 
 def configs(func: Any, target: Target) -> list[dict[str, Any]]:
