@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flextensor.cost_models import gpu_work
-from flextensor.cost_models.gpu_work import SECTOR, Work
+from flextensor.cost_models.gpu_memory import SECTOR
+from flextensor.cost_models.gpu_work import Work
 from flextensor.errors import IllegalConfigError
 from flextensor.targets import cuda_compiler, launches
 from flextensor.targets.cuda import CUDA

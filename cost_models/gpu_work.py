@@ -4,7 +4,7 @@
         acc[0] = acc[0] + Y[k * 64 + ty * 4]   ->   shared load of Y, 8 times: addresses of all
                         * X[k * 64 + tx]            threads of a warp, so banks and sectors
 
-Addresses are not analysed but computed, for every thread of one block in the middle of the grid
+Addresses are not analysed but computed, for every thread of one block inside the grid
 and, to see what is used again, for a window of iterations of the innermost loops.
 """
 
@@ -19,25 +19,22 @@ import numpy as np
 from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
+from tvm.ir.prim import expr as prim
 
+from flextensor.cost_models.gpu_memory import WARP, Array, bank_cycles, merged, sectors
 from flextensor.schedulers.expression import children
 
-Array = np.ndarray[Any, Any]
 WINDOW = 32
 """Iterations of the innermost loops for which addresses are computed."""
-WARP = 32
-SECTOR = 32
-"""Bytes that a cache moves at least."""
-L1_SECTORS = 4
-"""Sectors that L1 gives in a cycle: 128 bytes."""
-WORD = 4
-"""Bytes of one bank of shared memory."""
+INNER = 0.618
+"""Where in the grid the block stands that is looked at: the middle of a power of two is an edge of
+whatever it is split into."""
 DIVISION = 4
 """Instructions of an integer division by a constant that is no power of two: a high product, two
 shifts, a multiply-add."""
 UNROLLED = 8
 """Iterations of an innermost loop whose loads the compiler issues together at most."""
-SPECIAL = frozenset({"exp", "exp2", "log", "log2", "tanh", "sqrt", "rsqrt", "erf", "pow", "sigmoid"})
+SPECIAL = frozenset("exp exp2 log log2 tanh sqrt rsqrt erf pow sigmoid".split())
 """Functions that the special units compute, or several instructions."""
 
 _BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
@@ -48,12 +45,11 @@ _BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
     tirx.EQ: np.equal, tirx.NE: np.not_equal, tirx.LT: np.less, tirx.LE: np.less_equal,
     tirx.GT: np.greater, tirx.GE: np.greater_equal,
     tirx.And: np.logical_and, tirx.Or: np.logical_or,
+    prim.RShift: np.right_shift, prim.LShift: np.left_shift, prim.BitwiseAnd: np.bitwise_and,
+    prim.BitwiseOr: np.bitwise_or, prim.BitwiseXor: np.bitwise_xor,
 }  # fmt: skip
 _CALLS: Mapping[str, Callable[..., Any]] = {
-    "tirx.shift_right": np.right_shift, "tirx.shift_left": np.left_shift,
-    "tirx.bitwise_and": np.bitwise_and, "tirx.bitwise_or": np.bitwise_or,
-    "tirx.bitwise_xor": np.bitwise_xor, "tirx.if_then_else": np.where,
-    "tirx.likely": lambda a: a,
+    "prim.if_then_else": np.where, "prim.likely": lambda a: a, "prim.abs": np.abs,
 }  # fmt: skip
 _FLOAT = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 
@@ -63,8 +59,9 @@ class Work:
     """What one block does, in all its warps.
 
     Instructions are of whole warps. `shared_cycles` are those of the shared memory with bank
-    conflicts, `l1_cycles` those of L1's tags and data; sectors are of 32 bytes: `asked` by warps, `missed` what remains when the threads
-    of a block find each other's data in L1, `stored` those that stores send on.
+    conflicts, `l1_cycles` those of L1's tags and data. Sectors are of 32 bytes: `asked` by warps,
+    `missed` what remains when the threads of a block find each other's data in L1, `stored` those
+    that stores send on.
     """
 
     threads: int
@@ -133,8 +130,9 @@ class _Reader:
             "threadIdx.y": t // block[0] % block[1],
             "threadIdx.z": t // block[0] // block[1],
         }
-        self.block = {f"blockIdx.{axis}": n // 2 for axis, n in zip("xyz", grid, strict=True)}
+        self.block = {f"blockIdx.{a}": int(INNER * n) for a, n in zip("xyz", grid, strict=True)}
         self.values: dict[Any, Any] = {}
+        self.bound: dict[Any, Any] = {}
         self.bodies: list[_Body] = []
         self.divided: set[tuple[int, bytes]] = set()
 
@@ -157,7 +155,7 @@ class _Reader:
         elif isinstance(stmt, tirx.Evaluate):
             self._evaluate(stmt, place)
         elif isinstance(stmt, tirx.Bind):
-            self.values[stmt.var] = self.value(stmt.value)
+            self.bound[stmt.var] = stmt.value  # read where it is used: loops differ
 
     def _loop(self, loop: Any, place: _Place) -> None:
         extent = int(loop.extent)
@@ -170,16 +168,10 @@ class _Reader:
 
     def _window(self, loops: tuple[tuple[Any, int], ...]) -> None:
         """The innermost loops vary over a window, the others stand in their middle."""
-        left = WINDOW
-        offsets = np.zeros((1, 1), np.int64)
-        for var, extent in reversed(loops):
-            steps = max(min(extent, left), 1)
-            left //= steps
-            own = np.arange(steps) if steps > 1 else np.array([extent // 2])
-            self.values[var] = np.tile(np.repeat(own, len(offsets)), 1)[:, None]
-            for other, _ in loops[loops.index((var, extent)) + 1 :]:
-                self.values[other] = np.tile(self.values[other], (steps, 1))
-            offsets = np.zeros((len(offsets) * steps, 1), np.int64)
+        steps = _steps(loops)
+        table = np.indices(steps).reshape(len(loops), -1)
+        for (var, extent), own, row in zip(loops, steps, table, strict=True):
+            self.values[var] = row[:, None] if own > 1 else np.asarray(extent // 2)
 
     def _open(self, place: _Place) -> None:
         self.bodies.append(_Body(place))
@@ -203,9 +195,10 @@ class _Reader:
 
     def _loads(self, expr: Any, place: _Place) -> None:
         """Every load of an expression, those of a guarded value for the threads that pass."""
-        if isinstance(expr, Call) and expr.op.name == "tirx.if_then_else":
+        if isinstance(expr, Call) and expr.op.name == "prim.if_then_else":
             condition, then, other = expr.args
             way = self.value(condition)
+            self._loads(condition, place)
             for chosen, part in ((way, then), (np.logical_not(way), other)):
                 active = np.logical_and(place.active, chosen)
                 self._loads(part, dataclasses.replace(place, active=active))
@@ -241,17 +234,17 @@ class _Reader:
                     isinstance(node.a, tirx.Mul) or isinstance(node.b, tirx.Mul)
                 )
                 operations += _lanes(node) * (0 if fused else 1)
-            elif isinstance(node, Call) and getattr(node.op, "name", "")[5:] in SPECIAL:
+            elif isinstance(node, Call) and str(node.op.name).rpartition(".")[2] in SPECIAL:
                 special += 1
         self.work.multiply_adds += operations * place.times * self.work.warps
         self.work.special += special * place.times * self.work.warps
 
     def value(self, expr: Any) -> Any:
         """An integer or boolean expression, for every iteration and thread."""
-        if isinstance(expr, tirx.IntImm):
-            return np.int64(int(expr.value))
-        if expr in self.values:
-            return self.values[expr]
+        if isinstance(expr, tirx.IntImm | tirx.FloatImm):
+            return np.asarray(expr.value)
+        if isinstance(expr, tirx.Var):
+            return self.value(self.bound[expr]) if expr in self.bound else self.values[expr]
         if isinstance(expr, tirx.Cast):
             return self.value(expr.value)
         if isinstance(expr, tirx.Not):
@@ -265,8 +258,9 @@ class _Reader:
             if isinstance(expr, tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod):
                 self._divide(found)
             return found
-        # data decides: any element is as likely
-        return np.int64(0)
+        if isinstance(expr, TensorLoad):
+            return np.int64(0)  # data decides: any element is as likely
+        raise ValueError(f"cannot read the address {expr}")
 
     def _divide(self, found: Any) -> None:
         """Count a division once a body, and once a window where it is the same in all of it."""
@@ -278,7 +272,8 @@ class _Reader:
         self.divided.add(key)
         table = np.atleast_2d(found)
         same = len(table) == 1 or bool((table == table[:1]).all())
-        times = self.bodies[-1].place.times / (_window(self.bodies[-1].place) if same else 1)
+        place = self.bodies[-1].place
+        times = place.times / (math.prod(_steps(place.loops)) if same else 1)
         self.work.integer += DIVISION * times * self.work.warps
 
     def finished(self) -> Work:
@@ -327,79 +322,11 @@ def _lanes(node: Any) -> int:
     return int(lanes) if lanes.isdigit() else 1
 
 
-def _window(place: _Place) -> int:
-    """Iterations for which addresses are computed there."""
+def _steps(loops: tuple[tuple[Any, int], ...]) -> list[int]:
+    """Iterations of each loop, outermost first, for which addresses are computed."""
+    found: list[int] = []
     left = WINDOW
-    for _, extent in reversed(place.loops):
-        left //= max(min(extent, left), 1)
-    return max(WINDOW // max(left, 1), 1)
-
-
-def sectors(address: Array, size: int) -> tuple[float, float, float]:
-    """(sectors that the warps of a block ask for, those that are distinct for all of them over a
-    window of iterations, cycles of L1), each per iteration.
-
-    `address` are bytes by iteration and thread, -1 where a thread does not take part. A warp that
-    reads neighbours asks for 4 sectors, one that reads a column of a matrix for 32. L1 takes a
-    cycle for every 4 sectors of a warp, and one at least.
-    """
-    iterations = len(address)
-    parts = np.arange(0, max(size, 1), SECTOR)
-    every = np.where(address[..., None] < 0, -1, (address[..., None] + parts) // SECTOR)
-    warps = np.sort(every.reshape(iterations, -1, WARP * len(parts)), axis=-1)
-    first = np.ones_like(warps, bool)
-    first[..., 1:] = warps[..., 1:] != warps[..., :-1]
-    asked = np.count_nonzero(first & (warps >= 0), axis=-1)
-    cycles = np.ceil(asked / L1_SECTORS).sum()
-    distinct = np.count_nonzero(np.unique(every) >= 0)
-    return asked.sum() / iterations, distinct / iterations, cycles / iterations
-
-
-def merged(accesses: list[tuple[Array, int]]) -> list[tuple[Array, int]]:
-    """Neighbouring words of shared memory as the vectors that the compiler makes of them.
-
-    X[t * 4], X[t * 4 + 1], X[t * 4 + 2], X[t * 4 + 3]   ->   one access of 16 bytes
-    """
-    waiting = sorted(accesses, key=lambda a: int(a[0].max()))
-    found: list[tuple[Array, int]] = []
-    while waiting:
-        address, size = waiting.pop(0)
-        for vector in (16, 8):
-            steps = range(1, vector // size)
-            neighbours = [_after(waiting, address, size, step) for step in steps]
-            aligned = bool((address[address >= 0] % vector == 0).all())
-            if size < vector and aligned and all(n is not None for n in neighbours):
-                waiting = [w for i, w in enumerate(waiting) if i not in neighbours]
-                size = vector
-                break
-        found.append((address, size))
+    for _, extent in reversed(loops):
+        found.insert(0, max(min(extent, left), 1))
+        left //= found[0]
     return found
-
-
-def _after(waiting: list[tuple[Array, int]], address: Array, size: int, step: int) -> int | None:
-    wanted = np.where(address < 0, -1, address + step * size)
-    for place, (other, own) in enumerate(waiting[:64]):
-        if own == size and np.array_equal(other, wanted):
-            return place
-    return None
-
-
-def bank_cycles(address: Array, size: int) -> float:
-    """Cycles that shared memory takes for an access of all warps of a block.
-
-    Four bytes from each of 32 banks in a cycle; a word that several threads want is read once,
-    different words of one bank one after the other. Vectors of 8 and 16 bytes go by half and
-    quarter warps.
-    """
-    words = max(size // WORD, 1)
-    group = WARP // words
-    lanes = address.reshape(-1, group)
-    every = np.where(lanes[..., None] < 0, -1, lanes[..., None] // WORD + np.arange(words))
-    rows = np.sort(every.reshape(len(lanes), -1), axis=-1)
-    first = np.ones_like(rows, bool)
-    first[:, 1:] = rows[:, 1:] != rows[:, :-1]
-    taken = first & (rows >= 0)
-    counts = np.zeros((len(rows), WARP), np.int64)
-    row, column = np.nonzero(taken)
-    np.add.at(counts, (row, rows[row, column] % WARP), 1)
-    return float(counts.max(axis=1).sum())

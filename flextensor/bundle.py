@@ -1,12 +1,12 @@
 """Kernels to carry to a machine with a card and without TVM, and what is measured there back.
 
-    OUT/manifest.json       workloads, candidates, launches
-    OUT/w0_c0.cubin, .cu    machine code of each candidate, and its source to read
-    OUT/w0_reference.npz    sampled float64 outputs
-    OUT/run.py              `flextensor.bundle_runner`: verifies, times, writes trials.jsonl
+OUT/manifest.json       workloads, candidates, launches
+OUT/w0_c0.cubin, .cu    machine code of each candidate, and its source to read
+OUT/w0_reference.npz    sampled float64 outputs
+OUT/run.py              `flextensor.bundle_runner`: verifies, times, writes trials.jsonl
 
-    bundle -> run.py there -> db import trials.jsonl -> bundle: the next one is of what those trials
-    taught a cost model, and has nothing twice.
+bundle -> run.py there -> db import trials.jsonl -> bundle: the next one is of what those trials
+taught a cost model, and has nothing twice.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from flextensor.database_records import plain
 from flextensor.errors import DeviceError, IllegalConfigError
 from flextensor.measure import Candidate
 from flextensor.operators.workload import Workload
+from flextensor.schedulers.space import Point
 from flextensor.search import Lane, lanes
 from flextensor.targets import Trial, cuda_compiler, launches
 from flextensor.targets.cuda import CUDA
@@ -165,14 +166,14 @@ def _measured(workload: Workload, target: CUDA, database: Database) -> list[Tria
     return [trial for card in cards for trial in database.trials(workload.key, card)]
 
 
-def _points(trials: Sequence[Trial], lane: Lane) -> list[tuple[int, ...]]:
+def _points(trials: Sequence[Trial], lane: Lane) -> list[Point]:
     points = [lane.space.point(t.config) for t in trials if lane.space.has(t.config)]
     return [lane.space.representative(p) for p in points]
 
 
 def _distinct(trials: Sequence[Trial], known: Mapping[str, Lane]) -> list[Candidate]:
     """One candidate for all trials that write the same program."""
-    found = {}
+    found: dict[tuple[str, Point], Trial] = {}
     for trial in trials:
         for point in _points([trial], known[trial.formulation]):
             found.setdefault((trial.formulation, point), trial)

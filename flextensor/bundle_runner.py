@@ -84,15 +84,16 @@ class Card:
     def measure(self, work: dict[str, Any], candidate: dict[str, Any]) -> dict[str, Any]:
         """{"status", "times", "message", "error"} of one candidate."""
         self.load(work)
-        spec = work["buffers"][-1]
-        out = self.cupy.full(spec["shape"], np.nan if "float" in spec["dtype"] else 1, spec["dtype"])
+        shape, dtype = work["buffers"][-1]["shape"], work["buffers"][-1]["dtype"]
+        out = self.cupy.full(shape, np.nan if "float" in dtype else 1, dtype)
         call = self.prepared(candidate, [*self.inputs, out])
         call()
         self.cupy.cuda.Device().synchronize()
         error = self.error(self.cupy.asnumpy(out).reshape(-1))
         if not error <= work["tolerance"]:
-            said = "the output holds NaN or inf" if error == np.inf else f"relative error {error:.3g}"
-            kept = None if error == np.inf else error
+            finite = error < np.inf
+            said = f"relative error {error:.3g}" if finite else "the output holds NaN or inf"
+            kept = error if finite else None
             return {"status": "wrong_result", "times": [], "message": said, "error": kept}
         times = [self.timed(call) for _ in range(REPEATS)]
         return {"status": "ok", "times": times, "message": "", "error": error}
@@ -165,8 +166,9 @@ def child(numbers: list[int], out: Path) -> None:
     manifest = json.loads((HERE / "manifest.json").read_text())
     every = candidates(manifest)
     card = Card()
-    if card.architecture != manifest["architecture"]:
-        sys.exit(f"error: the bundle is for {manifest['architecture']}, this card is {card.architecture}")
+    wanted, has = manifest["architecture"], card.architecture
+    if wanted != has:
+        sys.exit(f"error: the bundle is for {wanted}, this card is {has}")
     known = {"name": card.name, "multiprocessors": card.multiprocessors}
     (HERE / "card.json").write_text(json.dumps(known))
     for number in numbers:
@@ -236,7 +238,7 @@ def main() -> int:
         if not (HERE / "card.json").is_file():
             return 2  # no card, no CuPy, another architecture: the child said it
         message = f"no reply in {SILENCE_SECONDS:.0f} s" if why == "timeout" else "the process died"
-        found = {"status": why, "times": [], "message": message, "error": None}
+        found: dict[str, Any] = {"status": why, "times": [], "message": message, "error": None}
         card = json.loads((HERE / "card.json").read_text())
         write(out, record(manifest, *every[left[0]], card, found, 0.0), left[0])
     print(f"{len(every)} trials in {out}; take it back and `flextensor db import` it")

@@ -45,9 +45,7 @@ class ModelMeasurer(LocalMeasurer):
     ) -> None:
         cuda_compiler.check()
         emulated = dataclasses.replace(target, emulated=True)
-        super().__init__(
-            workload, emulated, tolerance, limits=LIMITS, on_trial=on_trial, seed=seed
-        )
+        super().__init__(workload, emulated, tolerance, limits=LIMITS, on_trial=on_trial, seed=seed)
 
     def start(self) -> None:
         """Start the builders; the emulation is only started for a winner."""
@@ -61,7 +59,9 @@ class ModelMeasurer(LocalMeasurer):
         self.start()
         begun = time.monotonic()
         self._add_programs(candidates)
-        calls = [("model", {"program": c.formulation, "config": dict(c.config)}) for c in candidates]
+        calls = [
+            ("model", {"program": c.formulation, "config": dict(c.config)}) for c in candidates
+        ]
         trials: dict[int, Trial] = {}
         for index, reply in run_all(self._builders, calls, self.limits.build_seconds):
             failure = build_failure(candidates[index], reply)

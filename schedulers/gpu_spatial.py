@@ -71,6 +71,8 @@ class GpuSpatialSchedule(StageSchedule):
         if not self.stage.spatial:
             sch.bind(sch.add_unit_loop((sch.get_loops(block) or [block])[0]), "threadIdx.x")
             return
+        # before loops are split: later TVM takes the threads that have nothing to do for outputs
+        held = sch.cache_write(block, 0, "local") if self.stage.reduction else None
         nest = sch.get_loops(block)[: len(self.stage.spatial)]
         flat = sch.fuse(*nest) if len(nest) > 1 else nest[0]
         threads, outputs = int(config["threads"]), int(config["outputs"])
@@ -81,9 +83,8 @@ class GpuSpatialSchedule(StageSchedule):
             grid, thread, own = sch.split(flat, [None, threads, outputs])
         sch.bind(grid, "blockIdx.x")
         sch.bind(thread, "threadIdx.x")
-        if not self.stage.reduction:
+        if held is None:
             return
-        held = sch.cache_write(block, 0, "local")
         sch.reverse_compute_at(held, own)
         reduction = sch.get_loops(block)[-len(self.stage.reduction) :]
         if int(config["unroll_k"]):

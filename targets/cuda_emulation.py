@@ -36,6 +36,7 @@ extern "C" int emulate_{name}(void** arguments, unsigned* grid, unsigned* block)
   return run_grid(run_{name}, grid, block);
 }}
 """
+GUARD_BYTES, ALIGNMENT = 1 << 16, 64
 SECONDS = 60
 """What g++ may take for one program."""
 
@@ -113,12 +114,27 @@ class EmulatedRuntime:
 
 
 class HostBuffer:
-    """A copy of an array, row-major; the heap aligns it to 16 bytes, the widest vector."""
+    """A copy of an array between two guards, in which nothing may be written; what is read from
+    there is NaN. Aligned to 64 bytes."""
 
     def __init__(self, array: Array) -> None:
+        self._whole, start = _guarded(array.nbytes)
+        own = self._whole[start : start + array.nbytes]
+        self.array: Array = own.view(array.dtype).reshape(array.shape)
+        self.array[...] = array
+        self._outside = (self._whole[:start], self._whole[start + array.nbytes :])
+
+    @classmethod
+    def unwritten(cls, size: int) -> HostBuffer:
+        """Memory that nothing was written to: all bits set, a NaN in every float."""
         import numpy as np
 
-        self.array: Array = np.array(array, order="C")
+        return cls(np.full(size, 0xFF, np.uint8))
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was written beside the array."""
+        return all(bool((guard == 0xFF).all()) for guard in self._outside)
 
     def numpy(self) -> Array:
         """A copy."""
@@ -127,6 +143,14 @@ class HostBuffer:
     def copyfrom(self, array: Array) -> None:
         """Overwrite it with an array of the same shape and dtype."""
         self.array[...] = array
+
+
+def _guarded(size: int) -> tuple[Array, int]:
+    """Bytes with all bits set, and where in them `size` aligned ones stand between guards."""
+    import numpy as np
+
+    whole: Array = np.full(size + 2 * GUARD_BYTES + ALIGNMENT, 0xFF, np.uint8)
+    return whole, GUARD_BYTES + -(whole.ctypes.data + GUARD_BYTES) % ALIGNMENT
 
 
 class EmulatedFunction:
@@ -139,15 +163,17 @@ class EmulatedFunction:
         """Run on placed buffers or arrays of the host."""
         import numpy as np
 
-        given = [b.array if isinstance(b, HostBuffer) else b for b in buffers]
-        if len(given) != self._function.parameters:
-            raise ValueError(f"takes {self._function.parameters} buffers, got {len(given)}")
-        placed = [HostBuffer(a).array for a in given]
-        sizes = self._function.sizes[len(given) :]
-        # all bits set is NaN: what no kernel wrote is seen in what it leads to
-        everything = placed + [np.full(size, 0xFF, np.uint8) for size in sizes]
+        if len(buffers) != self._function.parameters:
+            raise ValueError(f"takes {self._function.parameters} buffers, got {len(buffers)}")
+        placed = [b if isinstance(b, HostBuffer) else HostBuffer(b) for b in buffers]
+        everything = placed + [
+            HostBuffer.unwritten(size) for size in self._function.sizes[len(buffers) :]
+        ]
         for launch in self._function.launches:
-            arguments = [everything[position] for position in launch.arguments]
+            arguments = [everything[position].array for position in launch.arguments]
             self._kernels[launch.kernel](launch, arguments)
+            if not all(buffer.intact for buffer in everything):
+                raise DeviceError(f"{launch.kernel} writes outside of its buffers")
         for position in self._function.written:
-            np.copyto(given[position], placed[position])
+            if placed[position] is not buffers[position]:
+                np.copyto(buffers[position], placed[position].array)

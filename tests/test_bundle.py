@@ -117,9 +117,7 @@ def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
             bundle.make([GEMM], target, empty, top=1, out=tmp_path / "b")
 
 
-def test_trials_of_the_model_and_of_cards_are_kept_apart(
-    target: CUDA, database: Database
-) -> None:
+def test_trials_of_the_model_and_of_cards_are_kept_apart(target: CUDA, database: Database) -> None:
     kept = database.trials(GEMM.key, target.measured_by("model").fingerprint)
     assert kept and all(t.status in (Status.OK, Status.ILLEGAL) for t in kept)
     assert database.trials(GEMM.key, target.fingerprint) == []

@@ -1,0 +1,215 @@
+"""CUDA without a card: architectures, compilers, what ptxas says, and the emulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flextensor import targets
+from flextensor.buffers import relative_error
+from flextensor.compiled import Library
+from flextensor.errors import DeviceError, InputError
+from flextensor.operators import Gemm, Workload
+from flextensor.schedulers import schedule, space
+from flextensor.targets import CUDA, cuda_compiler, cuda_driver, launches
+from flextensor.targets.cuda_architectures import ARCHITECTURES
+from flextensor.targets.cuda_compiler import CompileError, Resources, compile_cuda
+from flextensor.targets.cuda_emulation import EmulatedFunction, EmulatedRuntime, compiled
+from flextensor.targets.cuda_program import CudaProgram
+
+GEMM = Workload(Gemm(m=61, n=67, k=33))
+KERNEL = 'extern "C" __global__ void __launch_bounds__(64) f(float* __restrict__ a) {{\n{}\n}}\n'
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on machines with a card."""
+    monkeypatch.setattr(cuda_driver, "cards", lambda: [])
+
+
+@pytest.fixture(scope="module")
+def staged() -> launches.Program:
+    """A GEMM with panels in shared memory: two barriers around them."""
+    target = targets.lookup("cuda:sm_80")
+    func = GEMM.prim_func()
+    found = space(func, target)
+    config = next(s for s in found.seeds if s["gemm.staged"] == "both" and s["gemm.y_threads"] == 8)
+    program = launches.lower(schedule(func, target, config), target.tvm_target())
+    assert program.source.count("__syncthreads();") == 2
+    return program
+
+
+def test_an_architecture_is_found_by_its_name() -> None:
+    for name, data in ARCHITECTURES.items():
+        target = targets.lookup(f"cuda:{name}")
+        assert isinstance(target, CUDA)
+        assert target.cores == data.multiprocessors
+        assert target.peak_flops("float32") == data.flops
+        assert target.bandwidth() == data.bandwidth
+        assert name in target.device and "no card here" in target.device
+
+
+def test_data_sheets_agree_with_what_is_computed() -> None:
+    """FLOP/s as published, in units of 1e12."""
+    published = {"sm_75": 8.1, "sm_80": 19.5, "sm_89": 82.6, "sm_90": 66.9, "sm_120": 104.8}
+    for name, value in published.items():
+        assert ARCHITECTURES[name].flops / 1e12 == pytest.approx(value, rel=0.01)
+    for data in ARCHITECTURES.values():
+        assert data.tensor_flops > data.flops
+        assert data.most_blocks * 32 <= data.most_threads
+
+
+def test_what_is_no_architecture_is_one_line() -> None:
+    with pytest.raises(InputError, match="sm_70 is gone from CUDA 13; the oldest is sm_75"):
+        targets.lookup("cuda:sm_70")
+    with pytest.raises(InputError, match="unknown CUDA architecture 'sm_91'; did you mean sm_90"):
+        targets.lookup("cuda:sm_91")
+    with pytest.raises(InputError, match="threads cannot be chosen"):
+        targets.lookup("cuda:sm_90", threads=1)
+
+
+def test_no_card_is_one_line_that_says_what_can_be_done() -> None:
+    with pytest.raises(DeviceError, match="no CUDA device found: .*--measure model.*bundle"):
+        targets.lookup("cuda")
+    target = targets.lookup("cuda:sm_90")
+    for missing in (target.check, target.runtime):
+        with pytest.raises(DeviceError, match="no CUDA device of sm_90 found: .*--measure model"):
+            missing()
+    target.measured_by("model").check()
+
+
+def test_a_card_is_found_by_number_and_by_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [
+        cuda_driver.Card(0, "NVIDIA H100 PCIe", "sm_90", 114),
+        cuda_driver.Card(1, "NVIDIA L4", "sm_89", 58),
+    ]
+    monkeypatch.setattr(cuda_driver, "cards", lambda: cards)
+    assert list(targets.present())[:2] == ["cuda:0", "cuda:1"]
+    first, other = targets.lookup("cuda"), targets.lookup("cuda:sm_89")
+    assert isinstance(first, CUDA) and isinstance(other, CUDA)
+    assert (first.index, first.cores, first.device) == (0, 114, "NVIDIA H100 PCIe (sm_90)")
+    assert other == targets.lookup("cuda:1")
+    assert isinstance(compute := targets.lookup("cuda:sm_80"), CUDA) and compute.index < 0
+    with pytest.raises(InputError, match="no CUDA device 2; there is 0: NVIDIA H100 PCIe, 1: "):
+        targets.lookup("cuda:2")
+
+
+def test_measured_and_modelled_are_kept_apart() -> None:
+    target = targets.lookup("cuda:sm_90")
+    assert target.measured == "run"
+    modelled = target.measured_by("model")
+    assert modelled.fingerprint == f"{target.fingerprint}/model"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_gets_machine_code(staged: launches.Program, arch: str) -> None:
+    binary = compile_cuda(staged.source, arch)
+    assert binary.cubin[:4] == b"\x7fELF"
+    (kernel,) = binary.resources
+    assert kernel == "main_kernel"
+    found = binary.resources[kernel]
+    assert 24 <= found.registers <= 255
+    assert found.shared > 0 and not found.spill_stores + found.spill_loads
+
+
+def test_registers_that_do_not_suffice_are_told() -> None:
+    loop = '_Pragma("unroll") for (int i = 0; i < 400; ++i)'
+    many = f"float v[400]; {loop} v[i] = a[i * 64 + threadIdx.x]; __syncthreads();"
+    many += f"{loop} a[threadIdx.x * 400 + i] = v[399 - i];"
+    found = compile_cuda(KERNEL.format(many), "sm_80").resources["f"]
+    assert found.spill_stores > 100 and found.spill_loads > 100
+
+
+def test_a_built_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    target, func = targets.lookup("cuda:sm_90"), GEMM.prim_func()
+    module = schedule(func, target, space(func, target).seeds[0])
+    target.build(module, tmp_path / "kernel.so")
+    built = CudaProgram.loads((tmp_path / "kernel.so").read_text())
+    assert built.binary is not None and built.binary.cubin[:4] == b"\x7fELF"
+    assert CudaProgram.loads(built.dumps()) == built
+    assert "__global__" in target.source(module)
+
+
+def test_what_the_compiler_refuses_is_one_line() -> None:
+    with pytest.raises(CompileError, match="kernel.cu.*error: identifier .nonsense. is undefined"):
+        compile_cuda(KERNEL.format("a[0] = nonsense;"), "sm_80")
+
+
+def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_compiler, "_nvrtc", lambda: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for attempt in (cuda_compiler.check, lambda: compile_cuda("", "sm_80")):
+        with pytest.raises(DeviceError, match=r"no CUDA compiler found: pip install 'flext"):
+            attempt()
+    target = dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    with pytest.raises(DeviceError, match=r"emulating CUDA needs g\+\+"):
+        target.check()
+
+
+def product(program: launches.Program) -> float:
+    """The relative error of a GEMM's program in emulation."""
+    inputs = GEMM.inputs(0)
+    out = np.full((61, 67), np.nan, "float32")
+    EmulatedFunction(compiled(program.source), program.functions["main"])(*inputs, out)
+    return relative_error(out, GEMM.reference(inputs))
+
+
+def test_the_emulation_computes_what_the_kernel_does(staged: launches.Program) -> None:
+    assert product(staged) < 1e-6
+
+
+@pytest.mark.parametrize("barrier", [0, 1])
+def test_a_dropped_barrier_is_caught(staged: launches.Program, barrier: int) -> None:
+    places = [m.start() for m in re.finditer(r"__syncthreads\(\);", staged.source)]
+    start = places[barrier]
+    source = staged.source[:start] + staged.source[start + len("__syncthreads();") :]
+    assert not product(dataclasses.replace(staged, source=source)) < 1e-2
+
+
+def test_a_wrong_stride_or_launch_is_caught(staged: launches.Program) -> None:
+    wrong = staged.source.replace("* 67", "* 66")
+    assert wrong != staged.source
+    assert not product(dataclasses.replace(staged, source=wrong)) < 1e-2
+    function = staged.functions["main"]
+    (launch,) = function.launches
+    fewer = dataclasses.replace(launch, grid=(launch.grid[0] - 1, *launch.grid[1:]))
+    short = dataclasses.replace(function, launches=(fewer,))
+    assert product(dataclasses.replace(staged, functions={"main": short})) == math.inf
+
+
+def test_threads_that_disagree_about_a_barrier_are_told() -> None:
+    run = compiled(KERNEL.format("if (threadIdx.x < 3) __syncthreads(); a[threadIdx.x] = 1;"))["f"]
+    a = np.zeros(64, "float32")
+    with pytest.raises(DeviceError, match="threads of a block disagree about its barriers"):
+        run(launches.Launch("f", (0,), (1, 1, 1), (64, 1, 1)), [a])
+
+
+def test_what_gcc_refuses_is_one_line() -> None:
+    with pytest.raises(DeviceError, match="emulation: .*nonsense"):
+        compiled(KERNEL.format("nonsense;"))
+
+
+def test_files_that_are_no_programs(tmp_path: Path) -> None:
+    for text in ("no program", "{}"):
+        (tmp_path / "kernel.so").write_text(text)
+        with pytest.raises(DeviceError, match="cannot load"):
+            Library(tmp_path / "kernel.so", EmulatedRuntime())
+
+
+def test_resources_are_read_from_the_log_of_ptxas() -> None:
+    log = """ptxas info    : Compiling entry function 'one' for 'sm_80'
+ptxas info    : Function properties for one
+    16 bytes stack frame, 24 bytes spill stores, 32 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem, 380 bytes cmem[0]
+ptxas info    : Compiling entry function 'two' for 'sm_80'
+ptxas info    : Used 8 registers, 360 bytes cmem[0]
+"""
+    two: dict[str, Any] = {"one": Resources(255, 4096, 24, 32), "two": Resources(8, 0)}
+    assert cuda_compiler.resources(log) == two

@@ -1,0 +1,91 @@
+"""tune() for a CUDA architecture without a card: modelled, compiled, proven in emulation, kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flextensor
+from flextensor import result as results
+from flextensor.errors import DeviceError
+from flextensor.operators import Conv2d, Gemm
+from flextensor.targets import cuda_driver
+
+GEMM = Gemm(m=37, n=53, k=29, bias=True, relu=True)
+
+
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "cards", lambda: [])
+
+
+def test_tune_models_proves_and_keeps(tmp_path: Path, no_card: None) -> None:
+    db = tmp_path / "trials.db"
+    result = flextensor.tune(GEMM, target="cuda:sm_80", measure="model", trials=12, db=db)
+    values = result.json()
+    assert (values["target"], values["measured"], values["trials"]) == ("cuda", "model", 12)
+    assert values["verified"] and 0 < values["max_rel_error"] < 1e-5
+    assert "occupancy" in values["modelled"] and "registers" in values["modelled"]
+    assert values["peers"] == {} and values["speedup"] is None
+    assert 1e-6 < values["best_seconds"] < 1e-3
+    again = flextensor.tune(GEMM, target="cuda:sm_80", measure="model", trials=12, db=db)
+    assert again.json()["reused"]
+    with pytest.raises(DeviceError, match="no CUDA device of sm_80 found"):
+        _ = again.kernel
+    with pytest.raises(flextensor.FlexTensorError, match="was never tuned on NVIDIA A100"):
+        flextensor.load(GEMM, target="cuda:sm_80", db=db)  # nothing was measured on a card
+    kept = flextensor.load(GEMM, target="cuda:sm_80", measure="model", db=db)
+    assert "__global__ void" in results.show(kept)["source"]
+
+
+def test_formulations_of_several_kernels_compete(tmp_path: Path, no_card: None) -> None:
+    conv = Conv2d(in_channels=8, out_channels=16, height=8, width=8, kernel=3, padding=1)
+    values = flextensor.tune(
+        conv, target="cuda:sm_90", measure="model", trials=10, db=tmp_path / "t.db"
+    ).json()
+    assert values["verified"]
+    assert values["device"] == "NVIDIA H100 80GB HBM3 (sm_90), no card here"
+
+
+def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flextensor", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(bool(cuda_driver.cards()), reason="needs a machine without a CUDA card")
+def test_no_card_is_one_line_that_says_what_can_be_done() -> None:
+    for target in ("cuda", "cuda:sm_90"):
+        done = run("tune", "gemm", "--target", target)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        for way in ("error: no CUDA device", "--measure model", "flextensor bundle"):
+            assert way in done.stderr
+
+
+def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:
+    for args, said in {
+        ("tune", "gemm", "--target", "cuda:sm_70", "--measure", "model"): "sm_70 is gone from CUDA",
+        ("tune", "gemm", "--measure", "model"): "unknown measure of llvm 'model'; known: run",
+        ("bundle", "gemm", "--target", "llvm"): "a bundle is of CUDA kernels",
+        ("bundle", "--suite", "nothing"): "unknown suite 'nothing'",
+    }.items():
+        done = run(*args)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert said in done.stderr
+
+
+def test_the_command_line_models_and_bundles(tmp_path: Path) -> None:
+    db = ("--db", tmp_path / "t.db")
+    gemm = ("gemm", "m=24", "n=32", "k=16")
+    options = ("--measure", "model", "--trials", "6", "--json")
+    done = run("tune", *gemm, "--target", "cuda:sm_90", *options, *db)
+    assert json.loads(done.stdout)["verified"], done.stderr
+    out = tmp_path / "bundle"
+    done = run("bundle", *gemm, "--trials", "6", "--top", "2", *db, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "run `python run.py` there" in done.stdout
+    assert len(list(out.glob("*.cubin"))) == len(list(out.glob("*.cu"))) == 2
