@@ -38,7 +38,7 @@ START = 3
 """Cycles of a tile's read beside its beats: the buffer is seen to be free, the request and the
 beat that comes are registered."""
 Times = tuple[float, ...]
-"""When each unit is free: port A, B and C, the array; then the two oldest uses of each buffer."""
+"""The numbers of a `State`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,8 @@ class Timeline:
 
     def _repeat(self, count: int, turn: Callable[[], None]) -> None:
         """`count` turns; once two in a row have the same effect the rest have it too."""
-        before, last = self.state.numbers(), ()
+        last: Times = ()
+        before = self.state.numbers()
         for done in range(1, count + 1):
             turn()
             now = self.state.numbers()

@@ -50,6 +50,7 @@ def run(
     """
     from flextensor import operators, tuner
     from flextensor.peers import methods
+    from flextensor.result import opened
     from flextensor.targets import lookup
 
     methods(peers or ())
@@ -65,7 +66,7 @@ def run(
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]
     code = 0
-    with tuner.opened(db) as database:
+    with opened(db) as database:
         for number, case in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {case.full_name}"
             try:

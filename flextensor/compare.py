@@ -64,8 +64,8 @@ def run(
 
     A search starts from nothing: no database, no early stop. Variants take turns, so that a
     drift of the machine meets all of them, and every case has its first seed before any has its
-    second, so that an experiment that was stopped says something of all. A run that `data.json` holds already, from the same
-    machine and versions, is not repeated. Returns the exit code.
+    second, so that an experiment that was stopped says something of all. A run that `data.json`
+    holds already, from the same machine and versions, is not repeated. Returns the exit code.
     """
     if trials is None and time is None:
         raise InputError("compare needs a budget: --trials, --time, or both")

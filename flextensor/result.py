@@ -1,4 +1,4 @@
-"""What a tuning found: kept in the database, compiled on first use, shown, placed on the roofline."""
+"""What a tuning found: kept in the database, compiled on first use, shown, on the roofline."""
 
 from __future__ import annotations
 

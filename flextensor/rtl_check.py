@@ -47,6 +47,9 @@ SYNTHESISED = 64
 LONGEST = 200_000
 """Predicted cycles of a design that is simulated."""
 
+TRANSPOSED = ConvTranspose2d(
+    in_channels=8, out_channels=12, height=6, width=7, kernel=4, stride=2, padding=1
+)
 WORKLOADS: dict[str, tuple[Operator, str]] = {
     "gemm": (Gemm(m=50, n=37, k=72), "direct"),
     "conv2d 3x3": (
@@ -58,23 +61,17 @@ WORKLOADS: dict[str, tuple[Operator, str]] = {
         "direct",
     ),
     "dilated": (
-        Conv2d(in_channels=12, out_channels=16, height=12, width=12, kernel=3, padding=2, dilation=2),
+        Conv2d(
+            in_channels=12, out_channels=16, height=12, width=12, kernel=3, padding=2, dilation=2
+        ),
         "direct",
     ),
     "grouped": (
         Conv2d(in_channels=32, out_channels=24, height=9, width=9, kernel=3, groups=4), "direct",
     ),
-    "transposed": (
-        ConvTranspose2d(in_channels=8, out_channels=12, height=6, width=7, kernel=4, stride=2, padding=1),
-        "direct",
-    ),
-    "sub-pixel": (
-        ConvTranspose2d(in_channels=8, out_channels=12, height=6, width=7, kernel=4, stride=2, padding=1),
-        "subpixel",
-    ),
-    "depthwise": (
-        DepthwiseConv2d(channels=40, height=14, width=14, kernel=3, padding=1), "direct",
-    ),
+    "transposed": (TRANSPOSED, "direct"),
+    "sub-pixel": (TRANSPOSED, "subpixel"),
+    "depthwise": (DepthwiseConv2d(channels=40, height=14, width=14, padding=1), "direct"),
 }  # fmt: skip
 """Small workloads of every kind, with their formulations; none divides well."""
 
@@ -92,11 +89,9 @@ class Drawn:
 def draw(target: FPGA, count: int, seed: int) -> list[Drawn]:
     """`count` random legal designs, the workloads in turn, small enough to simulate."""
     rng = np.random.default_rng(seed)
-    pools = {
-        kind: iter(_pool(target, kind, rng, -(-count // len(WORKLOADS)))) for kind in WORKLOADS
-    }
-    kinds = list(WORKLOADS)
-    return [next(pools[kinds[i % len(kinds)]]) for i in range(count)]
+    each = -(-count // len(WORKLOADS))
+    pools = [_pool(target, kind, rng, each) for kind in WORKLOADS]
+    return [pools[i % len(pools)][i // len(pools)] for i in range(count)]
 
 
 def _pool(target: FPGA, kind: str, rng: np.random.Generator, count: int) -> list[Drawn]:
@@ -184,9 +179,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/fpga"))
     parser.add_argument("--synth", type=int, default=24, help="designs to synthesise, too")
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="simulators built at once; 0: all cores"
-    )
+    parser.add_argument("--jobs", type=int, default=0, help="simulators to build at once")
     parser.add_argument("--target", default="fpga:vu9p")
     try:
         run(parser.parse_args(arguments), arguments)

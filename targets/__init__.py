@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from flextensor.targets.opencl import OpenCL
 
 __all__ = [
-    "FPGA", "LLVM", "OpenCL", "Status", "Target", "Trial", "available", "dump", "load", "lookup", "present",
+    "FPGA", "LLVM", "OpenCL", "Status", "Target", "Trial",
+    "available", "dump", "load", "lookup", "present",
 ]  # fmt: skip
 
 _HOME = {

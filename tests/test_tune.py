@@ -60,7 +60,7 @@ def test_prepacked_weights_are_another_workload_with_peers_of_its_own(tmp_path: 
     a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((37, 29), (29, 53)))
     layer = flextensor.load(GEMM, db=db, prepacked=True).kernel.prepack(b)
     np.testing.assert_allclose(layer(a), a @ b, atol=1e-4)
-    assert tuner.as_workload(Workload(GEMM), prepacked=True) == result.workload
+    assert results.as_workload(Workload(GEMM), prepacked=True) == result.workload
     with pytest.raises(InputError, match="gemv has no weights"):
         flextensor.tune(Gemv(m=8, k=8), db=db, prepacked=True)
 
