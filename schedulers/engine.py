@@ -48,8 +48,9 @@ class EngineScheduler(Scheduler):
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage; `InputError` where the program is none that an engine computes."""
-        if not isinstance(target, FPGA):
+        if not target.multipliers:
             return None
+        assert isinstance(target, FPGA)
         roles = _roles(stage)
         others = [s for s in program.stages if s is not stage and _roles(s)]
         if roles is not None and not others:

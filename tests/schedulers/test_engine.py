@@ -75,7 +75,7 @@ def run(source: str, a: Any, b: Any, count: int, dtype: str) -> Any:
     buffers = [cl.Buffer(context, flags, hostbuf=np.ascontiguousarray(x)) for x in (a, b, out)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the attributes are for another compiler
-        program = cl.Program(context, source).build(options="-w")
+        program = cl.Program(context, source).build(options="-w -DUNROLL=")
     cl.Kernel(program, "engine")(queue, (1,), (1,), *buffers)
     cl.enqueue_copy(queue, out, buffers[2])
     queue.finish()

@@ -132,7 +132,7 @@ def test_resources_grow_with_what_is_built() -> None:
         {"pe_n": 4},
         {"dtype": "int16"},
         {"m_steps": 900},
-        {"k_words": 2},
+        {"k_words": 6},
         {"dtype": "float32"},
     ]
     for change in changes:
