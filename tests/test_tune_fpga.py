@@ -43,7 +43,7 @@ def test_a_design_is_found_kept_and_reused(operator: Operator, tmp_path: Path) -
     assert not values["verified"] and values["failures"] == {}
     assert values["peers"] == {} and values["max_rel_error"] is None
     assert 0 < values["peak_fraction"] <= 1
-    assert design["gmacs"] > 20
+    assert design["gmacs"] > 1
     assert design["cycles"] == design["predicted_cycles"]
     assert 0 < design["array_use"] <= 1
     assert design["resources"]["dsp"] <= target.multipliers
