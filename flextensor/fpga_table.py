@@ -75,7 +75,10 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines.append(
             f"| this model | {dtype} | {clock} | {min(used)} to {max(used)} | {mean:.0f} |"
         )
-    lines += [f"| {who} | not known to us | not known to us | not known to us | {g:.0f} |" for who, g in PAPER.items()]
+    lines += [
+        f"| {who} | not known to us | not known to us | not known to us | {g:.0f} |"
+        for who, g in PAPER.items()
+    ]
     lines += [
         "",
         "The paper's numbers are measured on a board with kernels by a vendor's tools, ours are "

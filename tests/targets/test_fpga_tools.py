@@ -83,7 +83,7 @@ def test_a_simulation_that_does_not_end_is_given_up(tmp_path: Path) -> None:
     a, b = engines.packing(drawn.candidate).images(*engines.operands(drawn.candidate, inputs))
     (tmp_path / "a").write_bytes(a)
     (tmp_path / "b").write_bytes(b)
-    files = [tmp_path / name for name in "abc"]
+    files = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     with pytest.raises(DeviceError, match="not done after 10 cycles"):
         verilator.simulate(path, *files, limit=10)
     (tmp_path / "a").write_bytes(b"")

@@ -13,7 +13,7 @@ from flextensor.engines import Engines, integers
 from flextensor.errors import IllegalConfigError, InputError
 from flextensor.measure import Candidate
 from flextensor.operators import Operator, Workload, parse
-from flextensor.schedulers import schedule, space
+from flextensor.schedulers import Config, schedule, space
 from flextensor.schedulers.engine_data import same
 from flextensor.targets import FPGA, lookup
 from flextensor.targets.engine import Engine, ceil_div
@@ -146,12 +146,13 @@ def test_what_cannot_be_built_has_a_reason() -> None:
     target = target_of("fpga:ecp5-85k")
     found = space(Workload(parse("gemm", {})).prim_func(), target)
     seed = dict(found.seeds[0])
-    for change, said in (
+    changes: list[tuple[Config, str]] = [
         ({"gemm.pe_m": 64, "gemm.pe_n": 64, "gemm.m_steps": 1}, "DSP blocks, ecp5-85k has 124"),
         ({"gemm.m_steps": 256, "gemm.pe_m": 64}, "m_steps make tiles of 16384, there are 512"),
         ({"gemm.stationary": "weight", "gemm.k_tiles": 2}, "reduction in one tile"),
         ({"gemm.pe_k": 1, "gemm.a_port": 2}, "a_port moves 2 bytes a cycle, a word has 1"),
-    ):
+    ]
+    for change, said in changes:
         reason = found.reason({**seed, **change})
         assert reason is not None and said in reason
         with pytest.raises(IllegalConfigError):
