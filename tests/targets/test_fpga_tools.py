@@ -125,3 +125,13 @@ def test_what_is_exported_runs_by_make(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     cycles = int(done.stdout.split()[-1])
     assert cycles == pytest.approx(result.values["design"]["cycles"], rel=0.03)
+
+
+def test_the_check_of_the_model_writes_its_folder(tmp_path: Path) -> None:
+    from flextensor import rtl_check
+
+    arguments = ["--configs", "2", "--synth", "0", "--seed", "3", "--jobs", "1"]
+    assert rtl_check.main([*arguments, "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "2 random designs" in page and "(0 failed)" in page
+    assert (tmp_path / "scatter.png").is_file()
