@@ -109,6 +109,7 @@ class Timeline:
 
     def __init__(self, engine: Engine, memory: Memory) -> None:
         self.engine, self.memory = engine, memory
+        self._tiles: dict[tuple[bool, ...], TileTimes] = {}
         self.state = State(
             a_free=(0.0,) * engine.a_buffers,
             b_free=(0.0,) * engine.b_buffers,
@@ -121,8 +122,18 @@ class Timeline:
         self._repeat(groups, lambda: self._edges(outer, self._outer))
         return Prediction(self.state.c_port, *self.state.busy)
 
+    def _tile(self, *edges: bool) -> TileTimes:
+        """Cycles of a tile that is the last one along m, n and k, or not."""
+        if edges not in self._tiles:
+            self._tiles[edges] = tile_times(self.engine, self.memory, *edges)
+        return self._tiles[edges]
+
     def _repeat(self, count: int, turn: Callable[[], None]) -> None:
         """`count` turns; once two in a row have the same effect the rest have it too."""
+        if count < 3:
+            for _ in range(count):
+                turn()
+            return
         last: Times = ()
         before = self.state.numbers()
         for done in range(1, count + 1):
@@ -159,7 +170,7 @@ class Timeline:
     ) -> None:
         """One tile step; `inner` and `k` say whether the loop is at its first and last turn."""
         state, order = self.state, self.engine.stationary
-        tile = tile_times(self.engine, self.memory, m_edge, n_edge, k[1])
+        tile = self._tile(m_edge, n_edge, k[1])
         read_a, read_b, compute, write = state.busy
         if order != "input" or inner[0]:
             state.a_port = max(state.a_port, state.a_free[0]) + tile.read_a
@@ -198,7 +209,6 @@ def predict(engine: Engine, memory: Memory) -> Prediction:
     return Timeline(engine, memory).run()
 
 
-@functools.lru_cache(maxsize=64)
 def tile_times(
     engine: Engine, memory: Memory, m_edge: bool, n_edge: bool, k_edge: bool
 ) -> TileTimes:

@@ -3,6 +3,7 @@
     python -m flextensor.rtl_check [--configs N] [--synth N] [--seed N] [--jobs N] [--out FOLDER]
 
 writes data.json (every design with its cycles by both), scatter.png and README.md.
+``--again`` lets the model speak anew of the designs that FOLDER/data.json has, without tools.
 """
 
 from __future__ import annotations
@@ -133,6 +134,28 @@ def row(target: FPGA, drawn: Drawn, trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def again(out: Path) -> None:
+    """Predict and estimate anew what OUT/data.json has, and write the page."""
+    data = json.loads((out / "data.json").read_text())
+    target = lookup(data["target"])
+    assert isinstance(target, FPGA)
+    for found in data["rows"]:
+        operator, formulation = WORKLOADS[found["kind"]]
+        engines = Engines(Workload(operator), target)
+        candidate = Candidate(formulation, found["config"])
+        found["predicted"] = engines.predict(candidate).cycles
+        needs = estimate(engines.engine(candidate), target.lut_inputs)
+        found["estimate"] = dataclasses.asdict(needs)
+    write_pages(data, out)
+
+
+def write_pages(data: Mapping[str, Any], out: Path) -> None:
+    """data.json, README.md and scatter.png."""
+    write(out / "data.json", json.dumps(data, indent=1) + "\n")
+    write(out / "README.md", rtl_page.markdown(data))
+    rtl_page.plot(data, out / "scatter.png")
+
+
 def run(given: argparse.Namespace, command: Sequence[str]) -> None:
     """Simulate and synthesise; write the folder, data.json after every design."""
     target = lookup(given.target)
@@ -156,8 +179,7 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
         data["rows"].append(found)
         print(line(found), file=sys.stderr)
         write(given.out / "data.json", json.dumps(data, indent=1) + "\n")
-    write(given.out / "README.md", rtl_page.markdown(data))
-    rtl_page.plot(data, given.out / "scatter.png")
+    write_pages(data, given.out)
 
 
 def line(found: Mapping[str, Any]) -> str:
@@ -181,8 +203,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--synth", type=int, default=24, help="designs to synthesise, too")
     parser.add_argument("--jobs", type=int, default=0, help="simulators to build at once")
     parser.add_argument("--target", default="fpga:vu9p")
+    parser.add_argument("--again", action="store_true", help="model anew what OUT has")
+    given = parser.parse_args(arguments)
     try:
-        run(parser.parse_args(arguments), arguments)
+        again(given.out) if given.again else run(given, arguments)
     except FlexTensorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -134,4 +134,8 @@ def test_the_check_of_the_model_writes_its_folder(tmp_path: Path) -> None:
     assert rtl_check.main([*arguments, "--out", str(tmp_path)]) == 0
     page = (tmp_path / "README.md").read_text()
     assert "2 random designs" in page and "(0 failed)" in page
+    (tmp_path / "scatter.png").unlink()
+    before = (tmp_path / "data.json").read_text()
+    assert rtl_check.main(["--again", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "data.json").read_text() == before
     assert (tmp_path / "scatter.png").is_file()
