@@ -29,7 +29,14 @@ from flextensor.cli_options import (
     What,
     workloads_of,
 )
-from flextensor.errors import DeviceError, FlexTensorError, InputError, check_positive, unknown
+from flextensor.errors import (
+    DeviceError,
+    FlexTensorError,
+    InputError,
+    UnsupportedError,
+    check_positive,
+    unknown,
+)
 
 app = typer.Typer(
     name="flextensor",
@@ -145,7 +152,7 @@ def tune(
                 if stop.result is not None:
                     show(label, stop.result.json())
                 raise typer.Exit(130) from None
-            except DeviceError as error:
+            except (DeviceError, UnsupportedError) as error:
                 if suite is None:
                     raise
                 print(f"error: {label}: {error}", file=sys.stderr)

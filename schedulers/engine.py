@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flextensor.errors import InputError
+from flextensor.errors import UnsupportedError
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.engine_layout import Layout, Roles
@@ -47,10 +47,12 @@ class EngineScheduler(Scheduler):
     name = "engine"
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
-        """The stage; `InputError` where the program is none that an engine computes."""
+        """The stage; `UnsupportedError` where the program is none that an engine computes."""
         if not target.multipliers:
             return None
         assert isinstance(target, FPGA)
+        if program.constants:
+            raise UnsupportedError("an FPGA's weights are always packed ahead; drop --prepacked")
         roles = _roles(stage)
         others = [s for s in program.stages if s is not stage and _roles(s)]
         if roles is not None and not others:
@@ -58,7 +60,7 @@ class EngineScheduler(Scheduler):
         if roles is None and others and _moves(stage):
             return HostSchedule(stage)
         why = "one of several sums of products" if roles else "no sum of two products, nor a move"
-        raise InputError(f"no FPGA engine computes {stage.name}: it is {why}")
+        raise UnsupportedError(f"no FPGA engine computes {stage.name}: it is {why}")
 
 
 def _roles(stage: Stage) -> Roles | None:

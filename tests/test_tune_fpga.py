@@ -110,6 +110,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:
         (("tune", *gemm, "--target", "fpga:vu9p", "--measure", "run"), "unknown measure of fpga"),
         (("tune", *gemm, "--measure", "model"), "unknown measure of llvm 'model'; known: run"),
         (("tune", *gemm, "--synth"), "only a design for an FPGA is synthesised"),
+        (("tune", *gemm, "--target", "fpga", "--prepacked"), "always packed ahead"),
         (("export", *gemm, "--target", "fpga", "--out", tmp_path / "x"), "was never tuned"),
         (("tune", *gemm, "bias=true", "--target", "fpga"), "no FPGA engine computes bias_add"),
     ):
