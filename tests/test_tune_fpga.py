@@ -125,3 +125,15 @@ def test_without_verilator_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: simulating RTL needs verilator")
     assert "apt-get install" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_suite_goes_on_after_what_no_engine_computes(tmp_path: Path) -> None:
+    done = run(
+        "tune", "--suite", "smoke", "--target", "fpga", "--trials", "1", "--db", tmp_path / "t.db",
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 2
+    found = [json.loads(line)["operator"] for line in done.stdout.splitlines()]
+    assert {"gemm", "conv2d", "depthwise_conv2d", "conv_transpose3d"} <= set(found)
+    said = done.stderr.splitlines()
+    assert said and all("no FPGA engine computes" in line for line in said)
