@@ -197,10 +197,10 @@ def version(tool: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m flextensor.rtl_check")
-    parser.add_argument("--configs", type=int, default=120)
+    parser.add_argument("--configs", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/fpga"))
-    parser.add_argument("--synth", type=int, default=24, help="designs to synthesise, too")
+    parser.add_argument("--synth", type=int, default=16, help="designs to synthesise, too")
     parser.add_argument("--jobs", type=int, default=0, help="simulators to build at once")
     parser.add_argument("--target", default="fpga:vu9p")
     parser.add_argument("--again", action="store_true", help="model anew what OUT has")
