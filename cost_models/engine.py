@@ -21,6 +21,9 @@ and when it begins, for tile step t, with 1 or 2 buffers:
                 begins, a buffer of C is free
     write       when the last tile of the reduction is summed, and the port is done
 
+For float32 this is optimistic: an adder of several cycles accumulates a word a cycle only where
+sums are interleaved, which neither the model nor the HLS source does.
+
 A loop whose turns all take the same time is not followed to its end: `_repeat` jumps. Nothing is
 fitted to a measurement; `results/fpga` has the model beside simulated RTL.
 """

@@ -81,10 +81,10 @@ def markdown(data: Mapping[str, Any]) -> str:
     ]
     lines += [
         "",
-        "The paper's numbers are measured on a board with kernels by a vendor's tools, ours are "
-        "predictions for engines of our own whose model agrees with simulated RTL (see "
-        "[the comparison](../README.md)): the table says that both are of one order, not who "
-        "is faster.",
+        "How the paper's numbers were taken is not known to us, nor are its assumptions; ours are "
+        "predictions for engines of our own, by a model that agrees with simulated RTL (see "
+        "[the comparison](../README.md)). The table puts them side by side and does not say who "
+        "is faster. In float32 the model is optimistic: it takes adders that need one cycle.",
     ]
     return "\n".join(lines) + "\n"
 
