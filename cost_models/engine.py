@@ -21,6 +21,9 @@ and when it begins, for tile step t, with 1 or 2 buffers:
                 begins, a buffer of C is free
     write       when the last tile of the reduction is summed, and the port is done
 
+For float32 this is optimistic: an adder of several cycles accumulates a word a cycle only where
+sums are interleaved, which neither the model nor the HLS source does.
+
 A loop whose turns all take the same time is not followed to its end: `_repeat` jumps. Nothing is
 fitted to a measurement; `results/fpga` has the model beside simulated RTL.
 """
@@ -38,7 +41,7 @@ START = 3
 """Cycles of a tile's read beside its beats: the buffer is seen to be free, the request and the
 beat that comes are registered."""
 Times = tuple[float, ...]
-"""When each unit is free: port A, B and C, the array; then the two oldest uses of each buffer."""
+"""The numbers of a `State`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Timeline:
 
     def __init__(self, engine: Engine, memory: Memory) -> None:
         self.engine, self.memory = engine, memory
+        self._tiles: dict[tuple[bool, ...], TileTimes] = {}
         self.state = State(
             a_free=(0.0,) * engine.a_buffers,
             b_free=(0.0,) * engine.b_buffers,
@@ -121,9 +125,20 @@ class Timeline:
         self._repeat(groups, lambda: self._edges(outer, self._outer))
         return Prediction(self.state.c_port, *self.state.busy)
 
+    def _tile(self, *edges: bool) -> TileTimes:
+        """Cycles of a tile that is the last one along m, n and k, or not."""
+        if edges not in self._tiles:
+            self._tiles[edges] = tile_times(self.engine, self.memory, *edges)
+        return self._tiles[edges]
+
     def _repeat(self, count: int, turn: Callable[[], None]) -> None:
         """`count` turns; once two in a row have the same effect the rest have it too."""
-        before, last = self.state.numbers(), ()
+        if count < 3:
+            for _ in range(count):
+                turn()
+            return
+        last: Times = ()
+        before = self.state.numbers()
         for done in range(1, count + 1):
             turn()
             now = self.state.numbers()
@@ -158,7 +173,7 @@ class Timeline:
     ) -> None:
         """One tile step; `inner` and `k` say whether the loop is at its first and last turn."""
         state, order = self.state, self.engine.stationary
-        tile = tile_times(self.engine, self.memory, m_edge, n_edge, k[1])
+        tile = self._tile(m_edge, n_edge, k[1])
         read_a, read_b, compute, write = state.busy
         if order != "input" or inner[0]:
             state.a_port = max(state.a_port, state.a_free[0]) + tile.read_a
@@ -197,7 +212,6 @@ def predict(engine: Engine, memory: Memory) -> Prediction:
     return Timeline(engine, memory).run()
 
 
-@functools.lru_cache(maxsize=64)
 def tile_times(
     engine: Engine, memory: Memory, m_edge: bool, n_edge: bool, k_edge: bool
 ) -> TileTimes:

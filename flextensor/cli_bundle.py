@@ -27,7 +27,8 @@ def bundle(
     """Compile the most promising kernels, with a script that measures them elsewhere."""
     from flextensor import bundle as bundles
     from flextensor import report, tuner
-    from flextensor.cli import check_numbers, stdout_kept, workloads_of
+    from flextensor.cli import check_numbers, stdout_kept
+    from flextensor.cli_options import workloads_of
     from flextensor.errors import InputError
     from flextensor.lean import import_tvm
     from flextensor.result import as_workload, opened

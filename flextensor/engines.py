@@ -1,4 +1,4 @@
-"""Engines of one workload on an FPGA: what a config builds, how fast it should be, what it takes."""
+"""Engines of one workload on an FPGA: what a config builds, how fast it is, what it takes."""
 
 from __future__ import annotations
 

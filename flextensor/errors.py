@@ -2,6 +2,7 @@
 
     FlexTensorError              every error below; the command line exits with 2
     ├── InputError               what the caller asked for does not exist or makes no sense
+    │   └── UnsupportedError     an operator that a target has no way to compute
     ├── IllegalConfigError       a configuration that breaks a constraint of its space
     ├── DeviceError              a device, compiler or worker that is needed is not there
     └── DatabaseError            a schedule database that cannot be read or written
@@ -23,6 +24,10 @@ class FlexTensorError(Exception):
 
 class InputError(FlexTensorError):
     """What the caller asked for does not exist or makes no sense."""
+
+
+class UnsupportedError(InputError):
+    """An operator that a target has no way to compute; another operator may do."""
 
 
 class IllegalConfigError(FlexTensorError):

@@ -43,11 +43,12 @@ def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]
     from flextensor.compiled import build
     from flextensor.kernel import Kernel
 
+    runtime = target.runtime()  # before the build, which is for nothing where nothing runs
     func = workload.prim_func(values["formulation"])
     with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
         path = Path(folder) / "kernel.so"
         build(func, target, values["config"], path)
-        return Kernel(path, workload.buffers, target.runtime())
+        return Kernel(path, workload.buffers, runtime)
 
 
 def as_workload(what: Any, prepacked: bool = False) -> Workload:

@@ -3,6 +3,7 @@
     python -m flextensor.rtl_check [--configs N] [--synth N] [--seed N] [--jobs N] [--out FOLDER]
 
 writes data.json (every design with its cycles by both), scatter.png and README.md.
+``--again`` lets the model speak anew of the designs that FOLDER/data.json has, without tools.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ SYNTHESISED = 64
 LONGEST = 200_000
 """Predicted cycles of a design that is simulated."""
 
+TRANSPOSED = ConvTranspose2d(
+    in_channels=8, out_channels=12, height=6, width=7, kernel=4, stride=2, padding=1
+)
 WORKLOADS: dict[str, tuple[Operator, str]] = {
     "gemm": (Gemm(m=50, n=37, k=72), "direct"),
     "conv2d 3x3": (
@@ -58,23 +62,17 @@ WORKLOADS: dict[str, tuple[Operator, str]] = {
         "direct",
     ),
     "dilated": (
-        Conv2d(in_channels=12, out_channels=16, height=12, width=12, kernel=3, padding=2, dilation=2),
+        Conv2d(
+            in_channels=12, out_channels=16, height=12, width=12, kernel=3, padding=2, dilation=2
+        ),
         "direct",
     ),
     "grouped": (
         Conv2d(in_channels=32, out_channels=24, height=9, width=9, kernel=3, groups=4), "direct",
     ),
-    "transposed": (
-        ConvTranspose2d(in_channels=8, out_channels=12, height=6, width=7, kernel=4, stride=2, padding=1),
-        "direct",
-    ),
-    "sub-pixel": (
-        ConvTranspose2d(in_channels=8, out_channels=12, height=6, width=7, kernel=4, stride=2, padding=1),
-        "subpixel",
-    ),
-    "depthwise": (
-        DepthwiseConv2d(channels=40, height=14, width=14, kernel=3, padding=1), "direct",
-    ),
+    "transposed": (TRANSPOSED, "direct"),
+    "sub-pixel": (TRANSPOSED, "subpixel"),
+    "depthwise": (DepthwiseConv2d(channels=40, height=14, width=14, padding=1), "direct"),
 }  # fmt: skip
 """Small workloads of every kind, with their formulations; none divides well."""
 
@@ -92,11 +90,9 @@ class Drawn:
 def draw(target: FPGA, count: int, seed: int) -> list[Drawn]:
     """`count` random legal designs, the workloads in turn, small enough to simulate."""
     rng = np.random.default_rng(seed)
-    pools = {
-        kind: iter(_pool(target, kind, rng, -(-count // len(WORKLOADS)))) for kind in WORKLOADS
-    }
-    kinds = list(WORKLOADS)
-    return [next(pools[kinds[i % len(kinds)]]) for i in range(count)]
+    each = -(-count // len(WORKLOADS))
+    pools = [_pool(target, kind, rng, each) for kind in WORKLOADS]
+    return [pools[i % len(pools)][i // len(pools)] for i in range(count)]
 
 
 def _pool(target: FPGA, kind: str, rng: np.random.Generator, count: int) -> list[Drawn]:
@@ -138,6 +134,28 @@ def row(target: FPGA, drawn: Drawn, trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def again(out: Path) -> None:
+    """Predict and estimate anew what OUT/data.json has, and write the page."""
+    data = json.loads((out / "data.json").read_text())
+    target = lookup(data["target"])
+    assert isinstance(target, FPGA)
+    for found in data["rows"]:
+        operator, formulation = WORKLOADS[found["kind"]]
+        engines = Engines(Workload(operator), target)
+        candidate = Candidate(formulation, found["config"])
+        found["predicted"] = engines.predict(candidate).cycles
+        needs = estimate(engines.engine(candidate), target.lut_inputs)
+        found["estimate"] = dataclasses.asdict(needs)
+    write_pages(data, out)
+
+
+def write_pages(data: Mapping[str, Any], out: Path) -> None:
+    """data.json, README.md and scatter.png."""
+    write(out / "data.json", json.dumps(data, indent=1) + "\n")
+    write(out / "README.md", rtl_page.markdown(data))
+    rtl_page.plot(data, out / "scatter.png")
+
+
 def run(given: argparse.Namespace, command: Sequence[str]) -> None:
     """Simulate and synthesise; write the folder, data.json after every design."""
     target = lookup(given.target)
@@ -161,8 +179,7 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
         data["rows"].append(found)
         print(line(found), file=sys.stderr)
         write(given.out / "data.json", json.dumps(data, indent=1) + "\n")
-    write(given.out / "README.md", rtl_page.markdown(data))
-    rtl_page.plot(data, given.out / "scatter.png")
+    write_pages(data, given.out)
 
 
 def line(found: Mapping[str, Any]) -> str:
@@ -180,16 +197,16 @@ def version(tool: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m flextensor.rtl_check")
-    parser.add_argument("--configs", type=int, default=120)
+    parser.add_argument("--configs", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/fpga"))
-    parser.add_argument("--synth", type=int, default=24, help="designs to synthesise, too")
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="simulators built at once; 0: all cores"
-    )
+    parser.add_argument("--synth", type=int, default=16, help="designs to synthesise, too")
+    parser.add_argument("--jobs", type=int, default=0, help="simulators to build at once")
     parser.add_argument("--target", default="fpga:vu9p")
+    parser.add_argument("--again", action="store_true", help="model anew what OUT has")
+    given = parser.parse_args(arguments)
     try:
-        run(parser.parse_args(arguments), arguments)
+        again(given.out) if given.again else run(given, arguments)
     except FlexTensorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flextensor.operators.workload import Workload
     from flextensor.targets.fpga import FPGA
 
-LIMITS = Limits(build_seconds=300.0, run_seconds=600.0)
+LIMITS = Limits(build_seconds=180.0, run_seconds=600.0)
 """Verilator takes seconds to minutes; a large layer takes minutes of simulation."""
 PATIENCE = 20
 """A simulation is given up after this many times the predicted cycles."""

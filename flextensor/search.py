@@ -18,7 +18,7 @@ import numpy as np
 
 from flextensor import cost_models, explorers
 from flextensor.cost_models import Example
-from flextensor.errors import IllegalConfigError, InputError
+from flextensor.errors import IllegalConfigError, UnsupportedError
 from flextensor.measure import Candidate, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.schedulers.space import Point, Space
@@ -152,11 +152,11 @@ def lanes(workload: Workload, target: Target, explorer: str, model: str, seed: i
     from flextensor.schedulers import space
 
     made: list[Lane] = []
-    reasons: list[InputError] = []
+    reasons: list[UnsupportedError] = []
     for name in workload.formulations:
         try:
             found = space(workload.prim_func(name), target)
-        except InputError as error:
+        except UnsupportedError as error:
             reasons.append(error)
         else:
             made.append(Lane(name, found, explorer, model, seed))

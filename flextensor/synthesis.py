@@ -29,7 +29,7 @@ def as_fpga(target: Target) -> FPGA:
 
 
 def resources(engine: Engine, part: str, seconds: float = SECONDS) -> dict[str, int]:
-    """{"dsp", "bram18", "lut", "ff"} of an engine; `DeviceError` when yosys fails or takes longer."""
+    """{"dsp", "bram18", "lut", "ff"} of an engine; `DeviceError` when yosys fails or hangs."""
     yosys.check()
     with tempfile.TemporaryDirectory(prefix="flextensor-synth-") as folder:
         worker = Worker(env={"TMPDIR": str(Path(folder))})

@@ -6,7 +6,7 @@ class TestMine(flextensor.testing.TargetCase):
         return Mine(...)
 
 `OperatorCase` takes an operator, `SchedulerCase` a program that the scheduler is for, `TargetCase`
-a target, `ExplorerCase` and `CostModelCase` a factory over any space.
+and `DeviceCase` a target, `ExplorerCase` and `CostModelCase` a factory over any space.
 """
 
 from __future__ import annotations
@@ -308,6 +308,10 @@ class TargetCase:
     def test_fingerprint_knows_the_threads(self, target: Target) -> None:
         other = targets.load(targets.dump(target) | {"cores": target.cores + 1})
         assert other.fingerprint != target.fingerprint
+
+
+class DeviceCase(TargetCase):
+    """What every target must do that runs programs here."""
 
     def test_builds_a_library_that_runs(self, target: Target, tmp_path: Path) -> None:
         import tvm

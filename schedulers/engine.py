@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flextensor.errors import InputError
+from flextensor.errors import UnsupportedError
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.engine_layout import Layout, Roles
@@ -33,7 +33,8 @@ TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 POWERS = (1, 2, 4, 8, 16, 32, 64)
 SEEDS = (
     # pe_m, pe_n, pe_k, m_steps, n_steps
-    (16, 16, 16, 32, 8), (8, 32, 16, 32, 4), (16, 32, 8, 16, 4), (32, 32, 4, 8, 4), (14, 16, 16, 14, 8),
+    (16, 16, 16, 32, 8), (8, 32, 16, 32, 4), (16, 32, 8, 16, 4), (32, 32, 4, 8, 4),
+    (14, 16, 16, 14, 8), (8, 8, 64, 32, 8), (16, 5, 64, 16, 8),
     (16, 8, 32, 16, 8), (8, 8, 32, 32, 8), (8, 8, 16, 16, 8), (8, 8, 8, 16, 4), (4, 4, 8, 16, 8),
     (8, 8, 1, 32, 1), (16, 32, 1, 16, 1), (4, 16, 1, 64, 1), (4, 4, 4, 8, 4), (2, 4, 4, 8, 8),
     (4, 4, 1, 8, 1), (2, 2, 2, 8, 4), (1, 1, 1, 4, 4), (1, 16, 16, 1, 4), (1, 1, 1, 1, 1),
@@ -46,9 +47,12 @@ class EngineScheduler(Scheduler):
     name = "engine"
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
-        """The stage; `InputError` where the program is none that an engine computes."""
-        if not isinstance(target, FPGA):
+        """The stage; `UnsupportedError` where the program is none that an engine computes."""
+        if not target.multipliers:
             return None
+        assert isinstance(target, FPGA)
+        if program.constants:
+            raise UnsupportedError("an FPGA's weights are always packed ahead; drop --prepacked")
         roles = _roles(stage)
         others = [s for s in program.stages if s is not stage and _roles(s)]
         if roles is not None and not others:
@@ -56,7 +60,7 @@ class EngineScheduler(Scheduler):
         if roles is None and others and _moves(stage):
             return HostSchedule(stage)
         why = "one of several sums of products" if roles else "no sum of two products, nor a move"
-        raise InputError(f"no FPGA engine computes {stage.name}: it is {why}")
+        raise UnsupportedError(f"no FPGA engine computes {stage.name}: it is {why}")
 
 
 def _roles(stage: Stage) -> Roles | None:

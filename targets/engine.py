@@ -1,7 +1,7 @@
 """A tuned FPGA design: one contraction on an array of multipliers, with everything that sizes it.
 
-    memory -> row loader  -> A: pe_m banks, a word is pe_k elements ----\
-    memory -> word loader -> B: one bank, a word is pe_k * pe_n elements -> array -> C -> store -> memory
+    memory -> row loader  -> A: pe_m banks, a word is pe_k elements ------\
+    memory -> word loader -> B: one bank, a word is pe_k * pe_n elements -> array -> C -> memory
 
 A tile step multiplies tile_m rows by tile_n columns over tile_k words. The three units run on
 different tiles at the same time where their buffers are double. Nothing here knows of TVM: an
@@ -57,8 +57,8 @@ class Digits:
     def steps(self) -> tuple[int, ...]:
         """What is added to the offset when digit i counts on and all inner ones go back to 0."""
         back = [
-            sum((e - 1) * s for e, s in zip(self.extents[i + 1 :], self.strides[i + 1 :]))
-            for i in range(len(self.extents))
+            sum((e - 1) * s for e, s in zip(self.extents[i:], self.strides[i:], strict=True))
+            for i in range(1, len(self.extents) + 1)
         ]
         return tuple(s - b for s, b in zip(self.strides, back, strict=True))
 

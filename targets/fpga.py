@@ -25,6 +25,8 @@ ENGINE = "flextensor.engine"
 USABLE = 0.8
 """Share of each resource that a design may take: beyond, tools place and route with luck only
 (AMD UG949 calls for less than 80 % of DSP blocks and block RAM)."""
+PORTS = 3
+"""Memory ports of an engine: A, B and C."""
 WIDEST_PORT = 64
 """Bytes: AXI ports of 512 bits are the widest that AMD's memory controllers and HLS offer."""
 MEMORY_LATENCY = 64
@@ -34,7 +36,7 @@ BURST_GAP = 4
 """Cycles that a port loses where an address does not follow the last one, an assumption: a new
 burst passes the address channel and, in part, opens another row of the memory."""
 DEFAULTS = {"dtype": "int8", "clock": "", "memory": "", "latency": "", "gap": ""}
-"""What a specification may set: the type, and MHz, GB/s and cycles where they are not the part's."""
+"""What a specification may set: the type; MHz, GB/s and cycles where they are not the part's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class FPGA(Target):
             raise unknown("data type of an FPGA", given["dtype"], BYTES)
         part = PARTS[name]
         bram18 = int(USABLE * part.bram18)
-        return cls(
+        target = cls(
             cores=1,
             vector_bits=8 * WIDEST_PORT,
             vector_registers=1,
@@ -96,6 +98,10 @@ class FPGA(Target):
             latency=int(_number("latency", given["latency"], 1, MEMORY_LATENCY)),
             gap=int(_number("gap", given["gap"], 1, BURST_GAP)),
         )
+        if target.port_bytes < PORTS:
+            moves = f"moves {target.port_bytes} bytes per cycle, an engine needs {PORTS}"
+            raise InputError(f"the memory of {spec} {moves}")
+        return target
 
     @property
     def port_bytes(self) -> int:
@@ -150,7 +156,7 @@ class FPGA(Target):
 
     def traffic(self, buffers: Sequence[Any]) -> int:
         """Bytes of operands of the part's type, and of the sums that come out."""
-        *inputs, output = (math.prod(buffer.shape) for buffer in buffers)
+        *inputs, output = (int(math.prod(buffer.shape)) for buffer in buffers)
         return sum(inputs) * BYTES[self.dtype] + output * SUM_BYTES[self.dtype]
 
     def runtime(self) -> Runtime:

@@ -1,8 +1,8 @@
 """The Verilog of an engine: the units of ``rtl/*.v``, joined and sized for one design.
 
-    memory port a -> row_loader  -> PE_M memories -\
-    memory port b -> word_loader -> memory ---------> array -> accumulators -> memory -> result_store
-                                                        ^ array_control                       -> port c
+    port a -> row_loader  -> PE_M memories -\
+    port b -> word_loader -> memory ---------> array -> accumulators -> memory -> result_store
+                                                 ^ array_control                    -> port c
 
 The ports: a request of one beat (`*_read`, `*_address` in beats, taken when `*_ready`), answered in
 order by `*_valid` and `*_data`; the write port of C is always ready.
@@ -10,6 +10,7 @@ order by `*_valid` and `*_data`; the write port of C is always ready.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from flextensor.targets.engine import BYTES, SUM_BYTES, Digits, Engine
@@ -66,7 +67,7 @@ def sums(engine: Engine) -> int:
     return 8 * SUM_BYTES[engine.dtype]
 
 
-def _set(parameters: dict[str, object]) -> str:
+def _set(parameters: Mapping[str, object]) -> str:
     return ", ".join(f".{name}({value})" for name, value in parameters.items())
 
 

@@ -13,18 +13,18 @@ from flextensor.targets import fpga_rtl
 from flextensor.targets.engine import Engine
 
 FAMILIES = {
-    "vu9p": "synth_xilinx -family xcup -noiopad -noclkbuf",
-    "zu9eg": "synth_xilinx -family xcup -noiopad -noclkbuf",
+    "vu9p": "synth_xilinx -family xcup -flatten -noiopad -noclkbuf",
+    "zu9eg": "synth_xilinx -family xcup -flatten -noiopad -noclkbuf",
     "ecp5-85k": "synth_ecp5",
 }
 """The synthesis of a part; xcup is UltraScale+."""
 CELLS = {
     "dsp": {"DSP48E2": 1, "MULT18X18D": 1},
     "bram18": {"RAMB18E2": 1, "RAMB36E2": 2, "DP16KD": 1},
-    "lut": {**{f"LUT{n}": 1 for n in range(1, 7)}, "CARRY4": 0},
+    "lut": {**{f"LUT{n}": 1 for n in range(1, 7)}, "CCU2C": 2},
     "ff": {"FDRE": 1, "FDSE": 1, "TRELLIS_FF": 1},
 }
-"""Cells of each resource with their weights."""
+"""Cells of each resource with their weights; the carry chains of ECP5 are made of its tables."""
 
 
 def check() -> None:
@@ -40,9 +40,7 @@ def synthesise(engine: Engine, part: str) -> dict[str, int]:
         folder = Path(name)
         (folder / f"{fpga_rtl.TOP}.v").write_text(fpga_rtl.verilog(engine))
         files = " ".join(map(str, [folder / f"{fpga_rtl.TOP}.v", *fpga_rtl.sources()]))
-        script = f"read_verilog {files}; {FAMILIES[part]} -top {fpga_rtl.TOP} -flatten; stat"
-        if part == "ecp5-85k":
-            script = script.replace(" -flatten", "")
+        script = f"read_verilog {files}; {FAMILIES[part]} -top {fpga_rtl.TOP}; stat"
         done = subprocess.run(["yosys", "-p", script], capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no reason"]

@@ -1,10 +1,13 @@
 // One engine as a single work item. The arrays are on the chip: `a` has a bank for every row of the
 // array of multipliers, `b` and `c` give or take a whole word each cycle. The three pointers are to
 // lie in three memory banks (v++ --connectivity.sp engine_1.a_memory:DDR[0], b_memory:DDR[1], ...).
-// The xcl_ attributes are those of Vitis (UG1399); other OpenCL compilers ignore them.
+// The xcl_ attributes are those of Vitis (UG1399); other OpenCL compilers ignore them, but not the
+// unroll hint: build with -DUNROLL= there, for thousands of products are too many for a CPU.
 
-#define PIPELINE __attribute__((xcl_pipeline_loop(1)))
+#ifndef UNROLL
 #define UNROLL __attribute__((opencl_unroll_hint))
+#endif
+#define PIPELINE __attribute__((xcl_pipeline_loop(1)))
 #define PARTITION(dimension) __attribute__((xcl_array_partition(complete, dimension)))
 
 // rows * words of A by im2col addressing; row r goes into bank r % PE_M

@@ -52,7 +52,7 @@ def test_no_pyopencl_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyopencl", None)
     with pytest.raises(DeviceError, match="OpenCL needs pyopencl: pip install"):
         targets.lookup("opencl")
-    assert list(targets.present()) == ["llvm"]
+    assert not [spec for spec in targets.present() if spec.startswith("opencl")]
 
 
 def test_no_platform_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_no_platform_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(DeviceError, match="no OpenCL device found.*: install") as caught:
             targets.lookup("opencl")
         assert "\n" not in str(caught.value)
-    assert list(targets.present()) == ["llvm"]
+    assert not [spec for spec in targets.present() if spec.startswith("opencl")]
 
 
 def chain(rows: int, columns: int, threads: int) -> Any:

@@ -1,0 +1,41 @@
+"""``flextensor export``: a tuned design for an FPGA, in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flextensor.cli_db import DbOption
+from flextensor.cli_options import (
+    CaseOption,
+    EinsumOption,
+    Fields,
+    MeasureOption,
+    TargetOption,
+    What,
+    workloads_of,
+)
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="folder of the design")],
+    what: What = None,
+    fields: Fields = None,
+    einsum: EinsumOption = None,
+    case: CaseOption = None,
+    target: TargetOption = "fpga",
+    measure: MeasureOption = None,
+    db: DbOption = None,
+) -> None:
+    """Write a tuned FPGA design: Verilog with a testbench, OpenCL for HLS, a report."""
+    from flextensor import export as writer
+    from flextensor.lean import import_tvm
+    from flextensor.result import load
+
+    import_tvm()
+    ((_, operator),) = workloads_of(what, fields, einsum, case, None)
+    result = load(operator, target=target, db=db, measure=measure)
+    for path in writer.write(result, out):
+        print(path)
