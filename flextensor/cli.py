@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -28,14 +26,14 @@ from flextensor.cli_options import (
     TimeOption,
     TrialsOption,
     What,
+    check_numbers,
+    stdout_kept,
     workloads_of,
 )
 from flextensor.errors import (
     DeviceError,
     FlexTensorError,
-    InputError,
     UnsupportedError,
-    check_positive,
     unknown,
 )
 
@@ -73,16 +71,6 @@ def run() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
-
-
-def check_numbers(
-    trials: int | None, time: float | None, tolerance: float = 1.0, seed: int = 0
-) -> None:
-    """Raise `InputError` for a budget, tolerance or seed that makes no sense."""
-    for option, value in {"--trials": trials, "--time": time, "--tolerance": tolerance}.items():
-        check_positive(option, value)
-    if seed < 0:
-        raise InputError(f"--seed must be at least 0, got {seed}")
 
 
 def _version(value: bool) -> None:
@@ -164,13 +152,6 @@ def tune(
                 show(label, result.json())
     if failed:
         raise typer.Exit(2)
-
-
-@contextlib.contextmanager
-def stdout_kept() -> Iterator[None]:
-    """Send to stderr what a user's own operator prints: stdout is for results only."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 @app.command()

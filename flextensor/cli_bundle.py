@@ -9,26 +9,37 @@ from typing import Annotated
 import typer
 
 from flextensor.cli_db import DbOption
+from flextensor.cli_options import (
+    CaseOption,
+    EinsumOption,
+    Fields,
+    SuiteOption,
+    TargetOption,
+    TimeOption,
+    TrialsOption,
+    What,
+    check_numbers,
+    stdout_kept,
+    workloads_of,
+)
 
 
 def bundle(
-    what: Annotated[str | None, typer.Argument(metavar="OPERATOR")] = None,
-    fields: Annotated[list[str] | None, typer.Argument(metavar="[field=value ...]")] = None,
-    einsum: Annotated[str | None, typer.Option(metavar="EQUATION", help="a contraction")] = None,
-    suite: Annotated[str | None, typer.Option(metavar="NAME", help="all cases of a suite")] = None,
-    case: Annotated[str | None, typer.Option(metavar="SUITE/CASE", help="a case")] = None,
-    target: Annotated[str, typer.Option(help="the architecture to compile for")] = "cuda:sm_90",
+    what: What = None,
+    fields: Fields = None,
+    einsum: EinsumOption = None,
+    suite: SuiteOption = None,
+    case: CaseOption = None,
+    target: TargetOption = "cuda:sm_90",
     top: Annotated[int, typer.Option(min=1, help="candidates of every workload")] = 16,
-    trials: Annotated[int | None, typer.Option(help="points to model in all")] = None,
-    time: Annotated[float | None, typer.Option(metavar="SECONDS", help="to model each")] = None,
+    trials: TrialsOption = None,
+    time: TimeOption = None,
     db: DbOption = None,
     out: Annotated[Path, typer.Option(help="folder of the bundle")] = Path("bundle"),
 ) -> None:
     """Compile the most promising kernels, with a script that measures them elsewhere."""
     from flextensor import bundle as bundles
     from flextensor import report, tuner
-    from flextensor.cli import check_numbers, stdout_kept
-    from flextensor.cli_options import workloads_of
     from flextensor.errors import InputError
     from flextensor.lean import import_tvm
     from flextensor.result import as_workload, opened

@@ -1,12 +1,15 @@
-"""What commands have in common: their options, and the workloads that they name."""
+"""What commands have in common: options, checks of them, and the workloads that they name."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flextensor.errors import InputError
+from flextensor.errors import InputError, check_positive
 
 if TYPE_CHECKING:
     from flextensor.operators.base import Operator
@@ -90,3 +93,20 @@ def _agree(what: str | None, case: Case) -> tuple[str, Operator]:
     if what is not None and what != case.family:
         raise InputError(f"case {case.full_name} is a {case.family}, not a {what}")
     return case.full_name, case.operator
+
+
+def check_numbers(
+    trials: int | None, time: float | None, tolerance: float = 1.0, seed: int = 0
+) -> None:
+    """Raise `InputError` for a budget, tolerance or seed that makes no sense."""
+    for option, value in {"--trials": trials, "--time": time, "--tolerance": tolerance}.items():
+        check_positive(option, value)
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, got {seed}")
+
+
+@contextlib.contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Send to stderr what a user's own operator prints: stdout is for results only."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
