@@ -190,7 +190,7 @@ def targets(as_json: JsonOption = False) -> None:
         print(json.dumps(rows))
         return
     for spec, t in found.items():
-        print(f"{spec:12s}{t.device}\n{'':12s}{t.numbers}")
+        print(f"{spec:15s}{t.device}\n{'':15s}{t.numbers}")
 
 
 @app.command()
