@@ -169,7 +169,7 @@ class _Reader:
     def _window(self, loops: tuple[tuple[Any, int], ...]) -> None:
         """The innermost loops vary over a window, the others stand in their middle."""
         steps = _steps(loops)
-        table = np.indices(steps).reshape(len(loops), -1)
+        table = np.indices(steps).reshape(len(loops), math.prod(steps))
         for (var, extent), own, row in zip(loops, steps, table, strict=True):
             self.values[var] = row[:, None] if own > 1 else np.asarray(extent // 2)
 
