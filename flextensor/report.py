@@ -116,7 +116,8 @@ def _verified(values: Mapping[str, Any]) -> str:
     """What computed and was checked."""
     measured = values.get("measured", "run")
     if measured == "model":
-        return "no, the time is predicted by a model"
+        checked = "yes, in emulation" if values["verified"] else "no"
+        return f"{checked}; the time is predicted by a model"
     how = " by simulation" if measured == "rtl" else ""
     return f"yes{how}" if values["verified"] else "no"
 
