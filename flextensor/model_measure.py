@@ -19,7 +19,7 @@ from flextensor.measure import (
     ignore,
 )
 from flextensor.operators.workload import Workload
-from flextensor.targets import Status, Trial, cuda_compiler
+from flextensor.targets import Status, Trial, cuda_compiler, cuda_emulation
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.process import run_all
 
@@ -30,7 +30,7 @@ LIMITS = Limits(build_seconds=20.0, run_seconds=60.0)
 class ModelMeasurer(LocalMeasurer):
     """Judges candidates for `target` by `flextensor.cost_models.gpu`, in parallel.
 
-    `DeviceError` when there is no CUDA compiler.
+    `DeviceError` when there is no CUDA compiler, or no g++ for the emulation.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class ModelMeasurer(LocalMeasurer):
         seed: int = 0,
     ) -> None:
         cuda_compiler.check()
+        cuda_emulation.check()
         emulated = dataclasses.replace(target, emulated=True)
         super().__init__(workload, emulated, tolerance, limits=LIMITS, on_trial=on_trial, seed=seed)
 
