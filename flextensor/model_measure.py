@@ -20,7 +20,7 @@ from flextensor.measure import (
     ignore,
 )
 from flextensor.operators.workload import Workload
-from flextensor.targets import Status, Trial, cuda_compiler
+from flextensor.targets import Status, Trial, cuda_compiler, cuda_emulation
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.process import run_all
 
@@ -31,7 +31,7 @@ LIMITS = Limits(build_seconds=20.0, run_seconds=60.0)
 class ModelMeasurer(LocalMeasurer):
     """Judges candidates for `target` by `flextensor.cost_models.gpu`, in parallel.
 
-    `DeviceError` when there is no CUDA compiler.
+    `DeviceError` when there is no CUDA compiler, or no g++ for the emulation.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class ModelMeasurer(LocalMeasurer):
         seed: int = 0,
     ) -> None:
         cuda_compiler.check()
+        cuda_emulation.check()
         emulated = dataclasses.replace(target, emulated=True)
         super().__init__(workload, emulated, tolerance, limits=LIMITS, on_trial=on_trial, seed=seed)
 

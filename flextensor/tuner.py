@@ -247,12 +247,18 @@ class Tuning:
     def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
         """The best of what did not run on the device, emulated where that can be done."""
         self._report("verify")
+        reason = ""
         for trial in ranked:
-            with contextlib.suppress(DeviceError):
+            try:
                 error = measurers.emulated(measurer, trial)
-                if error is None or error <= self.workload.tolerance(self.tolerance):
-                    return self._result(trial, list(trial.times), {}, error, error is not None)
-        raise DeviceError(f"{self.workload.key}: none of the best {len(ranked)} kernels verified")
+            except DeviceError as failure:
+                reason = str(failure)
+                continue
+            if error is None or error <= self.workload.tolerance(self.tolerance):
+                return self._result(trial, list(trial.times), {}, error, error is not None)
+            reason = f"relative error {error:.3g}"
+        none = f"none of the best {len(ranked)} kernels verified"
+        raise DeviceError(f"{self.workload.key}: {none}, the last: {reason}")
 
     def _kept(self, result: Result) -> Result:
         self.database.add_result(self.workload.key, self.target.fingerprint, result.json())

@@ -12,6 +12,7 @@ import pytest
 import flextensor
 from flextensor import result as results
 from flextensor.errors import DeviceError
+from flextensor.model_measure import ModelMeasurer
 from flextensor.operators import Conv2d, Gemm
 from flextensor.targets import cuda_driver
 
@@ -89,3 +90,16 @@ def test_the_command_line_models_and_bundles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "run `python run.py` there" in done.stdout
     assert len(list(out.glob("*.cubin"))) == len(list(out.glob("*.cu"))) == 2
+
+
+def test_a_kernel_that_does_not_verify_is_no_result(
+    tmp_path: Path, no_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelMeasurer, "verify", lambda self, candidate: 0.5)
+    with pytest.raises(DeviceError, match="none of the best .* verified, the last: relative err"):
+        flextensor.tune(
+            Gemm(m=8, n=8, k=8), target="cuda:sm_80", measure="model", trials=4,
+            db=tmp_path / "t.db",
+        )  # fmt: skip
+    with flextensor.Database(tmp_path / "t.db") as database:
+        assert database.stats().results == 0
