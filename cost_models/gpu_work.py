@@ -24,8 +24,8 @@ from tvm.ir.prim import expr as prim
 from flextensor.cost_models.gpu_memory import WARP, Array, bank_cycles, merged, sectors
 from flextensor.schedulers.expression import children
 
-WINDOW = 32
-"""Iterations of the innermost loops for which addresses are computed."""
+WINDOW = 8
+"""Iterations of the innermost loops for which addresses are computed: a sector has 8 floats."""
 INNER = 0.618
 """Where in the grid the block stands that is looked at: the middle of a power of two is an edge of
 whatever it is split into."""
@@ -101,12 +101,17 @@ class _Place:
     """Where a statement stands: loops around it, outermost first, and conditions."""
 
     loops: tuple[tuple[Any, int], ...] = ()
-    active: Any = True
+    conditions: tuple[tuple[Any, bool], ...] = ()
+    """Each with the value that it must have."""
 
     @property
     def times(self) -> int:
         """How often it is reached."""
         return math.prod(extent for _, extent in self.loops)
+
+    def where(self, condition: Any, holds: bool) -> _Place:
+        """The same place under one more condition."""
+        return dataclasses.replace(self, conditions=(*self.conditions, (condition, holds)))
 
 
 @dataclasses.dataclass
@@ -173,15 +178,21 @@ class _Reader:
         for (var, extent), own, row in zip(loops, steps, table, strict=True):
             self.values[var] = row[:, None] if own > 1 else np.asarray(extent // 2)
 
+    def _active(self, place: _Place) -> Any:
+        """The threads that get there, for every iteration of the window."""
+        found: Any = self.inside
+        for condition, holds in place.conditions:
+            value = self.value(condition)
+            found = np.logical_and(found, value if holds else np.logical_not(value))
+        return found
+
     def _open(self, place: _Place) -> None:
         self.bodies.append(_Body(place))
 
     def _branch(self, stmt: Any, place: _Place) -> None:
-        condition = self.value(stmt.condition)
-        for way, body in ((condition, stmt.then_case), (~condition, stmt.else_case)):
+        for holds, body in ((True, stmt.then_case), (False, stmt.else_case)):
             if body is not None:
-                active = np.logical_and(place.active, way)
-                self.statement(body, dataclasses.replace(place, active=active))
+                self.statement(body, place.where(stmt.condition, holds))
 
     def _store(self, stmt: Any, place: _Place) -> None:
         self._arithmetic(stmt.value, place)
@@ -197,11 +208,9 @@ class _Reader:
         """Every load of an expression, those of a guarded value for the threads that pass."""
         if isinstance(expr, Call) and expr.op.name == "prim.if_then_else":
             condition, then, other = expr.args
-            way = self.value(condition)
             self._loads(condition, place)
-            for chosen, part in ((way, then), (np.logical_not(way), other)):
-                active = np.logical_and(place.active, chosen)
-                self._loads(part, dataclasses.replace(place, active=active))
+            self._loads(then, place.where(condition, True))
+            self._loads(other, place.where(condition, False))
             return
         if isinstance(expr, TensorLoad):
             self._access(expr.source, expr.indices, place, False)
@@ -216,7 +225,7 @@ class _Reader:
         wide = isinstance(index, tirx.Ramp)
         size = np.dtype(str(buffer.dtype)).itemsize
         start = self.value(index.base if wide else index) * size
-        active = np.logical_and(place.active, self.inside)
+        active = self._active(place)
         address = np.where(active, start, -1)
         if not self.bodies:
             self._open(place)
@@ -245,8 +254,10 @@ class _Reader:
             return np.asarray(expr.value)
         if isinstance(expr, tirx.Var):
             return self.value(self.bound[expr]) if expr in self.bound else self.values[expr]
-        if isinstance(expr, tirx.Cast):
+        if isinstance(expr, tirx.Cast | tirx.Broadcast):
             return self.value(expr.value)
+        if isinstance(expr, tirx.Ramp):
+            return self.value(expr.base)  # the first lane stands for all
         if isinstance(expr, tirx.Not):
             return np.logical_not(self.value(expr.a))
         if isinstance(expr, tirx.Select):
