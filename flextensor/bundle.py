@@ -34,6 +34,7 @@ from flextensor.schedulers.space import Point
 from flextensor.search import Lane, lanes
 from flextensor.targets import Trial, cuda_compiler, launches
 from flextensor.targets.cuda import CUDA
+from flextensor.targets.cuda_compiler import CompileError
 
 SEED = 0
 SAMPLE = 4096
@@ -46,6 +47,8 @@ def make(
 ) -> list[int]:  # fmt: skip
     """Write the bundle of the `top` candidates of every workload; how many each has."""
     results.make(out)
+    for old in out.glob("w[0-9]*_c[0-9]*"):
+        old.unlink()
     shown = []
     for number, workload in enumerate(work):
         entry = _data(workload, number, out, tolerance)
@@ -103,7 +106,7 @@ def _built(
         name = f"w{number}_c{len(found)}"
         try:
             found.append(_write(workload, target, candidate, out / name))
-        except IllegalConfigError:
+        except (IllegalConfigError, CompileError):
             continue
         if len(found) == top:
             break
@@ -159,11 +162,11 @@ def chosen(workload: Workload, target: CUDA, database: Database, count: int) -> 
 
 
 def _measured(workload: Workload, target: CUDA, database: Database) -> list[Trial]:
-    """Trials of the workload on cards of the architecture."""
+    """What bundles brought back of the workload, from the card of the architecture with most."""
     own = f"{target.kind}/{target.arch}/"
     rows = [row.target for row in database.workloads() if row.key == workload.key]
-    cards = [t for t in rows if t.startswith(own) and not t.endswith("/model")]
-    return [trial for card in cards for trial in database.trials(workload.key, card)]
+    cards = [card for card in rows if card.startswith(own) and card.endswith("/cold")]
+    return max((database.trials(workload.key, card) for card in cards), key=len, default=[])
 
 
 def _points(trials: Sequence[Trial], lane: Lane) -> list[Point]:

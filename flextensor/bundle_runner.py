@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,6 +24,8 @@ REPEATS = 20
 FLUSH_BYTES = 256 << 20
 SILENCE_SECONDS = 120.0
 """A child that finishes no kernel for so long is ended."""
+UNABLE = 2
+"""Exit code where nothing can be measured at all."""
 
 
 def random_input(rng: Any, shape: list[int], dtype: str) -> Any:
@@ -43,8 +45,14 @@ def inputs_of(work: dict[str, Any]) -> list[Any]:
         rng = np.random.default_rng(work["seed"])
         arrays = [random_input(rng, spec["shape"], spec["dtype"]) for spec in specs]
     if [digest(a) for a in arrays] != work["digests"]:
-        sys.exit(f"error: NumPy {np.__version__} draws other inputs than the bundle's")
+        give_up(f"NumPy {np.__version__} draws other inputs than the bundle's")
     return arrays
+
+
+def give_up(why: str) -> NoReturn:
+    """End all: nothing can be measured here, and no candidate is to blame."""
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(UNABLE)
 
 
 def digest(array: Any) -> str:
@@ -61,7 +69,7 @@ class Card:
 
             cupy.cuda.runtime.getDeviceCount()
         except Exception as error:  # not installed, or no card: each has a class of its own
-            sys.exit(f"error: CuPy finds no CUDA card: {type(error).__name__}: {error}")
+            give_up(f"CuPy finds no CUDA card: {type(error).__name__}: {error}")
         self.cupy: Any = cupy
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         name = properties["name"]
@@ -147,9 +155,10 @@ def record(
     found: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """One line of an export of trials, as `flextensor db import` reads it."""
+    """One line of an export of trials, as `flextensor db import` reads it; ``cold``, since caches
+    are, where those of `tune` are warm."""
     device = f"{card['name']}/{card['multiprocessors']}"
-    target = f"cuda/{manifest['architecture']}/{device}/tvm-{manifest['tvm']}"
+    target = f"cuda/{manifest['architecture']}/{device}/tvm-{manifest['tvm']}/cold"
     identity = hashlib.sha256(f"{candidate['id']} {target}".encode()).hexdigest()[:32]
     fields = ("formulation", "config")
     return {
@@ -168,7 +177,7 @@ def child(numbers: list[int], out: Path) -> None:
     card = Card()
     wanted, has = manifest["architecture"], card.architecture
     if wanted != has:
-        sys.exit(f"error: the bundle is for {wanted}, this card is {has}")
+        give_up(f"the bundle is for {wanted}, this card is {has}")
     known = {"name": card.name, "multiprocessors": card.multiprocessors}
     (HERE / "card.json").write_text(json.dumps(known))
     for number in numbers:
@@ -180,7 +189,8 @@ def child(numbers: list[int], out: Path) -> None:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             found = {"status": "run_error", "times": [], "message": message, "error": None}
             failed = True
-        write(out, record(manifest, work, candidate, known, found, time.time() - start), number)
+        line = record(manifest, work, candidate, known, found, time.time() - start)
+        write(out, line, candidate["id"])
         if failed:
             return
 
@@ -190,22 +200,28 @@ def candidates(manifest: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str,
     return [(work, c) for work in manifest["workloads"] for c in work["candidates"]]
 
 
-def write(out: Path, line: dict[str, Any], number: int) -> None:
+def write(out: Path, line: dict[str, Any], identity: str) -> None:
     """Append a trial, then say that it is done: what is said is never measured again."""
     with out.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     with (HERE / "done.txt").open("a") as stream:
-        stream.write(f"{number}\n")
+        stream.write(f"{identity}\n")
     times, best = line["times"], ""
     if times:
         best = f"{float(np.median(times)) * 1e6:.1f} us, error {line['error']:.1e}"
     print(f"{line['workload']}: {line['status']} {best}{line['message']}", flush=True)
 
 
-def finished() -> set[int]:
-    """Numbers of the candidates that have a trial."""
+def finished() -> set[str]:
+    """The candidates that have a trial."""
     path = HERE / "done.txt"
-    return set(map(int, path.read_text().split())) if path.is_file() else set()
+    return set(path.read_text().split()) if path.is_file() else set()
+
+
+def unfinished(every: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[int]:
+    """Numbers of the candidates that have none."""
+    done = finished()
+    return [number for number, (_, candidate) in enumerate(every) if candidate["id"] not in done]
 
 
 def supervise(process: subprocess.Popen[bytes]) -> str:
@@ -228,19 +244,20 @@ def main() -> int:
     every, out = candidates(manifest), HERE / "trials.jsonl"
     if not out.is_file():
         out.write_text(json.dumps({"flextensor": "trials", "schema": manifest["schema"]}) + "\n")
-    while left := [n for n in range(len(every)) if n not in finished()]:
+    while left := unfinished(every):
         command = [sys.executable, str(Path(__file__).resolve()), "--child", *map(str, left)]
         process = subprocess.Popen(command)
         why = supervise(process)
-        left = [n for n in left if n not in finished()]
+        left = unfinished(every)
         if not why or not left:
             continue
-        if not (HERE / "card.json").is_file():
-            return 2  # no card, no CuPy, another architecture: the child said it
+        if process.returncode == UNABLE or not (HERE / "card.json").is_file():
+            return UNABLE  # the child said why
         message = f"no reply in {SILENCE_SECONDS:.0f} s" if why == "timeout" else "the process died"
         found: dict[str, Any] = {"status": why, "times": [], "message": message, "error": None}
         card = json.loads((HERE / "card.json").read_text())
-        write(out, record(manifest, *every[left[0]], card, found, 0.0), left[0])
+        work, candidate = every[left[0]]
+        write(out, record(manifest, work, candidate, card, found, 0.0), candidate["id"])
     print(f"{len(every)} trials in {out}; take it back and `flextensor db import` it")
     return 0
 

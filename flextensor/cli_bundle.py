@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from flextensor.cli_options import (
     workloads_of,
 )
 
+if TYPE_CHECKING:
+    from flextensor.operators.base import Operator
+
 
 def bundle(
     what: What = None,
@@ -40,7 +43,7 @@ def bundle(
     """Compile the most promising kernels, with a script that measures them elsewhere."""
     from flextensor import bundle as bundles
     from flextensor import report, tuner
-    from flextensor.errors import InputError
+    from flextensor.errors import DeviceError, InputError, UnsupportedError
     from flextensor.lean import import_tvm
     from flextensor.result import as_workload, opened
     from flextensor.targets import lookup
@@ -53,15 +56,25 @@ def bundle(
         raise InputError(f"a bundle is of CUDA kernels (--target cuda:sm_90), not of {target}")
     with stdout_kept():
         named = workloads_of(what, fields, einsum, case, suite)
+    chosen: list[tuple[str, Operator]] = []
     with opened(db) as database:
         for label, operator in named:
-            with report.Live(label) as live, stdout_kept():
-                tuner.tune(
-                    operator, target=device.measured_by("model"), trials=trials, time=time,
-                    db=database, progress=live.update,
-                )  # fmt: skip
-        work = [as_workload(operator) for _, operator in named]
+            try:
+                with report.Live(label) as live, stdout_kept():
+                    tuner.tune(
+                        operator, target=device.measured_by("model"), trials=trials, time=time,
+                        db=database, progress=live.update,
+                    )  # fmt: skip
+            except tuner.Interrupted:
+                raise typer.Exit(130) from None
+            except (DeviceError, UnsupportedError) as error:
+                if len(named) == 1:
+                    raise
+                print(f"error: {label}: {error}", file=sys.stderr)  # the others are worth carrying
+            else:
+                chosen.append((label, operator))
+        work = [as_workload(operator) for _, operator in chosen]
         counts = bundles.make(work, device, database, top=top, out=out)
-    for (label, _), count in zip(named, counts, strict=True):
+    for (label, _), count in zip(chosen, counts, strict=True):
         print(f"{label}: {count} kernels", file=sys.stderr)
     print(f"wrote {out}: copy it to a machine with a {device.arch} card, run `python run.py` there")

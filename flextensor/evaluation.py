@@ -150,7 +150,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         "",
         f"`{data['command']}`, {data['date']}. {len(rows)} formulations of"
         f" {len({(r['operator'], json.dumps(r['params'])) for r in rows})} shapes,"
-        f" {sum(r['points'] for r in rows)} measured points, all that the package ships."
+        f" {sum(r['points'] for r in rows)} measured points: what the package ships and"
+        f" worked, where a formulation has {FEWEST} of them."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator"
         f" and {lessons.SHAPES} of every other operator (as every search begins), and after"
@@ -181,10 +182,10 @@ def _cell(scores: Sequence[Mapping[str, float]]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """``python -m flextensor.evaluation [OUT]``."""
     out = Path(arguments[0]) if arguments else Path("results/cost-model")
-    target = target_of("llvm")
     make(out)
     command = ["python", "-m", "flextensor.evaluation", *arguments]
-    data = {**header(target, command), "rows": evaluate(FOLDER / target.kind, target)}
+    rows = evaluate(FOLDER / lessons.MACHINE.kind, lessons.MACHINE)
+    data = {**header(target_of("llvm"), command), "rows": rows}
     write(out / "data.json", json.dumps(data) + "\n")
     write(out / "README.md", markdown(data))
 

@@ -217,7 +217,7 @@ class Search:
         """Why the search ended, in words."""
         if self.exhausted:
             return "every point was measured"
-        if self.trials >= self.budget.trials:
+        if self.trials >= (1 - FINISH) * self.budget.trials:
             return "trials spent"
         if self.budget.elapsed >= (1 - FINISH) * self.budget.seconds:
             return "time spent"

@@ -136,7 +136,8 @@ class Target(ABC):
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables of a process that runs kernels; its drivers keep their files in `folder`."""
-        return {name: str(self.host_threads) for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS")}
+        threads = {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}
+        return {"TMPDIR": str(folder), **dict.fromkeys(sorted(threads), str(self.host_threads))}
 
     @abstractmethod
     def tvm_target(self) -> Any:

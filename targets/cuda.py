@@ -13,9 +13,16 @@ from typing import Any, ClassVar
 from flextensor.errors import DeviceError, InputError
 from flextensor.targets import cuda_driver, host
 from flextensor.targets.base import Target
-from flextensor.targets.cuda_architectures import STATIC_SHARED, Architecture, architecture
+from flextensor.targets.cuda_architectures import (
+    ARCHITECTURES,
+    STATIC_SHARED,
+    Architecture,
+    architecture,
+)
 from flextensor.targets.runtime import Runtime
 
+MODEL = 1
+"""Counts changes of what the model of kernels says, so that no old prediction answers a new one."""
 NO_CARD = -1
 HOW_WITHOUT = (
     "tune for an architecture by a model (--target cuda:sm_90 --measure model), or carry kernels "
@@ -41,8 +48,9 @@ class CUDA(Target):
 
     @classmethod
     def specs(cls) -> tuple[str, ...]:
-        """One for every card."""
-        return tuple(f"{cls.kind}:{card.index}" for card in cuda_driver.cards())
+        """One for every card of a known architecture."""
+        cards = [card for card in cuda_driver.cards() if card.architecture in ARCHITECTURES]
+        return tuple(f"{cls.kind}:{card.index}" for card in cards)
 
     @classmethod
     def from_spec(cls, spec: str = "cuda", threads: int | None = None) -> CUDA:
@@ -106,7 +114,7 @@ class CUDA(Target):
         """Architecture, product, multiprocessors, TVM's version, and how it is measured."""
         version = importlib.metadata.version("apache-tvm")
         what = f"{self.arch}/{self.name}/{self.cores}/tvm-{version}"
-        way = "" if self.measured == "run" else f"/{self.measured}"
+        way = {"run": "", "model": f"/model{MODEL}"}[self.measured]
         return f"{self.kind}/{what}{way}"
 
     @property

@@ -20,6 +20,8 @@ from flextensor.targets.engine_resources import DSP_PER_MAC
 from flextensor.targets.fpga_parts import PARTS
 from flextensor.targets.runtime import Runtime
 
+MODEL = 1
+"""Counts changes of what the model of engines says, so that no old prediction answers a new one."""
 ENGINE = "flextensor.engine"
 """The attribute of a scheduled PrimFunc that has its engine, as JSON."""
 USABLE = 0.8
@@ -118,7 +120,8 @@ class FPGA(Target):
         """Part, type, clock, memory, and how a design is measured."""
         memory = f"{self.memory_bytes:.4g}/{self.latency}/{self.gap}"
         what = f"{self.part}/{self.dtype}/{self.clock:.4g}/{memory}/{self.cores}"
-        return f"{self.kind}/{what}/{self.measured}"
+        version = MODEL if self.measured == "model" else ""
+        return f"{self.kind}/{what}/{self.measured}{version}"
 
     @property
     def numbers(self) -> str:

@@ -71,7 +71,7 @@ def test_what_is_measured_elsewhere_comes_back_as_trials(
     assert done.returncode == 0, done.stderr
     added = database.import_(out / "trials.jsonl")
     assert added == (8, 0)
-    fingerprint = f"cuda/sm_80/Stand-in/4/tvm-{manifest['tvm']}"
+    fingerprint = f"cuda/sm_80/Stand-in/4/tvm-{manifest['tvm']}/cold"
     trials = database.trials(GEMM.key, fingerprint)
     assert [t.status for t in trials] == ["ok", "run_error", "wrong_result", "run_error"], trials
     assert trials[0].times == (1e-3,) * 20
@@ -104,6 +104,7 @@ def test_a_machine_that_cannot_run_it_says_so_in_one_line(
     other = run(tmp_path / "b", STAND_IN_CAPABILITY="9.0")
     assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
     assert "the bundle is for sm_80, this card is sm_90" in other.stderr
+    assert run(tmp_path / "b").returncode == 0  # nothing of that was held against a kernel
     without = run(tmp_path / "b", PYTHONPATH="")
     assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
     assert "CuPy finds no CUDA card" in without.stderr
