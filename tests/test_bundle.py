@@ -104,10 +104,18 @@ def test_a_machine_that_cannot_run_it_says_so_in_one_line(
     other = run(tmp_path / "b", STAND_IN_CAPABILITY="9.0")
     assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
     assert "the bundle is for sm_80, this card is sm_90" in other.stderr
-    assert run(tmp_path / "b").returncode == 0  # nothing of that was held against a kernel
     without = run(tmp_path / "b", PYTHONPATH="")
     assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
     assert "CuPy finds no CUDA card" in without.stderr
+    manifest = tmp_path / "b" / "manifest.json"
+    right = manifest.read_text()
+    manifest.write_text(right.replace('"digests": [', '"digests": ["another", '))
+    drawn = run(tmp_path / "b")
+    assert (drawn.returncode, len(drawn.stderr.splitlines())) == (2, 1)
+    assert "draws other inputs than the bundle's" in drawn.stderr
+    assert not (tmp_path / "b" / "done.txt").is_file()  # no kernel was held to account for that
+    manifest.write_text(right)
+    assert run(tmp_path / "b").returncode == 0
 
 
 def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
