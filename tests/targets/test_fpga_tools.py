@@ -122,7 +122,12 @@ def test_what_is_exported_runs_by_make(tmp_path: Path) -> None:
     small = dataclasses.replace(tiny, multipliers=8)
     result = flextensor.tune(Gemm(m=9, n=10, k=11), target=small, trials=50, db=tmp_path / "t.db")
     export.write(result, tmp_path / "design")
-    done = subprocess.run(["make", "run"], cwd=tmp_path / "design", capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "run"],
+        cwd=tmp_path / "design",
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     cycles = int(done.stdout.split()[-1])
     assert cycles == pytest.approx(result.values["design"]["cycles"], rel=0.03)
