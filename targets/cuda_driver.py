@@ -79,8 +79,8 @@ class CudaRuntime:
     """A context of this process on one card; kernels run in turn on its default stream."""
 
     def __init__(self, index: int) -> None:
-        self.library = driver()
-        if self.library is None:
+        self.cuda = driver()
+        if self.cuda is None:
             raise DeviceError("no CUDA device found on this machine")
         device, context = ctypes.c_int(), ctypes.c_void_p()
         self.ask("cuDeviceGet", ctypes.byref(device), index)
@@ -89,7 +89,7 @@ class CudaRuntime:
 
     def ask(self, function: str, *arguments: Any) -> None:
         """Call the driver; `DeviceError` with its words when it refuses."""
-        ask(self.library, function, *arguments)
+        ask(self.cuda, function, *arguments)
 
     def load(self, path: Path) -> dict[str, CudaFunction]:
         """The functions of a file that `CUDA.build` wrote."""
@@ -124,7 +124,7 @@ class CudaBuffer:
 
     def __del__(self) -> None:
         if self.pointer.value:
-            self._runtime.library.cuMemFree_v2(self.pointer)
+            self._runtime.cuda.cuMemFree_v2(self.pointer)
 
     def numpy(self) -> Array:
         """A copy in the memory of the host."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +54,12 @@ def test_formulations_of_several_kernels_compete(tmp_path: Path, no_card: None) 
 
 
 def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command on a machine without a card, whatever this one has."""
     command = [sys.executable, "-m", "flextensor", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
-@pytest.mark.skipif(bool(cuda_driver.cards()), reason="needs a machine without a CUDA card")
 def test_no_card_is_one_line_that_says_what_can_be_done() -> None:
     for target in ("cuda", "cuda:sm_90"):
         done = run("tune", "gemm", "--target", target)
