@@ -77,16 +77,11 @@ module row_loader #(
         end
 
     // replies, in the order of the requests
-    reg [23:0] beat, word, got_rows, lane;
+    reg [23:0] word, got_rows, lane;
     reg [31:0] base;
     wire [WORD*8-1:0] whole;
-    generate if (BEATS == 1) assign whole = read_data;
-    else begin : shift
-        reg [(BEATS-1)*BYTES*8-1:0] earlier;
-        always @(posedge clk) if (read_valid) earlier <= {read_data, earlier} >> BYTES*8;
-        assign whole = {read_data, earlier};
-    end endgenerate
-    wire word_end = read_valid & (beat == BEATS - 1);
+    wire word_end;
+    word_beats #(BEATS, BYTES) gather (clk, reset, read_valid, read_data, whole, word_end);
     wire row_end = word_end & (word == words - 1);
     assign loaded = row_end & (got_rows == rows - 1);
     wire bank_end = lane == PE_M - 1;
@@ -95,10 +90,9 @@ module row_loader #(
         write_address <= base + word;
         write_data <= whole;
         if (reset) begin
-            beat <= 0; word <= 0; got_rows <= 0; lane <= 0; base <= 0; half <= 0;
-        end else if (read_valid) begin
-            beat <= beat == BEATS - 1 ? 24'd0 : beat + 24'd1;
-            if (word_end) word <= row_end ? 24'd0 : word + 24'd1;
+            word <= 0; got_rows <= 0; lane <= 0; base <= 0; half <= 0;
+        end else if (word_end) begin
+            word <= row_end ? 24'd0 : word + 24'd1;
             if (row_end) begin
                 lane <= bank_end | loaded ? 24'd0 : lane + 24'd1;
                 got_rows <= loaded ? 24'd0 : got_rows + 24'd1;

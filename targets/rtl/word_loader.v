@@ -45,26 +45,19 @@ module word_loader #(
             end
         end
 
-    reg [23:0] beat;
     reg [31:0] word, base;
     wire [WORD*8-1:0] whole;
-    generate if (BEATS == 1) assign whole = read_data;
-    else begin : shift
-        reg [(BEATS-1)*BYTES*8-1:0] earlier;
-        always @(posedge clk) if (read_valid) earlier <= {read_data, earlier} >> BYTES*8;
-        assign whole = {read_data, earlier};
-    end endgenerate
-    wire word_end = read_valid & (beat == BEATS - 1);
+    wire word_end;
+    word_beats #(BEATS, BYTES) gather (clk, reset, read_valid, read_data, whole, word_end);
     assign loaded = word_end & (word == words - 1);
     always @(posedge clk) begin
         write <= word_end;
         write_address <= base + word;
         write_data <= whole;
         if (reset) begin
-            beat <= 0; word <= 0; base <= 0; half <= 0;
-        end else if (read_valid) begin
-            beat <= beat == BEATS - 1 ? 24'd0 : beat + 24'd1;
-            if (word_end) word <= loaded ? 32'd0 : word + 32'd1;
+            word <= 0; base <= 0; half <= 0;
+        end else if (word_end) begin
+            word <= loaded ? 32'd0 : word + 32'd1;
             if (loaded) begin
                 if (DOUBLE) half <= !half;
                 base <= DOUBLE & !half ? HALF : 0;
