@@ -31,8 +31,8 @@ from flextensor.targets.cuda_architectures import (
     WARP,
     Architecture,
 )
-from flextensor.targets.cuda_compiler import Resources
-from flextensor.targets.launches import Function, Launch
+from flextensor.targets.cuda_compiler import Binary, Resources
+from flextensor.targets.launches import Function, Launch, Program
 
 LAUNCH = 2e-6
 """Seconds between two kernels of one stream."""
@@ -226,11 +226,21 @@ def _memory_bytes(function: Function, launch: Launch, traffic: float, data: Arch
     return once + max(traffic - footprint, 0.0) * max(1 - data.l2_bytes / footprint, 0.0)
 
 
-def judge(target: CUDA, module: Any) -> Prediction:
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A program, its machine code, and what the model says of it."""
+
+    program: Program
+    binary: Binary
+    prediction: Prediction
+
+
+def judge(target: CUDA, module: Any) -> Judged:
     """Lower, compile and judge a scheduled `tvm.IRModule`: no card is needed.
 
     Raises `IllegalConfigError` for spills, `DeviceError` when it does not compile.
     """
     program, kernels = launches.lowered(module, target.tvm_target())
     binary = cuda_compiler.compile_cuda(program.source, target.arch)
-    return predict(target, program.functions["main"], kernels, binary.resources)
+    prediction = predict(target, program.functions["main"], kernels, binary.resources)
+    return Judged(program, binary, prediction)

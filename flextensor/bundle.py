@@ -32,7 +32,7 @@ from flextensor.measure import Candidate
 from flextensor.operators.workload import Workload
 from flextensor.schedulers.space import Point
 from flextensor.search import Lane, lanes
-from flextensor.targets import Trial, cuda_compiler, launches
+from flextensor.targets import Trial
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.cuda_compiler import CompileError
 
@@ -120,19 +120,16 @@ def _write(workload: Workload, target: CUDA, candidate: Candidate, path: Path) -
 
     start = time.perf_counter()
     module = schedule(workload.prim_func(candidate.formulation), target, candidate.config)
-    program, kernels = launches.lowered(module, target.tvm_target())
-    binary = cuda_compiler.compile_cuda(program.source, target.arch)
-    function = program.functions["main"]
-    seconds = gpu.predict(target, function, kernels, binary.resources).seconds
-    path.with_suffix(".cubin").write_bytes(binary.cubin)
-    path.with_suffix(".cu").write_text(program.source)
+    judged = gpu.judge(target, module)
+    path.with_suffix(".cubin").write_bytes(judged.binary.cubin)
+    path.with_suffix(".cu").write_text(judged.program.source)
     return {
         "id": uuid.uuid4().hex,
         "formulation": candidate.formulation,
         "config": dict(candidate.config),
         "file": f"{path.name}.cubin",
-        "function": dataclasses.asdict(function),
-        "modelled_seconds": seconds,
+        "function": dataclasses.asdict(judged.program.functions["main"]),
+        "modelled_seconds": judged.prediction.seconds,
         "build_seconds": time.perf_counter() - start,
     }
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flextensor.answers import FunctionMeasurer
 from flextensor.cost_models.engine import Memory, Prediction, predict
+from flextensor.measure import Candidate, OnTrial, ignore
 from flextensor.schedulers.space import share
+from flextensor.targets import Trial
 from flextensor.targets.engine import Engine
 from flextensor.targets.fpga import FPGA
 
 if TYPE_CHECKING:
     from flextensor.buffers import Array
-    from flextensor.measure import Candidate
     from flextensor.operators.workload import Workload
     from flextensor.schedulers.engine import EngineSchedule
     from flextensor.schedulers.engine_data import Packing
+
+PATIENCE = 20
+"""A simulation is given up after this many times the predicted cycles."""
 
 
 class Engines:
@@ -52,6 +58,10 @@ class Engines:
         """Predicted seconds at the assumed clock: what ``--measure model`` asks."""
         return self.predict(candidate).cycles / self.target.clock
 
+    def limit(self, candidate: Candidate) -> int:
+        """Cycles after which a simulation is given up."""
+        return math.ceil(PATIENCE * self.predict(candidate).cycles) + 10_000
+
     def packing(self, candidate: Candidate) -> Packing:
         """How the host writes operands and reads results."""
         from flextensor.schedulers.engine_data import Packing
@@ -77,12 +87,13 @@ class Engines:
         part = self.part(candidate.formulation)
         return result(part.program, part.stage, self.packing(candidate).c(sums))
 
-    def report(self, candidate: Candidate, seconds: float) -> dict[str, Any]:
-        """What a person wants to know of a design that takes `seconds`."""
+    def details(self, trial: Trial) -> dict[str, Any]:
+        """{"design": what a person wants to know of it} of a trial that worked."""
+        candidate, seconds = Candidate(trial.formulation, trial.config), trial.seconds
         part, config = self.part(candidate.formulation), self.config(candidate)
         engine, found = part.engine(config), self.predict(candidate)
         cycles = seconds * self.target.clock
-        return {
+        design = {
             "gmacs": self.workload.flops / 2 / seconds / 1e9,
             "clock_mhz": self.target.clock / 1e6,
             "dtype": self.target.dtype,
@@ -95,6 +106,27 @@ class Engines:
             "resources": dataclasses.asdict(part.resources(config)),
             "available": available(self.target),
         }
+        return {"design": design}
+
+
+class EngineMeasurer(FunctionMeasurer):
+    """``--measure model`` on an FPGA: the model of engines answers, and nothing is computed."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        target: FPGA,
+        tolerance: float,
+        *,
+        on_trial: OnTrial = ignore,
+        seed: int = 0,
+    ) -> None:
+        self.engines = Engines(workload, target)
+        super().__init__(self.engines.seconds, on_trial)
+
+    def details(self, trial: Trial) -> dict[str, Any]:
+        """The design."""
+        return self.engines.details(trial)
 
 
 def available(target: FPGA) -> Mapping[str, int]:

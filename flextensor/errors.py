@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class FlexTensorError(Exception):
@@ -58,3 +59,13 @@ def check_positive(what: str, value: float | None) -> None:
     """Raise `InputError` for a number that is given and not finite and greater than 0."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise InputError(f"{what} must be greater than 0, got {value}")
+
+
+def exit_code(action: Callable[[], object]) -> int:
+    """Do it: 0 when that is done; 2, and one line on stderr, for an error made for people."""
+    try:
+        action()
+    except FlexTensorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

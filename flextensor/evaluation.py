@@ -21,8 +21,10 @@ import numpy as np
 
 from flextensor import cost_models, lessons
 from flextensor.database_records import distance
+from flextensor.errors import exit_code
 from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
 from flextensor.operators import Workload, lookup
+from flextensor.ranking import spearman
 from flextensor.results import header, make, write
 from flextensor.schedulers import space
 from flextensor.schedulers.space import Point, Space
@@ -77,25 +79,10 @@ def score(sample: Sample, guesses: Sequence[float]) -> Score:
     order = np.argsort(guesses, kind="stable")
     best = seconds.min()
     return Score(
-        spearman(np.array(guesses), seconds),
+        spearman(guesses, seconds),
         float(best / seconds[order[0]]),
         float(best / seconds[order[:8]].min()),
     )
-
-
-def spearman(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """The correlation of ranks, equal values sharing theirs; 0 where one does not vary."""
-    first, second = _ranks(a), _ranks(b)
-    if not (first.std() and second.std()):
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: np.ndarray[Any, Any] = (last - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 def kin(sample: Sample, every: Sequence[Sample]) -> list[Sample]:
@@ -191,4 +178,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

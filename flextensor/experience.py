@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.database_records import distance, plain
-from flextensor.errors import InputError
+from flextensor.errors import InputError, exit_code
 from flextensor.operators import Workload, lookup, registry
 from flextensor.targets import Status, Target, Trial
 
@@ -151,6 +151,8 @@ def main(arguments: Sequence[str]) -> None:
     """``python -m flextensor.experience TRIALS.db``: renew the shipped trials."""
     from flextensor.database import Database
 
+    if len(arguments) != 1:
+        raise InputError("name one database: python -m flextensor.experience TRIALS.db")
     (path,) = arguments
     with Database(path) as database:
         for operator, count in sorted(ship(database, FOLDER).items()):
@@ -158,4 +160,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -15,7 +15,6 @@ from flextensor.report import rows
 from flextensor.result import Result
 from flextensor.results import make
 from flextensor.targets import fpga_hls, fpga_rtl, verilator
-from flextensor.targets.engine import Engine
 from flextensor.targets.fpga import FPGA
 
 MAKEFILE = """\
@@ -28,8 +27,6 @@ obj_dir/testbench: testbench.cpp $(wildcard *.v)
 
 .PHONY: run
 """
-OVER = 20
-"""The testbench gives up after this many times the predicted cycles."""
 
 
 def write(result: Result, out: Path) -> list[Path]:
@@ -43,7 +40,7 @@ def write(result: Result, out: Path) -> list[Path]:
     engine = engines.engine(candidate)
     files = {"engine.cl": fpga_hls.kernel(engine), "report.md": report(result.values)}
     if target.dtype != "float32":
-        files |= {"engine.v": fpga_rtl.verilog(engine), "Makefile": _makefile(engine, target)}
+        files |= {"engine.v": fpga_rtl.verilog(engine), "Makefile": _makefile(engines, candidate)}
         _write_data(engines, candidate, out)
         for source in (*fpga_rtl.sources(), verilator.TESTBENCH):
             shutil.copy(source, out)
@@ -52,12 +49,10 @@ def write(result: Result, out: Path) -> list[Path]:
     return sorted(path for path in out.iterdir() if path.is_file())
 
 
-def _makefile(engine: Engine, target: FPGA) -> str:
-    from flextensor.cost_models.engine import Memory, predict
-
-    cycles = predict(engine, Memory(target.latency, target.gap)).cycles
-    command = shlex.join(verilator.command(engine, target.latency, target.gap))
-    return MAKEFILE.format(limit=round(OVER * cycles), command=command)
+def _makefile(engines: Engines, candidate: Candidate) -> str:
+    target = engines.target
+    command = verilator.command(engines.engine(candidate), target.latency, target.gap)
+    return MAKEFILE.format(limit=engines.limit(candidate), command=shlex.join(command))
 
 
 def _write_data(engines: Engines, candidate: Candidate, out: Path) -> None:

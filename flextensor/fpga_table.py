@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flextensor import operators
-from flextensor.errors import FlexTensorError
+from flextensor.errors import exit_code
 from flextensor.results import header, make, write
 from flextensor.targets import lookup
 from flextensor.tuner import tune
@@ -102,12 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/fpga/yolo"))
     given = parser.parse_args(arguments)
     command = ["python", "-m", "flextensor.fpga_table", *map(shlex.quote, arguments)]
-    try:
-        run(given.part, given.dtypes.split(","), given.out, command)
-    except FlexTensorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(given.part, given.dtypes.split(","), given.out, command))
 
 
 if __name__ == "__main__":

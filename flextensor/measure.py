@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
 import shutil
@@ -55,6 +54,13 @@ class Measurer(Protocol):
         A candidate clearly slower than `best_seconds` (median, may be inf) is abandoned early:
         its trial is ``ok`` with fewer times.
         """
+
+    def proven(self, trial: Trial) -> float | None:
+        """The largest relative error of a winner, checked once more where that can be done; None
+        where nothing was computed. `DeviceError` when it cannot be computed."""
+
+    def details(self, trial: Trial) -> dict[str, Any]:
+        """What a result says of a winner beside its time, as JSON values."""
 
     def start(self) -> None:
         """Start what takes time to start; returns at once."""
@@ -197,6 +203,14 @@ class LocalMeasurer:
         error = self._runner.call("verify", payload, self._run_limit(math.inf))["error"]
         return math.inf if error is None else float(error)
 
+    def proven(self, trial: Trial) -> float | None:
+        """The relative error on fresh inputs."""
+        return self.verify(Candidate(trial.formulation, trial.config))
+
+    def details(self, trial: Trial) -> dict[str, Any]:
+        """A kernel needs no more words."""
+        return {}
+
     def close(self) -> None:
         """Stop every worker process and remove the temporary files."""
         for worker in (self._runner, *self._builders):
@@ -324,71 +338,3 @@ def _alive(pid: int) -> bool:
             os.kill(pid, 0)
         return True
     return False
-
-
-def config_key(candidate: Candidate | Trial) -> str:
-    """Formulation and configuration as one string, whatever the order of the knobs."""
-    return f"{candidate.formulation} {json.dumps(candidate.config, sort_keys=True, default=list)}"
-
-
-class ReplayMeasurer:
-    """Answers from recorded trials: explorers are compared without a device.
-
-    A candidate that was never measured is ``illegal``, with a message that says so.
-    """
-
-    def __init__(self, trials: Iterable[Trial], on_trial: OnTrial = ignore) -> None:
-        self._trials = {config_key(trial): trial for trial in trials}
-        self.seconds: dict[str, float] = {}
-        self.on_trial = on_trial
-
-    def measure(
-        self, candidates: Sequence[Candidate], best_seconds: float = math.inf
-    ) -> list[Trial]:
-        """The recorded trial of every candidate, in order."""
-        found = [self._trials.get(config_key(c)) or unrecorded(c) for c in candidates]
-        for trial in found:
-            self.on_trial(trial)
-        return found
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def close(self) -> None:
-        """Nothing to stop."""
-
-
-def unrecorded(candidate: Candidate) -> Trial:
-    """The answer of a replay to a candidate that was never measured."""
-    return Trial(
-        candidate.formulation, candidate.config, Status.ILLEGAL, message="not among the records"
-    )
-
-
-class FunctionMeasurer:
-    """A synthetic landscape: `fn(candidate)` gives seconds, or a `Trial` for full control."""
-
-    def __init__(
-        self, fn: Callable[[Candidate], float | Trial], on_trial: OnTrial = ignore
-    ) -> None:
-        self._fn, self.on_trial = fn, on_trial
-        self.seconds: dict[str, float] = {}
-
-    def measure(
-        self, candidates: Sequence[Candidate], best_seconds: float = math.inf
-    ) -> list[Trial]:
-        """What the function says about every candidate, in order."""
-        trials = []
-        for candidate in candidates:
-            value = self._fn(candidate)
-            if not isinstance(value, Trial):
-                value = Trial(candidate.formulation, candidate.config, Status.OK, (value,))
-            trials.append(value)
-            self.on_trial(value)
-        return trials
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def close(self) -> None:
-        """Nothing to stop."""

@@ -74,6 +74,10 @@ class ModelMeasurer(LocalMeasurer):
         self.seconds["build"] += time.monotonic() - begun
         return [trials[index] for index in range(len(candidates))]
 
+    def details(self, trial: Trial) -> dict[str, Any]:
+        """{"modelled": what bounds the kernel}."""
+        return {"modelled": trial.message}
+
 
 def _modelled(candidate: Candidate, reply: Mapping[str, Any]) -> Trial:
     return Trial(

@@ -23,7 +23,7 @@ import numpy as np
 
 from flextensor import rtl_page
 from flextensor.engines import Engines
-from flextensor.errors import FlexTensorError
+from flextensor.errors import exit_code
 from flextensor.measure import Candidate
 from flextensor.operators import (
     Conv2d,
@@ -205,12 +205,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--target", default="fpga:vu9p")
     parser.add_argument("--again", action="store_true", help="model anew what OUT has")
     given = parser.parse_args(arguments)
-    try:
-        again(given.out) if given.again else run(given, arguments)
-    except FlexTensorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: again(given.out) if given.again else run(given, arguments))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 LIMITS = Limits(build_seconds=180.0, run_seconds=600.0)
 """Verilator takes seconds to minutes; a large layer takes minutes of simulation."""
-PATIENCE = 20
-"""A simulation is given up after this many times the predicted cycles."""
 
 
 class RtlMeasurer(LocalMeasurer):
@@ -36,12 +34,14 @@ class RtlMeasurer(LocalMeasurer):
         self,
         workload: Workload,
         target: FPGA,
+        tolerance: float = 0.0,
         *,
         limits: Limits = LIMITS,
         on_trial: OnTrial = ignore,
         seed: int = 0,
     ) -> None:
-        super().__init__(workload, target, 0.0, limits=limits, on_trial=on_trial, seed=seed)
+        target.check()
+        super().__init__(workload, target, tolerance, limits=limits, on_trial=on_trial, seed=seed)
         self.engines = Engines(workload, target)
         self._clock, self._dtype = target.clock, target.dtype
 
@@ -51,6 +51,14 @@ class RtlMeasurer(LocalMeasurer):
         inputs = integers(self.workload, self._dtype, self.seed)
         return inputs, self.workload.reference(inputs)
 
+    def proven(self, trial: Trial) -> float | None:
+        """Every output of every trial was compared already."""
+        return trial.error
+
+    def details(self, trial: Trial) -> dict[str, Any]:
+        """The design."""
+        return self.engines.details(trial)
+
     def _prepare_runner(self) -> None:
         """The worker that runs simulators needs nothing."""
 
@@ -58,22 +66,21 @@ class RtlMeasurer(LocalMeasurer):
         from flextensor.schedulers.engine_data import same
 
         inputs, want = self._known
-        files = {name: path.with_suffix(f".{name}") for name in "abc"}
         packing = self.engines.packing(candidate)
         images = packing.images(*self.engines.operands(candidate, inputs))
-        for name, image in zip("ab", images, strict=True):
-            files[name].write_bytes(image)
-        limit = math.ceil(PATIENCE * self.engines.predict(candidate).cycles) + 10_000
-        payload = {"path": str(path), "limit": limit, **{k: str(f) for k, f in files.items()}}
-        calls = [("simulate", payload)]
-        ((_, reply),) = run_all([self._runner], calls, self.limits.run_seconds)
-        if isinstance(reply, WorkerError):
-            return failed(candidate, Status.RUN_ERROR, reply)
-        got = self.engines.output(candidate, packing.sums(files["c"].read_bytes()))
-        for file in files.values():
-            file.unlink()
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            files = {name: Path(folder) / name for name in "abc"}
+            for name, image in zip("ab", images, strict=True):
+                files[name].write_bytes(image)
+            paths = {name: str(file) for name, file in files.items()}
+            call = {"path": str(path), "limit": self.engines.limit(candidate), **paths}
+            calls = [("simulate", call)]
+            ((_, reply),) = run_all([self._runner], calls, self.limits.run_seconds)
+            if isinstance(reply, WorkerError):
+                return failed(candidate, Status.RUN_ERROR, reply)
+            sums = files["c"].read_bytes()
         trial = self._trial(candidate, reply)
-        if same(got, want, self._dtype):
+        if same(self.engines.output(candidate, packing.sums(sums)), want, self._dtype):
             return trial
         wrong = "outputs differ from the integer reference"
         return dataclasses.replace(trial, status=Status.WRONG_RESULT, times=(), message=wrong)

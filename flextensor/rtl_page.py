@@ -7,28 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flextensor.ranking import spearman
+
 RESOURCES = ("dsp", "bram18", "lut")
 Rows = Sequence[Mapping[str, Any]]
-
-
-def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0; equal values share the mean of theirs.
-
-    >>> ranks([3, 1, 3])
-    [1.5, 0.0, 1.5]
-    """
-    order = sorted(values)
-    return [order.index(v) + (order.count(v) - 1) / 2 for v in values]
 
 
 def agreement(rows: Rows) -> dict[str, float]:
     """{"count", "wrong", "mean", "worst", "spearman"} of predicted against simulated cycles."""
     right = [r for r in rows if r["status"] == "ok"]
     errors = [abs(r["predicted"] / r["cycles"] - 1) for r in right]
-    a, b = (ranks([r[name] for r in right]) for name in ("predicted", "cycles"))
+    predicted, cycles = ([r[name] for r in right] for name in ("predicted", "cycles"))
     return {
         "count": len(right), "wrong": len(rows) - len(right), "mean": statistics.mean(errors),
-        "worst": max(errors), "spearman": statistics.correlation(a, b),
+        "worst": max(errors), "spearman": spearman(predicted, cycles),
     }  # fmt: skip
 
 

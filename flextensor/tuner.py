@@ -148,7 +148,7 @@ class Tuning:
                 self.ended = {"stopped": search.stopped, "shares": self._shares(measurer)}
                 return self._finish(measurer)
             except KeyboardInterrupt:
-                raise Interrupted(self._partial()) from None
+                raise Interrupted(self._partial(measurer)) from None
 
     def _shares(self, measurer: Measurer) -> dict[str, float]:
         """The shares of the wall time so far that went into builds, runs and the search itself."""
@@ -206,12 +206,13 @@ class Tuning:
     def _ranked(self) -> list[Trial]:
         return sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)
 
-    def _partial(self) -> Result | None:
+    def _partial(self, measurer: Measurer) -> Result | None:
         """The best so far of an interrupted run: measured and checked, not timed again."""
         ranked = self._ranked()
         if not ranked:
             return None
-        return self._result(ranked[0], list(ranked[0].times), {}, ranked[0].error, False)
+        best = ranked[0]
+        return self._result(best, list(best.times), {}, best.error, False, measurer)
 
     def _finish(self, measurer: Measurer) -> Result:
         """Time the best few again in turns, with PyTorch; verify the winner; keep the result.
@@ -239,23 +240,26 @@ class Tuning:
                 if error <= self.workload.tolerance(self.tolerance):
                     medians = {p: statistics.median(times[p]) for p in peers if p in times}
                     trial = ranked[int(name)]
-                    return self._kept(self._result(trial, times[name], medians, error, True))
+                    result = self._result(trial, times[name], medians, error, True, measurer)
+                    return self._kept(result)
         raise DeviceError(
             f"{self.workload.key}: none of the best {len(finalists)} kernels verified"
         )
 
     def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
-        """The best of what did not run on the device, emulated where that can be done."""
+        """The best of what did not run on the device, proven where that can be done."""
         self._report("verify")
         reason = ""
         for trial in ranked:
             try:
-                error = measurers.emulated(measurer, trial)
+                error = measurer.proven(trial)
             except DeviceError as failure:
                 reason = str(failure)
                 continue
             if error is None or error <= self.workload.tolerance(self.tolerance):
-                return self._result(trial, list(trial.times), {}, error, error is not None)
+                return self._result(
+                    trial, list(trial.times), {}, error, error is not None, measurer
+                )
             reason = f"relative error {error:.3g}"
         none = f"none of the best {len(ranked)} kernels verified"
         raise DeviceError(f"{self.workload.key}: {none}, the last: {reason}")
@@ -271,6 +275,7 @@ class Tuning:
         peers: Mapping[str, float],
         error: float | None,
         verified: bool,
+        measurer: Measurer,
     ) -> Result:
         best = statistics.median(times)
         low, high = _quartiles(times)
@@ -299,7 +304,7 @@ class Tuning:
             "max_rel_error": error,
             "peers": dict(peers),
             "speedup": min(peers.values()) / best if peers else None,
-            **measurers.design(self.workload, self.target, trial),
+            **measurer.details(trial),
         }
         return Result(values, self.workload, self.target)
 

@@ -81,7 +81,7 @@ class Builder:
         def judge() -> dict[str, Any]:
             program = self._programs[payload["program"]]
             module = schedule(program, self._target, payload["config"])
-            found = gpu.judge(self._target, module)
+            found = gpu.judge(self._target, module).prediction
             return {"message": found.summary, "time": found.seconds}
 
         return attempted(judge)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
 import subprocess
 import tempfile
@@ -11,13 +11,8 @@ from pathlib import Path
 from flextensor.errors import DeviceError
 from flextensor.targets import fpga_rtl
 from flextensor.targets.engine import Engine
+from flextensor.targets.fpga_parts import PARTS
 
-FAMILIES = {
-    "vu9p": "synth_xilinx -family xcup -flatten -noiopad -noclkbuf",
-    "zu9eg": "synth_xilinx -family xcup -flatten -noiopad -noclkbuf",
-    "ecp5-85k": "synth_ecp5",
-}
-"""The synthesis of a part; xcup is UltraScale+."""
 CELLS = {
     "dsp": {"DSP48E2": 1, "MULT18X18D": 1},
     "bram18": {"RAMB18E2": 1, "RAMB36E2": 2, "DP16KD": 1},
@@ -37,25 +32,28 @@ def synthesise(engine: Engine, part: str) -> dict[str, int]:
     """{"dsp", "bram18", "lut", "ff"} of an engine on a part; `DeviceError` when yosys fails."""
     check()
     with tempfile.TemporaryDirectory(prefix="synth-") as name:
-        folder = Path(name)
+        folder = Path(name)  # yosys splits its script at spaces: names are relative
         (folder / f"{fpga_rtl.TOP}.v").write_text(fpga_rtl.verilog(engine))
-        files = " ".join(map(str, [folder / f"{fpga_rtl.TOP}.v", *fpga_rtl.sources()]))
-        script = f"read_verilog {files}; {FAMILIES[part]} -top {fpga_rtl.TOP}; stat"
-        done = subprocess.run(["yosys", "-p", script], capture_output=True, text=True)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no reason"]
-        raise DeviceError(f"yosys: {said[0].strip()[:200]}")
-    return count(done.stdout)
+        for source in fpga_rtl.sources():
+            shutil.copy(source, folder)
+        script = f"read_verilog *.v; {PARTS[part].synthesis} -top {fpga_rtl.TOP}; "
+        script += "tee -q -o cells.json stat -json"
+        done = subprocess.run(
+            ["yosys", "-p", script], cwd=folder, capture_output=True, text=True
+        )  # fmt: skip
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no reason"]
+            raise DeviceError(f"yosys: {said[0].strip()[:200]}")
+        return count((folder / "cells.json").read_text())
 
 
-def count(report: str) -> dict[str, int]:
-    """The resources in the last statistics of a yosys report.
+def count(statistics: str) -> dict[str, int]:
+    """The resources in the statistics of yosys, which are JSON.
 
-    >>> count("Number of cells: 3\\n  DSP48E2   2\\n  RAMB36E2   1\\n")["bram18"]
+    >>> count('{"design": {"num_cells_by_type": {"DSP48E2": 2, "RAMB36E2": 1}}}')["bram18"]
     2
     """
-    statistics = report[report.rindex("Number of cells") :]
-    cells = {name: int(n) for name, n in re.findall(r"^\s+(\w+)\s+(\d+)$", statistics, re.M)}
+    cells = json.loads(statistics)["design"]["num_cells_by_type"]
     return {
         kind: sum(weight * cells.get(cell, 0) for cell, weight in weights.items())
         for kind, weights in CELLS.items()

@@ -103,7 +103,7 @@ def work_of(workload: Workload, target: CUDA, **knobs: Any) -> tuple[gpu_work.Wo
     program, kernels = launches.lowered(module, target.tvm_target())
     (launch,) = program.functions["main"].launches
     work = gpu_work.of_block(kernels[launch.kernel], launch.grid, launch.block)
-    return work, gpu.judge(target, module)
+    return work, gpu.judge(target, module).prediction
 
 
 TILE: dict[str, Any] = {
@@ -145,7 +145,7 @@ def test_what_only_moves_data_is_bound_by_memory(target: CUDA) -> None:
     shift = Workload(parse("shift_conv2d", {"channels": "512", "height": "256", "width": "256"}))
     func = shift.prim_func()
     config = space(func, target).seeds[0]
-    found = gpu.judge(target, schedule(func, target, config))
+    found = gpu.judge(target, schedule(func, target, config)).prediction
     assert found.seconds > shift.bytes / target.bandwidth()
     assert max(found.kernels, key=lambda k: k.seconds).bound in ("memory", "L2", "fill")
 

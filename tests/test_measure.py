@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from flextensor import buffers, targets, timing
+from flextensor.answers import FunctionMeasurer, ReplayMeasurer
 from flextensor.errors import DeviceError
 from flextensor.measure import (
     Candidate,
-    FunctionMeasurer,
     Limits,
     LocalMeasurer,
-    ReplayMeasurer,
     private_folder,
 )
 from flextensor.operators import Gemm, Workload

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from flextensor import cost_models, explorers
+from flextensor.answers import FunctionMeasurer
 from flextensor.errors import InputError
 from flextensor.explorers.q_method import QMethod
-from flextensor.measure import Candidate, FunctionMeasurer
+from flextensor.measure import Candidate
 from flextensor.schedulers.space import Space, choice, sizes
 from flextensor.search import Budget, Lane, Search
 from flextensor.targets import Status, Trial

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flextensor import Database
+from flextensor.answers import config_key
 from flextensor.errors import DatabaseError
-from flextensor.measure import config_key
 from flextensor.operators import Gemm, Workload
 from flextensor.targets import Trial, lookup
 
