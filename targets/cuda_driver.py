@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor.errors import DeviceError
 from flextensor.targets.cuda_program import CudaProgram
+from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function
 
 if TYPE_CHECKING:
@@ -131,9 +132,18 @@ class CudaBuffer:
         import numpy as np
 
         array: Array = np.empty(self._shape, self._dtype)
-        host = ctypes.c_void_p(array.ctypes.data)
-        self._runtime.ask("cuMemcpyDtoH_v2", host, self.pointer, ctypes.c_size_t(self.size))
+        self.copyto(array)
         return array
+
+    def copyto(self, array: Array) -> None:
+        """Overwrite an array of the host."""
+        import numpy as np
+
+        whole = array if array.flags.c_contiguous else np.empty(self._shape, self._dtype)
+        host = ctypes.c_void_p(whole.ctypes.data)
+        self._runtime.ask("cuMemcpyDtoH_v2", host, self.pointer, ctypes.c_size_t(self.size))
+        if whole is not array:
+            np.copyto(array, whole)
 
     def copyfrom(self, array: Array) -> None:
         """Overwrite it with an array of the same shape and dtype."""
@@ -146,11 +156,14 @@ class CudaBuffer:
         self._runtime.ask("cuMemcpyHtoD_v2", self.pointer, host, ctypes.c_size_t(self.size))
 
 
-class CudaFunction:
-    """One function of a loaded program: its kernels, launched in turn."""
+class CudaFunction(DeviceFunction):
+    """One function of a loaded program on a card."""
+
+    buffer = CudaBuffer
 
     def __init__(self, runtime: CudaRuntime, module: ctypes.c_void_p, function: Function) -> None:
-        self._runtime, self._function, self._kernels = runtime, function, []
+        super().__init__(function)
+        self._runtime, self._kernels = runtime, []
         for launch in function.launches:
             kernel = ctypes.c_void_p()
             runtime.ask("cuModuleGetFunction", ctypes.byref(kernel), module, launch.kernel.encode())
@@ -158,25 +171,14 @@ class CudaFunction:
         own = function.sizes[function.parameters :]
         self._workspaces = [CudaBuffer(runtime, size) for size in own]
 
-    def __call__(self, *buffers: Any) -> None:
-        """Launch on buffers of the card, without waiting; arrays of the host are copied there and,
-        when kernels write them, back."""
-        import numpy as np
+    def place(self, array: Array) -> CudaBuffer:
+        """A copy of `array` in the memory of the card."""
+        return self._runtime.place(array)
 
-        if len(buffers) != self._function.parameters:
-            raise ValueError(f"takes {self._function.parameters} buffers, got {len(buffers)}")
-        place = self._runtime.place
-        placed = [b if isinstance(b, CudaBuffer) else place(b) for b in buffers]
-        for have, need in zip(placed, self._function.sizes, strict=False):
-            if have.size < need:
-                raise ValueError(f"a buffer of {have.size} bytes is too small, needs {need}")
-        self._launch([*placed, *self._workspaces])
-        for position in self._function.written:
-            if placed[position] is not buffers[position]:
-                np.copyto(buffers[position], placed[position].numpy())
-
-    def _launch(self, everything: Sequence[CudaBuffer]) -> None:
-        for kernel, launch in zip(self._kernels, self._function.launches, strict=True):
+    def launch(self, buffers: Sequence[CudaBuffer]) -> None:
+        """Launch every kernel, without waiting."""
+        everything = [*buffers, *self._workspaces]
+        for kernel, launch in zip(self._kernels, self.function.launches, strict=True):
             pointers = [everything[position].pointer for position in launch.arguments]
             addresses = (ctypes.c_void_p * len(pointers))(*map(ctypes.addressof, pointers))
             extents = (*launch.grid, *launch.block)

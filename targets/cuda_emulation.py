@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from flextensor.errors import DeviceError
 from flextensor.targets.cuda_compiler import body
 from flextensor.targets.cuda_program import CudaProgram
+from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function, Launch
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class HostBuffer:
         own = self._whole[start : start + array.nbytes]
         self.array: Array = own.view(array.dtype).reshape(array.shape)
         self.array[...] = array
+        self.size = array.nbytes
         self._outside = (self._whole[:start], self._whole[start + array.nbytes :])
 
     @classmethod
@@ -140,6 +142,10 @@ class HostBuffer:
         """A copy."""
         return self.array.copy()
 
+    def copyto(self, array: Array) -> None:
+        """Overwrite an array of the host."""
+        array[...] = self.array
+
     def copyfrom(self, array: Array) -> None:
         """Overwrite it with an array of the same shape and dtype."""
         self.array[...] = array
@@ -153,27 +159,25 @@ def _guarded(size: int) -> tuple[Array, int]:
     return whole, GUARD_BYTES + -(whole.ctypes.data + GUARD_BYTES) % ALIGNMENT
 
 
-class EmulatedFunction:
-    """One function of a program: its kernels, run in turn."""
+class EmulatedFunction(DeviceFunction):
+    """One function of a program on this CPU."""
+
+    buffer = HostBuffer
 
     def __init__(self, kernels: Mapping[str, Kernel], function: Function) -> None:
-        self._kernels, self._function = kernels, function
+        super().__init__(function)
+        self._kernels = kernels
 
-    def __call__(self, *buffers: Any) -> None:
-        """Run on placed buffers or arrays of the host."""
-        import numpy as np
+    def place(self, array: Array) -> HostBuffer:
+        """A copy of `array` between guards."""
+        return HostBuffer(array)
 
-        if len(buffers) != self._function.parameters:
-            raise ValueError(f"takes {self._function.parameters} buffers, got {len(buffers)}")
-        placed = [b if isinstance(b, HostBuffer) else HostBuffer(b) for b in buffers]
-        everything = placed + [
-            HostBuffer.unwritten(size) for size in self._function.sizes[len(buffers) :]
-        ]
-        for launch in self._function.launches:
+    def launch(self, buffers: Sequence[HostBuffer]) -> None:
+        """Run every kernel; `DeviceError` when one writes outside of its buffers."""
+        own = self.function.sizes[self.function.parameters :]
+        everything = [*buffers, *map(HostBuffer.unwritten, own)]
+        for launch in self.function.launches:
             arguments = [everything[position].array for position in launch.arguments]
             self._kernels[launch.kernel](launch, arguments)
             if not all(buffer.intact for buffer in everything):
                 raise DeviceError(f"{launch.kernel} writes outside of its buffers")
-        for position in self._function.written:
-            if placed[position] is not buffers[position]:
-                np.copyto(buffers[position], placed[position].array)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function, Program
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class OpenCLBuffer:
 
         self._runtime, self._shape, self._dtype = runtime, array.shape, array.dtype
         self.memory = cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, max(array.nbytes, 1))
+        self.size = int(self.memory.size)
         self.copyfrom(array)
 
     def numpy(self) -> Array:
@@ -86,13 +89,16 @@ class OpenCLBuffer:
         cl.enqueue_copy(self._runtime.queue, self.memory, np.ascontiguousarray(array))
 
 
-class OpenCLFunction:
-    """One function of a loaded program: its kernels, launched in turn."""
+class OpenCLFunction(DeviceFunction):
+    """One function of a loaded program on a device."""
+
+    buffer = OpenCLBuffer
 
     def __init__(self, runtime: OpenCLRuntime, program: Any, function: Function) -> None:
         import pyopencl as cl
 
-        self._runtime, self._function = runtime, function
+        super().__init__(function)
+        self._runtime = runtime
         self._kernels = [cl.Kernel(program, launch.kernel) for launch in function.launches]
         self._workspaces = [
             cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, size)
@@ -100,34 +106,24 @@ class OpenCLFunction:
         ]
         self._bound: tuple[Any, ...] = ()
 
-    def __call__(self, *buffers: Any) -> None:
-        """Launch on buffers of the device, without waiting; arrays of the host are copied there
-        and, when kernels write them, back."""
-        placed = [
-            b if isinstance(b, OpenCLBuffer) else OpenCLBuffer(self._runtime, b) for b in buffers
-        ]
-        self._bind(tuple(b.memory for b in placed))
-        self._launch()
-        for position in self._function.written:
-            if placed[position] is not buffers[position]:
-                placed[position].copyto(buffers[position])
+    def place(self, array: Array) -> OpenCLBuffer:
+        """A copy of `array` in the memory of the device."""
+        return self._runtime.place(array)
 
-    def _bind(self, memory: tuple[Any, ...]) -> None:
-        if len(memory) != self._function.parameters:
-            raise ValueError(f"takes {self._function.parameters} buffers, got {len(memory)}")
-        if memory == self._bound:
-            return
-        for have, need in zip(memory, self._function.sizes, strict=False):
-            if have.size < need:
-                raise ValueError(f"a buffer of {have.size} bytes is too small, needs {need}")
-        everything = [*memory, *self._workspaces]
-        for kernel, launch in zip(self._kernels, self._function.launches, strict=True):
-            kernel.set_args(*(everything[position] for position in launch.arguments))
-        self._bound = memory
-
-    def _launch(self) -> None:
+    def launch(self, buffers: Sequence[OpenCLBuffer]) -> None:
+        """Launch every kernel, without waiting."""
         import pyopencl as cl
 
-        for kernel, launch in zip(self._kernels, self._function.launches, strict=True):
+        self._bind(tuple(buffer.memory for buffer in buffers))
+        for kernel, launch in zip(self._kernels, self.function.launches, strict=True):
             extents = tuple(g * b for g, b in zip(launch.grid, launch.block, strict=True))
             cl.enqueue_nd_range_kernel(self._runtime.queue, kernel, extents, launch.block)
+
+    def _bind(self, memory: tuple[Any, ...]) -> None:
+        """Set the arguments of every kernel, unless they are these already."""
+        if memory == self._bound:
+            return
+        everything = [*memory, *self._workspaces]
+        for kernel, launch in zip(self._kernels, self.function.launches, strict=True):
+            kernel.set_args(*(everything[position] for position in launch.arguments))
+        self._bound = memory

@@ -1,0 +1,55 @@
+"""A function of a loaded program on a device with a memory of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from flextensor.targets.launches import Function
+
+if TYPE_CHECKING:
+    from flextensor.targets.runtime import Array
+
+
+class DeviceBuffer(Protocol):
+    """Memory of a device that holds an array."""
+
+    size: int
+    """Bytes."""
+
+    def copyto(self, array: Array) -> None:
+        """Overwrite an array of the host."""
+
+
+class DeviceFunction(ABC):
+    """Kernels that are launched in turn; `buffer` is the class of the device's buffers."""
+
+    buffer: ClassVar[type]
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    @abstractmethod
+    def place(self, array: Array) -> Any:
+        """A copy of an array in the memory of the device."""
+
+    @abstractmethod
+    def launch(self, buffers: Sequence[Any]) -> None:
+        """Launch every kernel on buffers of the device, one for each parameter."""
+
+    def __call__(self, *buffers: Any) -> None:
+        """Launch on buffers of the device, without waiting; arrays of the host are copied there
+        and, when kernels write them, back."""
+        if len(buffers) != self.function.parameters:
+            raise ValueError(f"takes {self.function.parameters} buffers, got {len(buffers)}")
+        placed: list[DeviceBuffer] = [
+            b if isinstance(b, self.buffer) else self.place(b) for b in buffers
+        ]
+        for have, need in zip(placed, self.function.sizes, strict=False):
+            if have.size < need:
+                raise ValueError(f"a buffer of {have.size} bytes is too small, needs {need}")
+        self.launch(placed)
+        for position in self.function.written:
+            if placed[position] is not buffers[position]:
+                placed[position].copyto(buffers[position])
