@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextensor.bench_page import COLOURS
+from flextensor.bench_page import COLOURS, geomean
 
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the best known speed that are waited for."""
@@ -53,16 +53,21 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(best)} workloads,"
         f" {seeds} seeds; every search starts from nothing and runs to its budget. The best"
         " known kernel of a workload is the fastest that any run found. Medians over workloads"
-        " and seeds; in brackets how many of the runs got there; a median counts those that did"
-        " not as never.",
+        " and seeds, but for the geomean and the seconds of wall time a trial; in brackets how"
+        " many of the runs got there; a median counts those that did not as never.",
         "",
-        "| variant | share of best | " + " | ".join(f"to {s:.0%}" for s in SHARES) + " |",
-        "| --- | ---: |" + " ---: |" * len(SHARES),
+        "| variant | share of best | geomean | first trial | s a trial | "
+        + " | ".join(f"to {s:.0%}" for s in SHARES)
+        + " |",
+        "| --- |" + " ---: |" * (4 + len(SHARES)),
     ]
     for variant in dict.fromkeys(r["variant"] for r in runs):
         own = [progress(r, best[r["case"]]) for r in runs if r["variant"] == variant]
-        end = statistics.median(rows[-1][1] for rows in own)
-        cells = [variant, f"{end:.1%}"]
+        ends = [rows[-1][1] for rows in own]
+        first = statistics.median(rows[0][1] for rows in own)
+        pace = sum(rows[-1][0] for rows in own) / sum(map(len, own))
+        cells = [variant, f"{statistics.median(ends):.1%}", f"{geomean(ends):.3f}"]
+        cells += [f"{first:.0%}", f"{pace:.2f}"]
         for share in SHARES:
             found = [reached(rows, share) for rows in own]
             hits = sum(f is not None for f in found)

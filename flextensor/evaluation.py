@@ -95,22 +95,22 @@ def kin(sample: Sample, every: Sequence[Sample]) -> list[Sample]:
 
 
 def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
-    """Scores of every sample, by what was held out."""
+    """Scores of every sample, by what the model learned from."""
     every = list(samples(folder, target))
     rows = []
     for sample in every:
         foreign = lessons.foreign(sample.operator, sample.formulation, sample.flops, target.kind)
         scores = {}
-        for held_out, taught, shapes in (
-            ("analytic", [], []),
-            ("shape", foreign, kin(sample, every)),
-            ("family", foreign, []),
-        ):
+        near = kin(sample, every)
+        for lesson, taught, shapes in (
+            ("none", [], []), ("shapes", [], near), ("operators", foreign, []),
+            ("both", foreign, near),
+        ):  # fmt: skip
             model = cost_models.create("xgboost", sample.space)
             model.study(taught)
             for other in shapes:
                 model.recall(other.space, other.points, other.seconds)
-            scores[held_out] = dataclasses.asdict(score(sample, model.predict(sample.points)))
+            scores[lesson] = dataclasses.asdict(score(sample, model.predict(sample.points)))
         rows.append(
             {
                 "operator": sample.operator, "params": dict(sample.params),
@@ -121,17 +121,19 @@ def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
     return rows
 
 
-HELD_OUT = {
-    "analytic": "nothing learned",
-    "shape": "shape held out",
-    "family": "family held out",
+LESSONS = {
+    "none": "nothing learned",
+    "shapes": "near shapes",
+    "operators": "other operators",
+    "both": "both",
 }
+"""What a model learned from."""
 
 
 def markdown(data: Mapping[str, Any]) -> str:
     """The table: one row for every operator, and for all."""
     rows = data["rows"]
-    head = " | ".join(f"{label}: rho, top 1, top 8" for label in HELD_OUT.values())
+    head = " | ".join(f"{label}: rho, top 1, top 8" for label in LESSONS.values())
     lines = [
         "# The cost model on what it has not seen",
         "",
@@ -140,20 +142,19 @@ def markdown(data: Mapping[str, Any]) -> str:
         f" {sum(r['points'] for r in rows)} measured points: what the package ships and"
         f" worked, where a formulation has {FEWEST} of them."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
-        f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator"
-        f" and {lessons.SHAPES} of every other operator (as every search begins), and after"
-        " learning only from other operators. rho: Spearman's rank correlation, mean. Top 1, top"
-        " 8: the speed of the first pick, and of the best of the first eight, as a share of the"
-        " fastest point; medians. Half the shipped points of a shape are its fastest ones, which"
-        " are the hard ones to rank.",
+        f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator,"
+        f" from {lessons.SHAPES} shapes of every other operator, and from both, as every search"
+        " begins. rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
+        " pick, and of the best of the first eight, as a share of the fastest point; medians. Half"
+        " the shipped points of a shape are its fastest ones, which are the hard ones to rank.",
         "",
         f"| operator | n | {head} |",
-        "| --- | ---: |" + " ---: |" * len(HELD_OUT),
+        "| --- | ---: |" + " ---: |" * len(LESSONS),
     ]
     families = dict.fromkeys(r["operator"] for r in rows)
     groups = {**{f: [r for r in rows if r["operator"] == f] for f in families}, "all": rows}
     for name, own in groups.items():
-        cells = [_cell([r["scores"][h] for r in own if h in r["scores"]]) for h in HELD_OUT]
+        cells = [_cell([r["scores"][h] for r in own if h in r["scores"]]) for h in LESSONS]
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

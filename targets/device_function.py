@@ -25,7 +25,7 @@ class DeviceBuffer(Protocol):
 class DeviceFunction(ABC):
     """Kernels that are launched in turn; `buffer` is the class of the device's buffers."""
 
-    buffer: ClassVar[type]
+    buffer: ClassVar[type[Any]]
 
     def __init__(self, function: Function) -> None:
         self.function = function
