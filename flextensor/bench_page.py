@@ -16,8 +16,8 @@ SLOWER = "#9a9a9a"
 
 
 def geomean(values: Sequence[float]) -> float:
-    """Geometric mean."""
-    return math.exp(sum(map(math.log, values)) / len(values))
+    """Geometric mean; 0 when a value is."""
+    return 0.0 if 0 in values else math.exp(sum(map(math.log, values)) / len(values))
 
 
 def by_family(cases: Iterable[Case]) -> dict[str, list[Case]]:

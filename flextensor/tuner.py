@@ -174,8 +174,10 @@ class Tuning:
         self.database.add(w.key, w.operator.name, w.params, self.target.fingerprint, trial)
 
     def _lessons(self, formulation: str) -> list[Example]:
-        """What other operators taught."""
+        """What other operators taught, whose packing cost time: nothing where it is done ahead."""
         w = self.workload
+        if w.prepacked:
+            return []
         return lessons.foreign(w.operator.name, formulation, w.flops, self.target.kind)
 
     def _recall(self, lane: Lane, other: Experience) -> None:
