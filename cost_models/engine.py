@@ -35,7 +35,8 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
-from flextensor.targets.engine import Digits, Engine, ceil_div
+from flextensor.targets.engine import Digits, Engine
+from flextensor.targets.rounding import ceil_div
 
 START = 3
 """Cycles of a tile's read beside its beats: the buffer is seen to be free, the request and the

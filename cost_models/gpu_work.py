@@ -23,6 +23,7 @@ from tvm.ir.prim import expr as prim
 
 from flextensor.cost_models.gpu_memory import WARP, Array, bank_cycles, merged, sectors
 from flextensor.schedulers.expression import children
+from flextensor.targets.rounding import ceil_div, round_up
 
 WINDOW = 8
 """Iterations of the innermost loops for which addresses are computed: a sector has 8 floats."""
@@ -81,7 +82,7 @@ class Work:
     @property
     def warps(self) -> int:
         """Warps of the block."""
-        return -(-self.threads // WARP)
+        return ceil_div(self.threads, WARP)
 
     @property
     def instructions(self) -> float:
@@ -128,7 +129,7 @@ class _Reader:
     def __init__(self, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
         self.threads = math.prod(block)
         self.work = Work(self.threads)
-        t = np.arange(-(-self.threads // WARP) * WARP)
+        t = np.arange(round_up(self.threads, WARP))
         self.inside = t < self.threads
         self.thread = {
             "threadIdx.x": t % block[0],

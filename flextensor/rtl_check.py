@@ -40,6 +40,7 @@ from flextensor.synthesis import resources
 from flextensor.targets import Trial, lookup, yosys
 from flextensor.targets.engine_resources import resources as estimate
 from flextensor.targets.fpga import FPGA
+from flextensor.targets.rounding import ceil_div
 
 LARGEST, SMALLEST = 128, 2
 """Processing elements of a design that is simulated: more take minutes to compile."""
@@ -90,7 +91,7 @@ class Drawn:
 def draw(target: FPGA, count: int, seed: int) -> list[Drawn]:
     """`count` random legal designs, the workloads in turn, small enough to simulate."""
     rng = np.random.default_rng(seed)
-    each = -(-count // len(WORKLOADS))
+    each = ceil_div(count, len(WORKLOADS))
     pools = [_pool(target, kind, rng, each) for kind in WORKLOADS]
     return [pools[i % len(pools)][i // len(pools)] for i in range(count)]
 

@@ -23,10 +23,11 @@ from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
-from flextensor.schedulers.layouts import Element, Side, ceil_div
+from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Value
 from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div
 
 
 class ContractionScheduler(Scheduler):

@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 
 from flextensor.schedulers.analysis import Contraction, points
-from flextensor.schedulers.layouts import Cut, Side, ceil_div, round_up
+from flextensor.schedulers.layouts import Cut, Side
 from flextensor.schedulers.program import Iterator, Program, fusable, movable
 from flextensor.schedulers.space import Config, Knob, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import is_transform
 from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div, round_up
 
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28)

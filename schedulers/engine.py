@@ -24,9 +24,10 @@ from flextensor.schedulers.engine_layout import Layout, Roles
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
-from flextensor.targets.engine import BYTES, Engine, ceil_div
+from flextensor.targets.engine import BYTES, Engine
 from flextensor.targets.engine_resources import Resources, resources
 from flextensor.targets.fpga import ENGINE, FPGA, WIDEST_PORT
+from flextensor.targets.rounding import ceil_div
 
 STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)

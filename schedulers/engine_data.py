@@ -14,6 +14,7 @@ from flextensor.schedulers.engine_layout import Layout, Roles
 from flextensor.schedulers.expression import Linear
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.targets.engine import BYTES, SUM_BYTES, Engine
+from flextensor.targets.rounding import ceil_div
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,7 +180,7 @@ class Packing:
             for place in range(outer * inner):
                 first, second = divmod(place, inner)
                 m, n = (second, first) if e.stationary == "weight" else (first, second)
-                rows = -(-e.m_edge // e.pe_m) if m == e.m_tiles - 1 else e.m_steps
+                rows = ceil_div(e.m_edge, e.pe_m) if m == e.m_tiles - 1 else e.m_steps
                 columns = e.n_edge if n == e.n_tiles - 1 else e.n_steps
                 end = start + rows * columns
                 tile = sums[start:end].reshape(rows, columns, e.pe_m, e.pe_n)

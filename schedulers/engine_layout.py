@@ -22,7 +22,8 @@ from typing import Any
 from flextensor.schedulers.analysis import Contraction
 from flextensor.schedulers.expression import Linear
 from flextensor.schedulers.program import Iterator
-from flextensor.targets.engine import Digits, ceil_div
+from flextensor.targets.engine import Digits
+from flextensor.targets.rounding import ceil_div
 
 
 @dataclasses.dataclass(frozen=True)

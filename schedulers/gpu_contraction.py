@@ -29,10 +29,11 @@ from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_plan import Plan
-from flextensor.schedulers.layouts import Side, ceil_div, guarded, unflatten
+from flextensor.schedulers.layouts import Side, guarded, unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div
 
 STAGED = ("both", "y", "x", "none")
 SEEDS = (

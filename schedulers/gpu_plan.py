@@ -8,8 +8,8 @@ from typing import Any
 
 from tvm import tirx
 
-from flextensor.schedulers.layouts import ceil_div
 from flextensor.schedulers.space import Value
+from flextensor.targets.rounding import ceil_div
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,16 +24,7 @@ from tvm import te, tirx
 from flextensor.schedulers.analysis import Operand
 from flextensor.schedulers.expression import Linear, rewrite
 from flextensor.schedulers.program import Iterator, Tensors
-
-
-def ceil_div(a: int, b: int) -> int:
-    """The smallest integer not below a / b."""
-    return -(-a // b)
-
-
-def round_up(a: int, b: int) -> int:
-    """The smallest multiple of b not below a."""
-    return ceil_div(a, b) * b
+from flextensor.targets.rounding import ceil_div, round_up
 
 
 @dataclasses.dataclass(frozen=True)

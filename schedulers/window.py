@@ -23,10 +23,10 @@ from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import iterators, points, split_groups
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import Linear, Load, linear, loads, rewrite, variables
-from flextensor.schedulers.layouts import ceil_div, round_up
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable, reduce
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div, round_up
 
 MOST_TAPS = 64
 """Taps that are unrolled; a longer reduction has channels in it."""

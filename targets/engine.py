@@ -21,15 +21,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from flextensor.targets.rounding import ceil_div
+
 BYTES = {"int8": 1, "int16": 2, "float32": 4}
 """Bytes of an operand's element."""
 SUM_BYTES = {"int8": 4, "int16": 6, "float32": 4}
 """Bytes of an accumulator: 2**15 products of int16 need 48 bits, which a DSP block has."""
-
-
-def ceil_div(a: int, b: int) -> int:
-    """The smallest integer not below a / b."""
-    return -(-a // b)
 
 
 @dataclasses.dataclass(frozen=True)

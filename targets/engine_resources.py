@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from flextensor.targets.engine import SUM_BYTES, Engine, ceil_div
+from flextensor.targets.engine import SUM_BYTES, Engine
+from flextensor.targets.rounding import ceil_div
 
 DSP_PER_MAC = {"int8": 1, "int16": 1, "float32": 5}
 """DSP blocks: 18 x 18 bits or more fit one. Vitis HLS takes 3 for a float32 product and 2 for a

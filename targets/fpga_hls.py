@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flextensor.targets.engine import Digits, Engine, ceil_div
+from flextensor.targets.engine import Digits, Engine
+from flextensor.targets.rounding import ceil_div
 
 TEMPLATE = Path(__file__).parent / "hls" / "engine.cl"
 TYPES = {"int8": ("char", "int"), "int16": ("short", "long"), "float32": ("float", "float")}

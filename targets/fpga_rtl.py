@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flextensor.targets.engine import BYTES, SUM_BYTES, Digits, Engine
+from flextensor.targets.rounding import ceil_div
 
 FOLDER = Path(__file__).parent / "rtl"
 TOP = "engine"
@@ -123,7 +124,7 @@ def _word_loader(e: Engine) -> dict[str, object]:
 
 def _steps(e: Engine) -> dict[str, object]:
     return {
-        "M_STEPS": e.m_steps, "M_EDGE": -(-e.m_edge // e.pe_m),
+        "M_STEPS": e.m_steps, "M_EDGE": ceil_div(e.m_edge, e.pe_m),
         "N_STEPS": e.n_steps, "N_EDGE": e.n_edge,
     }  # fmt: skip
 

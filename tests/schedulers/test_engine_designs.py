@@ -16,8 +16,9 @@ from flextensor.operators import Operator, Workload, parse
 from flextensor.schedulers import Config, schedule, space
 from flextensor.schedulers.engine_data import same
 from flextensor.targets import FPGA, lookup
-from flextensor.targets.engine import Engine, ceil_div
+from flextensor.targets.engine import Engine
 from flextensor.targets.fpga import engine_of
+from flextensor.targets.rounding import ceil_div
 
 SMALL = {"in_channels": "6", "out_channels": "10", "height": "9", "width": "7", "padding": "1"}
 CASES: list[tuple[Operator, str]] = [
