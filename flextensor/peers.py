@@ -1,4 +1,5 @@
-"""The libraries that a kernel is measured beside, on the same inputs, in the same process.
+"""The libraries that a kernel is measured beside, on the same inputs, in the same process; those of
+a card are in `flextensor.card_peers`.
 
 A peer is one or several methods, the fastest of which counts. Conversions that a method needs
 (another memory format, weights packed ahead, compilation) are done before and cost it nothing.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flextensor import torch_calls
 from flextensor.errors import unknown
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
         "torch compiled",
     ),
     "torch-prepacked": ("torch prepacked", "torch prepacked channels_last", "torch compiled"),
+    "torch-tf32": ("torch tf32",),
     "blas": ("blas",),
     "metaschedule": ("metaschedule",),
 }
@@ -41,6 +44,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
   wants them.
 - ``torch prepacked channels_last``: the same on data that lies channels last.
 - ``torch compiled``: torch.compile, max-autotune, with frozen weights.
+- ``torch tf32``: the expression on a card, products of float32 by tensor cores in TensorFloat-32.
 - ``blas``: NumPy's matmul on OpenBLAS with threads of its own.
 - ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`; the only one that is no call.
 """
@@ -64,23 +68,38 @@ def fastest(peer: str, seconds: Mapping[str, float]) -> tuple[str, float] | None
     return min(own.items(), key=lambda item: item[1]) if own else None
 
 
-def call(method: str, operator: Operator, inputs: Arrays) -> Call | None:
-    """A call of a method on the inputs, or None when it has no way to compute the operator.
+def call(method: str, operator: Operator, inputs: Arrays, device: str = "cpu") -> Call | None:
+    """A call of a method on the inputs, on a device in PyTorch's words, or None when it has no way
+    to compute the operator there.
 
     Must be made and called under `torch.inference_mode`.
     """
     import torch
 
-    if method == "blas":
-        return _blas(operator, inputs)
-    tensors = [torch.from_numpy(array) for array in inputs]
+    tensors = [torch.from_numpy(array).to(device) for array in inputs]
+    if device != "cpu":
+        from flextensor import card_peers
+
+        return card_peers.call(method, operator, tensors)
     if method == "torch":
         return lambda: operator.torch(*tensors)
     if method == "torch channels_last":
-        return _channels_last(operator, tensors)
+        return torch_calls.channels_last(operator, tensors)
+    if method == "torch compiled":
+        return torch_calls.compiled(operator, tensors, "max-autotune")
     if method.startswith("torch prepacked"):
         return _prepacked(operator, tensors, last=method.endswith("channels_last"))
-    return _compiled(operator, tensors)
+    return _blas(operator, inputs) if method == "blas" else None
+
+
+def array(output: Any) -> np.ndarray[Any, Any]:
+    """What a call returned as an array of the host, of a precision that NumPy has."""
+    import numpy as np
+
+    if isinstance(output, np.ndarray):
+        return output
+    host = output.cpu()
+    return np.asarray(host.double() if host.is_floating_point() else host)
 
 
 def _blas(operator: Operator, inputs: Arrays) -> Call | None:
@@ -95,18 +114,6 @@ def _blas(operator: Operator, inputs: Arrays) -> Call | None:
     a, b = inputs
     out = np.empty(np.matmul(a, b).shape, a.dtype)
     return lambda: np.matmul(a, b, out=out)
-
-
-def _channels_last(operator: Operator, tensors: list[Any]) -> Call | None:
-    import torch
-
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if not any(t.ndim in formats for t in tensors[:2]):
-        return None
-    converted = [
-        t.contiguous(memory_format=formats[t.ndim]) if t.ndim in formats else t for t in tensors
-    ]
-    return lambda: operator.torch(*converted)
 
 
 def _prepacked(operator: Operator, tensors: list[Any], last: bool) -> Call | None:
@@ -150,30 +157,3 @@ def _prepacked_gemm(operator: Gemm, tensors: list[Any]) -> Call:
         return out.relu_() if operator.relu else out
 
     return linear
-
-
-def _compiled(operator: Operator, tensors: list[Any]) -> Call | None:
-    """What has weights, all inputs but the first frozen; a product of several data operands
-    could be folded away when they are frozen."""
-    import torch
-
-    if not operator.weights:
-        return None
-    from torch._inductor import config
-
-    data, *weights = tensors
-
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = torch.nn.ParameterList(
-                [torch.nn.Parameter(w, requires_grad=False) for w in weights]
-            )
-
-        def forward(self, x: Any) -> Any:
-            return operator.torch(x, *self.weights)
-
-    config.freezing = True
-    compiled = torch.compile(Layer().eval(), mode="max-autotune", dynamic=False)
-    compiled(data)
-    return lambda: compiled(data)

@@ -1,7 +1,8 @@
 """The runner's side of a measurement: check a kernel once, then time it; or time several in turns.
 
-Caches are warm: a kernel is called over and over on the same buffers, as a layer of a network
-finds its weights when it fits. One kernel runs at a time, on `target.cores` threads.
+On a CPU caches are warm: a kernel is called over and over on the same buffers, as a layer of a
+network finds its weights when it fits; on a card they are cold (`Runtime.seconds`). One kernel runs
+at a time, on `target.cores` threads.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import numpy as np
 
 from flextensor import buffers, compiled, peers, targets
 from flextensor.lean import import_tvm
+from flextensor.targets.runtime import Runtime
 
-REPEAT_SECONDS = 0.002
-"""A repeat lasts at least this long, in as many calls as that takes."""
 WARM_SECONDS = 0.01
 MIN_REPEATS, MAX_REPEATS = 5, 40
 ENOUGH_SECONDS, MOST_SECONDS = 0.05, 0.15
@@ -42,22 +42,17 @@ Call = Callable[[], Any]
 
 
 class Clock:
-    """Times calls of one function, synchronising the device.
+    """Times calls of one function on the clock of a runtime.
 
     `rest` are the seconds for which its threads spin after a call, on cores that others need.
     """
 
-    def __init__(self, call: Call, sync: Call, rest: float = 0.0) -> None:
-        self.call, self.sync, self.rest = call, sync, rest
+    def __init__(self, call: Call, runtime: Runtime, rest: float = 0.0) -> None:
+        self.call, self.runtime, self.rest = call, runtime, rest
 
     def run(self, number: int) -> float:
         """Seconds per call over `number` calls."""
-        call = self.call
-        start = time.perf_counter()
-        for _ in range(number):
-            call()
-        self.sync()
-        return (time.perf_counter() - start) / number
+        return self.runtime.seconds(self.call, number)
 
     def warm(self, seconds: float) -> float:
         """Call for `seconds` (at least twice); seconds of the fastest call."""
@@ -67,10 +62,9 @@ class Clock:
             best = min(best, self.run(1))
         return best
 
-
-def calls_per_repeat(seconds: float) -> int:
-    """Calls that a repeat needs when one call takes `seconds`."""
-    return max(1, round(REPEAT_SECONDS / max(seconds, 1e-8)))
+    def calls(self, seconds: float) -> int:
+        """Calls that a repeat needs when one takes `seconds`."""
+        return max(1, round(self.runtime.repeat_seconds / max(seconds, 1e-8)))
 
 
 def spread(times: Sequence[float]) -> float:
@@ -91,7 +85,7 @@ def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], s
     """
     if first > max(20 * best, COLD_SECONDS):
         return [first], f"abandoned: {first / best:.3g} times slower than the best"
-    number = 1 if first > LONG_SECONDS else calls_per_repeat(clock.warm(WARM_SECONDS))
+    number = 1 if first > LONG_SECONDS else clock.calls(clock.warm(WARM_SECONDS))
     times: list[float] = []
     total = 0.0
     while len(times) < MAX_REPEATS:
@@ -122,7 +116,7 @@ def interleave(clocks: Mapping[str, Clock], rounds: int, warm: float) -> dict[st
         for name in names[first:] + names[:first]:
             seconds = clocks[name].warm(warm)
             repeats = 3 if seconds < SLOW_SECONDS else 1
-            number = calls_per_repeat(seconds)
+            number = clocks[name].calls(seconds)
             times[name] += [clocks[name].run(number) for _ in range(repeats)]
             time.sleep(clocks[name].rest)
     return times
@@ -170,7 +164,7 @@ class Runner:
         *inputs, out = tensors or self.tensors
         packed = kernel.pack([inputs[p] for p in kernel.constants])
         arguments = (*inputs, *map(self.runtime.place, packed), out)
-        return Clock(lambda: kernel.main(*arguments), self.runtime.sync)
+        return Clock(lambda: kernel.main(*arguments), self.runtime)
 
     def run(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """{"path", "best": seconds to beat or None} -> a trial's fields.
@@ -222,11 +216,11 @@ class Runner:
         with torch.inference_mode():
             for method in payload["peers"]:
                 try:
-                    call = peers.call(method, operator, self.data.inputs)
+                    call = peers.call(method, operator, self.data.inputs, self.target.torch_device)
                     if call is not None:
                         self._check_peer(call)
                         rest = peers.SPINS.get(method, 0.0)
-                        clocks[method] = Clock(call, lambda: None, rest)
+                        clocks[method] = Clock(call, self.runtime, rest)
                 except Exception as error:  # a library's failure must not cost the others theirs
                     missing[method] = f"{type(error).__name__}: {error}".splitlines()[0]
             times = interleave(clocks, payload["rounds"], payload["warm"])
@@ -234,7 +228,7 @@ class Runner:
 
     def _check_peer(self, call: Call) -> None:
         """Raise `ValueError` unless a peer computes the operator too."""
-        error = self.data.check(np.asarray(call()))
+        error = self.data.check(peers.array(call()))
         if error is None or error > PEER_TOLERANCE:
             raise ValueError(f"the result is wrong, relative error {error}")
 

@@ -134,6 +134,11 @@ class Target(ABC):
         """Threads of the host that builds and libraries of the CPU may take."""
         return self.cores
 
+    @property
+    def torch_device(self) -> str:
+        """Where PyTorch computes beside it, in PyTorch's words."""
+        return "cpu"
+
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables of a process that runs kernels; its drivers keep their files in `folder`."""
         threads = {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}

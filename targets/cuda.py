@@ -114,7 +114,7 @@ class CUDA(Target):
         """Architecture, product, multiprocessors, TVM's version, and how it is measured."""
         version = importlib.metadata.version("apache-tvm")
         what = f"{self.arch}/{self.name}/{self.cores}/tvm-{version}"
-        way = {"run": "", "model": f"/model{MODEL}"}[self.measured]
+        way = {"run": "/cold", "model": f"/model{MODEL}"}[self.measured]
         return f"{self.kind}/{what}{way}"
 
     @property
@@ -129,6 +129,11 @@ class CUDA(Target):
     def host_threads(self) -> int:
         """All usable cores of the host."""
         return host.cores()
+
+    @property
+    def torch_device(self) -> str:
+        """The card."""
+        return f"cuda:{self.index}"
 
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
@@ -181,19 +186,28 @@ class CUDA(Target):
         return cuda_driver.CudaRuntime(self.index)
 
     def measure(self, what: str) -> float:
-        """The data sheet's FLOP/s or bytes/s; nothing is measured."""
-        return self.bandwidth() if what == "bandwidth" else self.peak_flops(what)
+        """FLOP/s or bytes/s of the card; see `flextensor.targets.cuda_peaks`."""
+        from flextensor.targets import cuda_peaks
+
+        return cuda_peaks.measure(self, what)
 
     def peak_flops(self, dtype: str = "float32") -> float:
-        """FLOP/s of all multiprocessors at boost clock, by the data sheet."""
+        """FLOP/s of all multiprocessors, measured where kernels run; else by the data sheet, at
+        boost clock."""
+        if self.measured == "run" and self.index != NO_CARD:
+            return super().peak_flops(dtype)
         data = self.data
         if dtype == "float16":
             return data.tensor_flops
         return data.flops * self.cores / data.multiprocessors
 
     def bandwidth(self) -> float:
-        """Bytes/s of the card's memory, by the data sheet."""
+        """Bytes/s of the card's memory, measured or by the data sheet alike."""
+        if self.measured == "run" and self.index != NO_CARD:
+            return super().bandwidth()
         return self.data.bandwidth
 
     def remeasure(self) -> None:
-        """The data sheet does not change."""
+        """Measure again; the data sheet does not change."""
+        if self.measured == "run" and self.index != NO_CARD:
+            super().remeasure()

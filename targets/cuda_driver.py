@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,17 @@ from flextensor.errors import DeviceError
 from flextensor.targets.cuda_program import CudaProgram
 from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function
+from flextensor.targets.runtime import Runtime
 
 if TYPE_CHECKING:
     from flextensor.targets.runtime import Array
 
+Three = tuple[int, int, int]
+
 # CUdevice_attribute
 MULTIPROCESSORS, MAJOR, MINOR = 16, 75, 76
+FLUSH_BYTES = 256 << 20
+"""What is overwritten before a call: twice the largest L2, and 0.1 ms of the fastest memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +81,15 @@ def ask(library: Any, function: str, *arguments: Any) -> None:
         raise DeviceError(f"CUDA: {function}: {reason}")
 
 
-class CudaRuntime:
-    """A context of this process on one card; kernels run in turn on its default stream."""
+class CudaRuntime(Runtime):
+    """A context of this process on one card; kernels run in turn on its default stream.
+
+    It is the primary context, so that PyTorch, in the same process, shares memory, stream and
+    clock with it.
+    """
+
+    repeat_seconds = 0.0
+    """The card's own events time a single call."""
 
     def __init__(self, index: int) -> None:
         self.cuda = driver()
@@ -87,6 +99,7 @@ class CudaRuntime:
         self.ask("cuDeviceGet", ctypes.byref(device), index)
         self.ask("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self.ask("cuCtxSetCurrent", context)
+        self._events: tuple[ctypes.c_void_p, ctypes.c_void_p] | None = None
 
     def ask(self, function: str, *arguments: Any) -> None:
         """Call the driver; `DeviceError` with its words when it refuses."""
@@ -97,10 +110,28 @@ class CudaRuntime:
         built = CudaProgram.loads(path.read_text())
         if built.binary is None:
             raise DeviceError(f"{path} holds no machine code")
-        module = ctypes.c_void_p()
-        self.ask("cuModuleLoadData", ctypes.byref(module), built.binary.cubin)
+        module = self.module(built.binary.cubin)
         functions = built.program.functions
         return {name: CudaFunction(self, module, f) for name, f in functions.items()}
+
+    def module(self, cubin: bytes) -> ctypes.c_void_p:
+        """Machine code, loaded."""
+        module = ctypes.c_void_p()
+        self.ask("cuModuleLoadData", ctypes.byref(module), cubin)
+        return module
+
+    def kernel(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+        """A kernel of loaded machine code."""
+        kernel = ctypes.c_void_p()
+        self.ask("cuModuleGetFunction", ctypes.byref(kernel), module, name.encode())
+        return kernel
+
+    def launch(
+        self, kernel: ctypes.c_void_p, grid: Three, block: Three, arguments: Sequence[Any]
+    ) -> None:
+        """Launch a kernel, without waiting; arguments are ctypes values."""
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        self.ask("cuLaunchKernel", kernel, *grid, *block, 0, None, addresses, None)
 
     def place(self, array: Array) -> CudaBuffer:
         """A copy of `array` in the memory of the card."""
@@ -111,6 +142,33 @@ class CudaRuntime:
     def sync(self) -> None:
         """Wait until every kernel is done; `DeviceError` when one failed."""
         self.ask("cuCtxSynchronize")
+
+    def seconds(self, call: Callable[[], object], number: int) -> float:
+        """Seconds per call on the clock of the card, L2 overwritten before each of them.
+
+        While the card overwrites, the host launches: its latency is in no time.
+        """
+        start, end = self._clock()
+        total, elapsed = 0.0, ctypes.c_float()
+        for _ in range(number):
+            self.ask("cuMemsetD8Async", self._flush.pointer, 0, ctypes.c_size_t(FLUSH_BYTES), None)
+            self.ask("cuEventRecord", start, None)
+            call()
+            self.ask("cuEventRecord", end, None)
+            self.ask("cuEventSynchronize", end)
+            self.ask("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
+            total += elapsed.value * 1e-3
+        return total / number
+
+    def _clock(self) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+        """Two events, made with the buffer that overwrites L2 when first something is timed."""
+        if self._events is None:
+            self._flush = CudaBuffer(self, FLUSH_BYTES)
+            start, end = ctypes.c_void_p(), ctypes.c_void_p()
+            for event in (start, end):
+                self.ask("cuEventCreate", ctypes.byref(event), 0)
+            self._events = start, end
+        return self._events
 
 
 class CudaBuffer:
@@ -163,11 +221,8 @@ class CudaFunction(DeviceFunction):
 
     def __init__(self, runtime: CudaRuntime, module: ctypes.c_void_p, function: Function) -> None:
         super().__init__(function)
-        self._runtime, self._kernels = runtime, []
-        for launch in function.launches:
-            kernel = ctypes.c_void_p()
-            runtime.ask("cuModuleGetFunction", ctypes.byref(kernel), module, launch.kernel.encode())
-            self._kernels.append(kernel)
+        self._runtime = runtime
+        self._kernels = [runtime.kernel(module, launch.kernel) for launch in function.launches]
         own = function.sizes[function.parameters :]
         self._workspaces = [CudaBuffer(runtime, size) for size in own]
 
@@ -180,6 +235,4 @@ class CudaFunction(DeviceFunction):
         everything = [*buffers, *self._workspaces]
         for kernel, launch in zip(self._kernels, self.function.launches, strict=True):
             pointers = [everything[position].pointer for position in launch.arguments]
-            addresses = (ctypes.c_void_p * len(pointers))(*map(ctypes.addressof, pointers))
-            extents = (*launch.grid, *launch.block)
-            self._runtime.ask("cuLaunchKernel", kernel, *extents, 0, None, addresses, None)
+            self._runtime.launch(kernel, launch.grid, launch.block, pointers)

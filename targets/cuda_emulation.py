@@ -24,6 +24,7 @@ from flextensor.targets.cuda_compiler import body
 from flextensor.targets.cuda_program import CudaProgram
 from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function, Launch
+from flextensor.targets.runtime import Runtime
 
 if TYPE_CHECKING:
     from flextensor.targets.runtime import Array
@@ -97,7 +98,7 @@ def _kernel(entry: Any) -> Kernel:
     return run
 
 
-class EmulatedRuntime:
+class EmulatedRuntime(Runtime):
     """Programs of CUDA on this CPU; the device's memory is the host's."""
 
     def load(self, path: Path) -> dict[str, EmulatedFunction]:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function, Program
+from flextensor.targets.runtime import Runtime
 
 if TYPE_CHECKING:
     from flextensor.targets.runtime import Array
 
 
-class OpenCLRuntime:
+class OpenCLRuntime(Runtime):
     """A context and a queue, in order, of one device."""
 
     def __init__(self, device: Any) -> None:

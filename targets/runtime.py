@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,26 +30,45 @@ program's parameters, each a `Placed` or an array of the host (in place, or copi
 It may return before the device is done."""
 
 
-class Runtime(Protocol):
-    """What runs kernels of one target in this process."""
+class Runtime(ABC):
+    """What runs kernels of one target in this process, and the clock that they are timed by."""
 
+    repeat_seconds: float = 0.002
+    """A repeat lasts at least this long, in as many calls as that takes; the default suits the
+    clock of the host."""
+
+    @abstractmethod
     def load(self, path: Path) -> Functions:
         """The functions of a file that the target built."""
 
+    @abstractmethod
     def place(self, array: Array) -> Placed:
         """A copy of `array` in the memory of the device."""
 
+    @abstractmethod
     def sync(self) -> None:
         """Wait until the device has done everything that was called."""
 
+    def seconds(self, call: Callable[[], object], number: int) -> float:
+        """Seconds per call over `number` calls in a row, on the clock of the host; caches are as
+        the call before left them."""
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        self.sync()
+        return (time.perf_counter() - start) / number
 
-class TVMRuntime:
+
+class TVMRuntime(Runtime):
     """Shared libraries on a device of TVM's own runtime."""
 
     def __init__(self, device: Any) -> None:
         """`device` is a `tvm.runtime.Device`."""
         self._device = device
-        self.sync: Callable[[], None] = device.sync
+
+    def sync(self) -> None:
+        """Wait for the device."""
+        self._device.sync()
 
     def load(self, path: Path) -> Any:
         """The functions of a shared library."""

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flextensor import peers
+from flextensor.targets.runtime import Runtime
 from flextensor.timing import Clock, interleave
 
 
-def nothing() -> None:
-    pass
+class Host(Runtime):
+    """Whose clock is that of the host, and which never has to wait."""
+
+    def load(self, path: Path) -> Any:
+        raise NotImplementedError
+
+    def place(self, array: Any) -> Any:
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        pass
 
 
 def test_turns_are_shared_and_who_spins_is_given_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str | float] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: order.append(seconds))
     clocks = {
-        name: Clock(lambda name=name: order.append(name), nothing, rest)  # type: ignore[misc]
+        name: Clock(lambda name=name: order.append(name), Host(), rest)  # type: ignore[misc]
         for name, rest in (("ours", 0.0), ("blas", 0.5))
     }
     times = interleave(clocks, rounds=2, warm=0.0)

@@ -18,7 +18,7 @@ from flextensor.compiled import Library
 from flextensor.errors import DeviceError, InputError
 from flextensor.operators import Gemm, Workload
 from flextensor.schedulers import schedule, space
-from flextensor.targets import CUDA, cuda_compiler, cuda_driver, launches
+from flextensor.targets import CUDA, cuda_compiler, cuda_driver, cuda_peaks, launches
 from flextensor.targets.cuda_architectures import ARCHITECTURES
 from flextensor.targets.cuda_compiler import CompileError, Resources, compile_cuda
 from flextensor.targets.cuda_emulation import EmulatedFunction, EmulatedRuntime, compiled
@@ -105,7 +105,8 @@ def test_measured_and_modelled_are_kept_apart() -> None:
     target = targets.lookup("cuda:sm_90")
     assert target.measured == "run"
     modelled = target.measured_by("model")
-    assert modelled.fingerprint == f"{target.fingerprint}/model1"
+    measured = target.fingerprint.removesuffix("/cold")
+    assert modelled.fingerprint == f"{measured}/model1" != target.fingerprint
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -117,6 +118,16 @@ def test_every_architecture_gets_machine_code(staged: launches.Program, arch: st
     found = binary.resources[kernel]
     assert 24 <= found.registers <= 255
     assert found.shared > 0 and not found.spill_stores + found.spill_loads
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_measures_a_peak_compiles(dtype: str, arch: str) -> None:
+    if (dtype, arch) == ("bfloat16", "sm_75"):
+        return  # Turing has none
+    source, flops = cuda_peaks.source_of(dtype, arch)
+    (kernel,) = cuda_compiler.compile_cuda(source, arch).resources.values()
+    assert flops and kernel.registers <= 128 and not kernel.spill_stores
 
 
 def test_registers_that_do_not_suffice_are_told() -> None:

@@ -32,6 +32,8 @@ class StandIn:
         self.names: list[str] = []
         self.memory: dict[int, Any] = {}
         self.failure = 0
+        self.events = 0
+        self.said: list[str] = []
 
     def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = 1
@@ -87,6 +89,28 @@ class StandIn:
         arrays = [np.frombuffer(self.memory[p], np.uint8) for p in pointers]
         name = self.names[kernel.value - 1]
         self.kernels[name](Launch(name, (), grid, block), arrays)
+        return 0
+
+    def cuMemsetD8Async(self, pointer: Any, value: int, size: Any, stream: None) -> int:
+        assert size.value == len(self.memory[pointer.value])
+        self.said.append("flush")
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:
+        self.events += 1
+        event._obj.value = self.events
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: None) -> int:
+        self.said.append(f"event {event.value}")
+        return 0
+
+    def cuEventSynchronize(self, event: Any) -> int:
+        return self.failure
+
+    def cuEventElapsedTime(self, milliseconds: Any, start: Any, end: Any) -> int:
+        assert start.value < end.value
+        milliseconds._obj.value = 1.5
         return 0
 
     def cuCtxSynchronize(self) -> int:
@@ -172,6 +196,18 @@ def test_what_the_driver_refuses_is_one_line(card: StandIn, tmp_path: Path) -> N
         runtime.sync()
     with pytest.raises(DeviceError, match="cuDeviceGet: CUDA_ERROR_INVALID_DEVICE"):
         dataclasses.replace(target, index=1).runtime()
+
+
+def test_calls_are_timed_by_events_after_a_flush(
+    card: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_driver, "FLUSH_BYTES", 64)
+    runtime = targets.lookup("cuda").runtime()
+    assert runtime.seconds(lambda: card.said.append("call"), 2) == pytest.approx(1.5e-3)
+    assert card.said == 2 * ["flush", "event 1", "call", "event 2"]
+    card.failure = 700
+    with pytest.raises(DeviceError, match="cuEventSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        runtime.seconds(lambda: None, 1)
 
 
 def test_without_a_driver_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
