@@ -102,7 +102,7 @@ def _search(
     """(wall seconds since the start, median seconds per call or None for a failure) per trial."""
     from flextensor import measurers
     from flextensor.operators import Workload
-    from flextensor.search import Budget, Options, Search, lanes
+    from flextensor.search import Budget, Options, Search, batch_of, lanes
 
     workload = Workload(case.operator)
     model = "none" if "no-model" in variant.left_out else cost_model
@@ -118,6 +118,7 @@ def _search(
         seeds="no-seeds" not in variant.left_out,
         finish="no-finish" not in variant.left_out,
         patience=math.inf,
+        batch=batch_of(target),
     )
     budget = Budget(trials or sys.maxsize, seconds or math.inf, start)
     measurer = measurers.create(workload, target, 1e-4, on_trial=record, seed=seed)

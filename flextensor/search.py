@@ -24,8 +24,9 @@ from flextensor.operators.workload import Workload
 from flextensor.schedulers.space import Point, Space
 from flextensor.targets import Target, Trial
 
-BATCH = 8
-"""Candidates built and measured together."""
+BATCH, MOST_BATCH = 8, 16
+"""Candidates built and measured together: a builder has one each, but the model learns between
+two batches, so that they stay small."""
 DRAFT = 256
 """Points that the cost model ranks for one batch."""
 HOPELESS = 4.0
@@ -178,6 +179,13 @@ class Options:
     """End with coordinate descent."""
     patience: float = EFFORTS["default"].patience
     """Trials without a gain of 1 % after which the search stops."""
+    batch: int = BATCH
+    """Candidates built and measured together."""
+
+
+def batch_of(target: Target) -> int:
+    """The batch that keeps the host's builders of a target busy."""
+    return min(max(BATCH, target.host_threads), MOST_BATCH)
 
 
 class Search:
@@ -224,7 +232,7 @@ class Search:
         return f"no gain in {self.since_gain} trials"
 
     def _starts(self, lane: Lane, hints: Sequence[Mapping[str, object]]) -> list[Point]:
-        return lane.seeds(hints) if self.options.seeds else lane.explorer.ask(BATCH)
+        return lane.seeds(hints) if self.options.seeds else lane.explorer.ask(self.options.batch)
 
     @property
     def _closing(self) -> bool:
@@ -236,11 +244,12 @@ class Search:
 
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
+        batch = self.options.batch
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         for lane in sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name])):
-            for first in range(0, 2 * BATCH, BATCH):
+            for first in range(0, 2 * BATCH, batch):
                 if not first or lane.best < HOPELESS * self.best:
-                    self._measure(lane, starts[lane.name][first : first + BATCH], "seeds")
+                    self._measure(lane, starts[lane.name][first : first + batch], "seeds")
         self.since_gain = 0  # seeds are no search
         while not self._closing and self.since_gain < self.options.patience:
             chosen = self._next()
@@ -254,9 +263,10 @@ class Search:
     def _round(self, lane: Lane) -> list[Point]:
         """What explorer and model propose; after a round without gain, the best's neighbours: a
         model that likes the wrong points is never corrected by them."""
-        stuck = self.options.finish and self.since_gain // BATCH % 2 == 1
-        near = lane.around(BATCH) if stuck and lane.history else []
-        return near or lane.propose(BATCH)
+        batch = self.options.batch
+        stuck = self.options.finish and self.since_gain // batch % 2 == 1
+        near = lane.around(batch) if stuck and lane.history else []
+        return near or lane.propose(batch)
 
     def _next(self) -> Lane | None:
         """The best formulation three times out of four, else the others within twice its time."""
@@ -276,9 +286,10 @@ class Search:
             lane = min(self.lanes, key=lambda lane: lane.best)
             if not math.isfinite(lane.best):
                 return
-            near, before = lane.around(2 * BATCH), lane.best
-            for first in range(0, len(near), BATCH):
-                self._measure(lane, near[first : first + BATCH], "finish")
+            batch, before = self.options.batch, lane.best
+            near = lane.around(2 * batch)
+            for first in range(0, len(near), batch):
+                self._measure(lane, near[first : first + batch], "finish")
             if lane.best > 0.99 * before:
                 return
 

@@ -20,7 +20,16 @@ from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
 from flextensor.result import Result, answers, as_target, as_workload, current, opened, roofline
-from flextensor.search import EFFORTS, MODEL_EFFORTS, Budget, Lane, Options, Search, lanes
+from flextensor.search import (
+    EFFORTS,
+    MODEL_EFFORTS,
+    Budget,
+    Lane,
+    Options,
+    Search,
+    batch_of,
+    lanes,
+)
 from flextensor.targets import Target, Trial
 
 FINALISTS = 3
@@ -93,7 +102,8 @@ def tune(
         chosen = (MODEL_EFFORTS if device.measured == "model" else EFFORTS)[effort]
         budget = Budget.of(chosen, trials, time)
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
-        return run.run(explorer, cost_model, seed, fresh, Options(patience=chosen.patience))
+        options = Options(patience=chosen.patience, batch=batch_of(device))
+        return run.run(explorer, cost_model, seed, fresh, options)
 
 
 def _check_names(effort: str, explorer: str, cost_model: str) -> None:
