@@ -134,6 +134,8 @@ def _nvrtc() -> ctypes.CDLL | None:
     """NVRTC of the newest wheel, or of the system; None without one."""
     for path in (*_wheels(), "libnvrtc.so.13", "libnvrtc.so.12"):
         try:
+            for builtins in _beside(path):
+                ctypes.CDLL(builtins)  # NVRTC 13.0 looks for it by name, and not beside itself
             return ctypes.CDLL(path)
         except OSError:
             continue
@@ -146,6 +148,11 @@ def _wheels() -> list[str]:
     folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     found = [path for folder in folders for path in folder.glob("*/lib/libnvrtc.so.*")]
     return [str(path) for path in sorted(found, key=_version, reverse=True)]
+
+
+def _beside(path: str) -> list[str]:
+    """What a library of a wheel needs from its folder."""
+    return [str(p) for p in Path(path).parent.glob("libnvrtc-builtins.so.*") if "/" in path]
 
 
 def _version(path: Path) -> int:
