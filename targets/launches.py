@@ -11,10 +11,11 @@ every target whose kernels are launched by somebody else than TVM's runtime.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 AXES = ("x", "y", "z")
@@ -93,12 +94,28 @@ def lowered(module: Any, target: Any) -> tuple[Program, dict[str, Any]]:
     # the host side is left as it is: once finalized, its launches are calls like any other
     host, devices = split_host_device_mods(pipeline(bound))
     finalized = {t: finalize()(m) for t, m in devices.items()}
-    sources = [codegen_build(m, t).inspect_source() for t, m in finalized.items()]
+    with _uncompiled():
+        sources = [codegen_build(m, t).inspect_source() for t, m in finalized.items()]
     kernels = {v.name_hint: f for m in finalized.values() for v, f in m.functions.items()}
     functions = {
         v.name_hint: _function_of(programs[v.name_hint], f) for v, f in host.functions.items()
     }
     return Program("\n".join(sources), functions), kernels
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Keep TVM from compiling the CUDA C that it generates, which takes it a second and which it
+    does wherever it finds a card: the source is all that is wanted of it."""
+    import tvm_ffi
+
+    name = "tvm_callback_cuda_compile"
+    own = tvm_ffi.get_global_func(name)
+    tvm_ffi.register_global_func(name, lambda code: code.encode(), override=True)
+    try:
+        yield
+    finally:
+        tvm_ffi.register_global_func(name, own, override=True)
 
 
 def _written(func: Any) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import re
 import shutil
@@ -118,6 +119,30 @@ def test_every_architecture_gets_machine_code(staged: launches.Program, arch: st
     found = binary.resources[kernel]
     assert 24 <= found.registers <= 255
     assert found.shared > 0 and not found.spill_stores + found.spill_loads
+
+
+def test_lowering_leaves_the_compiler_of_tvm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tvm_ffi
+
+    build = importlib.import_module("tvm.tirx.build")  # its package has a function of that name
+    name, seen = "tvm_callback_cuda_compile", []
+    own = tvm_ffi.get_global_func(name)
+    generate = build.codegen_build
+
+    def with_a_card(module: Any, target: Any) -> Any:
+        seen.append(bytes(tvm_ffi.get_global_func(name)("code")))
+        return generate(module, target)
+
+    monkeypatch.setattr(build, "codegen_build", with_a_card)
+    tvm_ffi.register_global_func(name, lambda code: b"its own", override=True)
+    try:
+        target = targets.lookup("cuda:sm_90")
+        func = GEMM.prim_func()
+        launches.lower(schedule(func, target, space(func, target).seeds[0]), target.tvm_target())
+        assert bytes(tvm_ffi.get_global_func(name)("code")) == b"its own"
+    finally:
+        tvm_ffi.register_global_func(name, own, override=True)
+    assert seen == [b"code"]  # not compiled
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
