@@ -29,6 +29,7 @@ def run(
     suite: str,
     *,
     family: str | None,
+    names: Sequence[str] | None,
     target: str,
     time: float | None,
     trials: int | None,
@@ -56,7 +57,9 @@ def run(
     methods(peers or ())
     if prepacked and peers and set(peers) != {"torch-prepacked"}:
         raise InputError("--prepacked is compared with torch-prepacked only")
-    chosen = [c for c in operators.cases(suite, family) if c.operator.weights or not prepacked]
+    chosen = [
+        c for c in operators.cases(suite, family, names) if c.operator.weights or not prepacked
+    ]
     if not chosen:
         raise InputError(f"no case of {suite} has weights that could be packed ahead")
     device = lookup(target, threads)
@@ -89,6 +92,14 @@ def run(
     write(out / "README.md", markdown(suite, data))
     plot(data["cases"], out / "speedup.png")
     return code
+
+
+def folder(suite: str, target: str, prepacked: bool) -> Path:
+    """Where the results of a suite go unless something else is said: results/<suite>, under a
+    folder of the target's kind where that is no CPU."""
+    kind = target.partition(":")[0]
+    root = Path("results") if kind == "llvm" else Path("results") / kind
+    return root / (f"{suite}-prepacked" if prepacked else suite)
 
 
 def _measure(

@@ -16,6 +16,7 @@ from flextensor.cli_db import DbOption, JsonOption, db_app
 from flextensor.cli_export import export
 from flextensor.cli_options import (
     CaseOption,
+    CasesOption,
     EinsumOption,
     Fields,
     MeasureOption,
@@ -27,6 +28,7 @@ from flextensor.cli_options import (
     TrialsOption,
     What,
     check_numbers,
+    split,
     stdout_kept,
     workloads_of,
 )
@@ -244,14 +246,13 @@ def show(
 def bench(
     suite: Annotated[str, typer.Option(metavar="NAME", help="the cases to run")],
     family: Annotated[str | None, typer.Option(help="only this operator")] = None,
+    cases: CasesOption = None,
     target: TargetOption = "llvm",
     time: TimeOption = None,
     trials: TrialsOption = None,
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
-    peers: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="torch, torch-best, blas, metaschedule")
-    ] = None,
+    peers: Annotated[str | None, typer.Option(metavar="NAMES", help="e.g. torch-best,blas")] = None,
     peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,
     prepacked: PrepackedOption = False,
     db: DbOption = None,
@@ -263,9 +264,10 @@ def bench(
 
     import_tvm()
     code = runner.run(
-        suite, family=family, target=target, time=time, trials=trials, threads=threads,
-        out=out or Path("results") / (f"{suite}-prepacked" if prepacked else suite), db=db,
-        peers=[p.strip() for p in peers.split(",")] if peers else None, peer_trials=peer_trials,
+        suite, family=family, names=split(cases), target=target, time=time, trials=trials,
+        threads=threads,
+        out=out or runner.folder(suite, target, prepacked), db=db,
+        peers=split(peers), peer_trials=peer_trials,
         prepacked=prepacked, command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)
@@ -277,7 +279,7 @@ def compare(
         str, typer.Option(metavar="NAMES", help="explorers, e.g. annealing,q-method/no-model")
     ],
     suite: Annotated[str, typer.Option(metavar="NAME", help="the workloads")] = "smoke",
-    cases: Annotated[str | None, typer.Option(metavar="NAMES", help="only these cases")] = None,
+    cases: CasesOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="searches of every explorer")] = 3,
     trials: TrialsOption = None,
     time: TimeOption = None,
@@ -294,9 +296,7 @@ def compare(
     if cost_model not in cost_models.names():
         raise unknown("cost model", cost_model, cost_models.names())
     variants = [runner.Variant.parse(name) for name in explorers.split(",")]
-    chosen = operators.cases(suite)
-    if cases is not None:
-        chosen = [operators.case(f"{suite}/{name.strip()}") for name in cases.split(",")]
+    chosen = operators.cases(suite, names=split(cases))
     code = runner.run(
         chosen, variants, seeds=seeds, trials=trials, time=time, cost_model=cost_model,
         target=targets.lookup(target, threads), out=out, command=["flextensor", *sys.argv[1:]],

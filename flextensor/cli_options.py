@@ -21,6 +21,9 @@ TargetOption = Annotated[str, typer.Option(help="where to run")]
 EinsumOption = Annotated[str | None, typer.Option(metavar="EQUATION", help="a contraction")]
 CaseOption = Annotated[str | None, typer.Option(metavar="SUITE/CASE", help="a case of a suite")]
 SuiteOption = Annotated[str | None, typer.Option(metavar="NAME", help="all cases of a suite")]
+CasesOption = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="only these cases of the suite, e.g. C1,C2")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="threads of the kernel")]
 PrepackedOption = Annotated[
     bool, typer.Option("--prepacked", help="weights packed ahead, compared with those who do so")
@@ -30,6 +33,11 @@ MeasureOption = Annotated[
 ]
 TrialsOption = Annotated[int | None, typer.Option(help="points to measure in all")]
 TimeOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="seconds to spend")]
+
+
+def split(names: str | None) -> list[str] | None:
+    """``"a, b"`` as ``["a", "b"]``."""
+    return None if names is None else [name.strip() for name in names.split(",")]
 
 
 def parse_fields(fields: list[str]) -> dict[str, str]:

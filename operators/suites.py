@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -44,16 +45,19 @@ def suites() -> list[str]:
     return sorted([SMOKE, *(path.stem for path in _FOLDER.glob("*.json"))])
 
 
-def cases(suite: str, family: str | None = None) -> list[Case]:
-    """The cases of a suite, those of one operator if `family` is given.
+def cases(suite: str, family: str | None = None, names: Sequence[str] | None = None) -> list[Case]:
+    """The cases of a suite, those of one operator if `family` is given; only these `names`, in
+    their order, if they are.
 
-    Raises `InputError` when there is no such suite, or no such family in it.
+    Raises `InputError` when there is no such suite, and no such family or case in it.
     """
     if suite not in suites():
         raise unknown("suite", suite, suites())
-    every = _load(suite)
+    every = list(_load(suite))
+    if names is not None:
+        every = [case(f"{suite}/{name}") for name in names]
     if family is None:
-        return list(every)
+        return every
     if family not in (families := {c.family for c in every}):
         raise unknown(f"family of suite {suite}", family, families)
     return [c for c in every if c.family == family]

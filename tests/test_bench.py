@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flextensor import bench, targets, tuner
+from flextensor import bench, operators, targets, tuner
 from flextensor.errors import DeviceError, InputError
 from flextensor.result import Result
 from flextensor.tuner import Interrupted
@@ -61,8 +61,8 @@ def run(
     """The exit code and the recorded cases, by name."""
     monkeypatch.setattr(tuner, "tune", lambda what, **_: tune(what))
     code = bench.run(
-        "paper", family=family, target="llvm", time=None, trials=1, threads=None, out=out,
-        db=out.parent / "t.db", peers=peers, prepacked=prepacked,
+        "paper", family=family, names=None, target="llvm", time=None, trials=1, threads=None,
+        out=out, db=out.parent / "t.db", peers=peers, prepacked=prepacked,
         command=["flextensor", "bench", "--out", "a b"],
     )  # fmt: skip
     data = json.loads((out / "data.json").read_text())
@@ -202,6 +202,15 @@ def test_other_peers_get_columns_and_a_summary(
     assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 6 | 0 | 0 |" in page
     assert "its search measured 64 candidates in 90 s" in page
     assert "| over blas |" in page and "| 2.00 (blas) |" in page
+
+
+def test_only_some_cases_in_the_order_that_was_asked() -> None:
+    names = [c.name for c in operators.cases("paper", names=["C8", "GMM1"])]
+    assert names == ["C8", "GMM1"]
+    assert bench.folder("paper", "llvm", True) == Path("results/paper-prepacked")
+    assert bench.folder("paper", "cuda:0", False) == Path("results/cuda/paper")
+    with pytest.raises(InputError, match="unknown case of suite paper 'C99'"):
+        operators.cases("paper", names=["C99"])
 
 
 def test_an_unknown_peer_is_refused_before_anything_is_tuned(
