@@ -20,6 +20,8 @@ from flextensor.targets.launches import Function
 if TYPE_CHECKING:
     from flextensor.targets.runtime import Array
 
+MOST_DYNAMIC_SHARED = 8
+"""CUfunction_attribute: blocks get no more unless they say so; 48 KiB is what all may have."""
 # CUdevice_attribute
 MULTIPROCESSORS, MAJOR, MINOR = 16, 75, 76
 
@@ -167,6 +169,8 @@ class CudaFunction(DeviceFunction):
         for launch in function.launches:
             kernel = ctypes.c_void_p()
             runtime.ask("cuModuleGetFunction", ctypes.byref(kernel), module, launch.kernel.encode())
+            if launch.shared:
+                runtime.ask("cuFuncSetAttribute", kernel, MOST_DYNAMIC_SHARED, launch.shared)
             self._kernels.append(kernel)
         own = function.sizes[function.parameters :]
         self._workspaces = [CudaBuffer(runtime, size) for size in own]
@@ -181,5 +185,5 @@ class CudaFunction(DeviceFunction):
         for kernel, launch in zip(self._kernels, self.function.launches, strict=True):
             pointers = [everything[position].pointer for position in launch.arguments]
             addresses = (ctypes.c_void_p * len(pointers))(*map(ctypes.addressof, pointers))
-            extents = (*launch.grid, *launch.block)
-            self._runtime.ask("cuLaunchKernel", kernel, *extents, 0, None, addresses, None)
+            sizes = (*launch.grid, *launch.block, launch.shared)
+            self._runtime.ask("cuLaunchKernel", kernel, *sizes, None, addresses, None)
