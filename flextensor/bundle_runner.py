@@ -114,19 +114,27 @@ class Card:
         everything = [*buffers, *(self.cupy.full(size, 0xFF, "uint8") for size in sizes)]
         launches = [
             (
-                module.get_function(launch["kernel"]),
+                self.kernel(module, launch),
                 tuple(launch["grid"]),
                 tuple(launch["block"]),
                 tuple(everything[p] for p in launch["arguments"]),
+                launch.get("shared", 0),
             )
             for launch in function["launches"]
         ]
 
         def call() -> None:
-            for kernel, grid, block, arguments in launches:
-                kernel(grid, block, arguments)
+            for kernel, grid, block, arguments, shared in launches:
+                kernel(grid, block, arguments, shared_mem=shared)
 
         return call
+
+    def kernel(self, module: Any, launch: dict[str, Any]) -> Any:
+        """A kernel that may have as much shared memory as its launch gives it."""
+        kernel, shared = module.get_function(launch["kernel"]), launch.get("shared", 0)
+        if shared:
+            kernel.max_dynamic_shared_size_bytes = shared
+        return kernel
 
     def error(self, out: Any) -> float:
         """max|y - y64| / max|y64| at the positions of the reference; inf for NaN anywhere."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+DTYPES = ("float32", "float16")
+"""What a field ``dtype`` may be: of inputs and output; sums are in float32 in any case."""
 Tensors = list[Any]
 """TVM tensors (`tvm.te.Tensor`), inputs first and the output last."""
 
@@ -36,6 +38,9 @@ class Operator(ABC):
     """Whether `torch` exists; a user's own operator has none."""
     MINIMUM: ClassVar[Mapping[str, int]] = {"padding": 0, "output_padding": 0}
     """The smallest legal value of an int field, where it is not 1."""
+    UNSAID: ClassVar[frozenset[str]] = frozenset({"dtype"})
+    """Fields that keys and parameters leave out at their default: they came when databases had
+    keys without them, whose results stay what they are."""
 
     def __post_init__(self) -> None:
         """Check every field, then `check`; raise `InputError` with one line for a person."""
@@ -47,6 +52,8 @@ class Operator(ABC):
                 raise InputError(f"{self.name}: {field.name} must be true or false, got {value!r}")
             elif field.type == "str" and not isinstance(value, str):
                 raise InputError(f"{self.name}: {field.name} must be a string, got {value!r}")
+            if field.name == "dtype" and value not in DTYPES:
+                raise unknown(f"dtype of {self.name}", value, DTYPES)
         self.check()
 
     def check(self) -> None:  # noqa: B027 - a hook, and most operators need none
@@ -89,8 +96,10 @@ class Operator(ABC):
             return np.asarray(self.torch(*tensors).to(torch.float64).numpy())
 
     def params(self) -> Mapping[str, Any]:
-        """The parameters by field name, in declared order."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """The parameters by field name, in declared order, without what goes `UNSAID`."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        return {k: v for k, v in values.items() if k not in self.UNSAID or v != defaults[k]}
 
     def key(self) -> str:
         """What identifies the operator with its parameters, e.g. ``gemm(m=64, n=64, k=64)``."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from flextensor.operators.base import Operator, Tensors, register
-from flextensor.operators.stages import epilogue, epilogue_flops
+from flextensor.operators.stages import epilogue, epilogue_flops, wide
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +25,22 @@ class BatchGemm(Operator):
     k: int = 256
     bias: bool = False
     relu: bool = False
+    dtype: str = "float32"
 
     def compute(self) -> Tensors:
         from tvm import te
 
-        a = te.placeholder((self.batch, self.m, self.k), name="A")
-        b = te.placeholder((self.batch, self.k, self.n), name="B")
-        bias = [te.placeholder((self.n,), name="bias")] if self.bias else []
+        a = te.placeholder((self.batch, self.m, self.k), name="A", dtype=self.dtype)
+        b = te.placeholder((self.batch, self.k, self.n), name="B", dtype=self.dtype)
+        bias = [te.placeholder((self.n,), name="bias", dtype=self.dtype)] if self.bias else []
         k = te.reduce_axis((0, self.k), "k")
         out = te.compute(
             (self.batch, self.m, self.n),
-            lambda i, m, n: te.sum(a[i, m, k] * b[i, k, n], axis=k),
+            lambda i, m, n: te.sum(wide(a(i, m, k)) * wide(b(i, k, n)), axis=k),
             name="batch_gemm",
         )
-        return [a, b, *bias, epilogue(out, 2, bias[0] if bias else None, self.relu)]
+        first = bias[0] if bias else None
+        return [a, b, *bias, epilogue(out, 2, first, self.relu, self.dtype)]
 
     def flops(self) -> int:
         contraction = 2 * self.batch * self.m * self.n * self.k

@@ -51,6 +51,10 @@ class Convolution(Operator):
         def bias(self) -> bool: ...
         @property
         def relu(self) -> bool: ...
+        @property
+        def dtype(self) -> str: ...
+    else:
+        dtype = "float32"  # of those that have no such field
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -80,10 +84,12 @@ class Convolution(Operator):
 
     def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
         """``direct``; ``winograd2`` and ``winograd4``, which are F(2, 3) and F(4, 3) along one or
-        two axes, where a window slides by one over enough channels."""
+        two axes, where a window slides by one over enough channels; in float32 only, for what
+        they transform would overflow and cancel in half of the bits."""
         found: dict[str, Callable[[], Tensors]] = {"direct": self.compute}
         channels = min(self.in_channels, self.out_channels) // self.groups
-        if self.kernel == 3 and self.stride == 1 and channels >= 8:
+        slides = self.kernel == 3 and self.stride == 1
+        if slides and channels >= 8 and self.dtype == "float32":
             for tile in (2, 4):
                 found[f"winograd{tile}"] = functools.partial(self.compute_winograd, tile)
         return found
@@ -115,7 +121,8 @@ class Convolution(Operator):
 
     def finish(self, out: Any, data: Any, weight: Any, *bias: Any) -> Tensors:
         """The placeholders, and `out` with bias and relu where there are any."""
-        return [data, weight, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+        first = bias[0] if bias else None
+        return [data, weight, *bias, epilogue(out, 1, first, self.relu, self.dtype)]
 
     def padded(self, data: Any) -> Any:
         """The input with zeros around it."""
@@ -130,9 +137,15 @@ class Convolution(Operator):
         """Data, weight and, where there is one, bias."""
         from tvm import te
 
-        data = te.placeholder((self.batch, self.in_channels, *self.size), name="data")
-        weight = te.placeholder(self.weight_shape, name="weight")
-        bias = [te.placeholder((self.out_channels,), name="bias")] if self.bias else []
+        data = te.placeholder(
+            (self.batch, self.in_channels, *self.size), name="data", dtype=self.dtype
+        )
+        weight = te.placeholder(self.weight_shape, name="weight", dtype=self.dtype)
+        bias = (
+            [te.placeholder((self.out_channels,), name="bias", dtype=self.dtype)]
+            if self.bias
+            else []
+        )
         return [data, weight, *bias]
 
     def flops(self) -> int:
@@ -194,6 +207,7 @@ class Conv1d(Convolution):
     groups: int = 1
     bias: bool = False
     relu: bool = False
+    dtype: str = "float32"
 
 
 @register
@@ -215,6 +229,7 @@ class Conv2d(Convolution):
     groups: int = 1
     bias: bool = False
     relu: bool = False
+    dtype: str = "float32"
 
 
 @register

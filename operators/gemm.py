@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from flextensor.operators.base import Operator, Tensors, register
-from flextensor.operators.stages import epilogue, epilogue_flops
+from flextensor.operators.stages import epilogue, epilogue_flops, wide
 
 if TYPE_CHECKING:
     import torch
@@ -25,18 +25,22 @@ class Gemm(Operator):
     k: int = 512
     bias: bool = False
     relu: bool = False
+    dtype: str = "float32"
 
     def compute(self) -> Tensors:
         from tvm import te
 
-        a = te.placeholder((self.m, self.k), name="A")
-        b = te.placeholder((self.k, self.n), name="B")
-        bias = [te.placeholder((self.n,), name="bias")] if self.bias else []
+        a = te.placeholder((self.m, self.k), name="A", dtype=self.dtype)
+        b = te.placeholder((self.k, self.n), name="B", dtype=self.dtype)
+        bias = [te.placeholder((self.n,), name="bias", dtype=self.dtype)] if self.bias else []
         k = te.reduce_axis((0, self.k), "k")
         out = te.compute(
-            (self.m, self.n), lambda m, n: te.sum(a[m, k] * b[k, n], axis=k), name="gemm"
+            (self.m, self.n),
+            lambda m, n: te.sum(wide(a(m, k)) * wide(b(k, n)), axis=k),
+            name="gemm",
         )
-        return [a, b, *bias, epilogue(out, 1, bias[0] if bias else None, self.relu)]
+        first = bias[0] if bias else None
+        return [a, b, *bias, epilogue(out, 1, first, self.relu, self.dtype)]
 
     def flops(self) -> int:
         contraction = 2 * self.m * self.n * self.k

@@ -52,22 +52,32 @@ def convolve(
     def value(n: Any, k: Any, *position: Any) -> Any:
         channel = rc if groups == 1 else k // per_group * in_group + rc
         place = [q * stride + r * dilation for q, r in zip(position, window, strict=True)]
-        return te.sum(data(n, channel, *place) * weight(k, rc, *window), axis=[rc, *window])
+        product = wide(data(n, channel, *place)) * wide(weight(k, rc, *window))
+        return te.sum(product, axis=[rc, *window])
 
     return te.compute([batch, out_channels, *out_size], value, name=name)
 
 
-def epilogue(out: Any, axis: int, bias: Any | None, relu: bool) -> Any:
-    """`out` plus `bias` along `axis` (stage ``bias_add``), then its positive part (``relu``)."""
+def wide(value: Any) -> Any:
+    """A float16 value as float32, in which products are exact and sums lose little."""
+    return value.astype("float32") if str(value.ty) == "float16" else value
+
+
+def epilogue(out: Any, axis: int, bias: Any | None, relu: bool, dtype: str = "float32") -> Any:
+    """`out` plus `bias` along `axis` (stage ``bias_add``), then its positive part (``relu``), in
+    the dtype of `out`; at the end rounded to `dtype`, once (stage ``narrow``)."""
     from tvm import te, tirx
 
     if bias is not None:
         linear = out
-        out = te.compute(linear.shape, lambda *i: linear(*i) + bias(i[axis]), name="bias_add")
+        out = te.compute(linear.shape, lambda *i: linear(*i) + wide(bias(i[axis])), name="bias_add")
     if relu:
         signed = out
         zero = tirx.const(0, signed.dtype)
         out = te.compute(signed.shape, lambda *i: tirx.max(signed(*i), zero), name="relu")
+    if str(out.dtype) != dtype:
+        exact = out
+        out = te.compute(exact.shape, lambda *i: exact(*i).astype(dtype), name="narrow")
     return out
 
 

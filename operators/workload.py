@@ -19,6 +19,8 @@ ALIGNMENT = 64
 """Bytes that every array of `Workload.inputs` is aligned to: a cache line, a vector register."""
 
 
+ROUNDING = {"float16": 2.0**-10}
+"""The least relative error that may be asked of an output, by dtype; see `Workload.tolerance`."""
 CONSTANTS = "flextensor.constants"
 """The attribute of a PrimFunc that has the positions of the inputs that never change."""
 
@@ -127,8 +129,14 @@ class Workload:
         return sum(b.nbytes for b in self.buffers)
 
     def tolerance(self, asked: float) -> float:
-        """The relative error that an output may have: integers are exact."""
-        return 0.0 if self.buffers[-1].dtype.startswith(("int", "uint")) else asked
+        """The relative error that an output may have: integers are exact, and no float is nearer
+        than its dtype allows.
+
+        float16 has 11 significant bits: rounding to nearest moves the largest output by 2**-11 of
+        itself, and as much again is left for sums that round the other way.
+        """
+        dtype = self.buffers[-1].dtype
+        return 0.0 if dtype.startswith(("int", "uint")) else max(asked, ROUNDING.get(dtype, 0.0))
 
     def inputs(self, seed: int) -> list[np.ndarray[Any, Any]]:
         """Random inputs, the same for the same seed, aligned to `ALIGNMENT` bytes."""

@@ -18,6 +18,7 @@ from flextensor.schedulers.contraction import ContractionScheduler
 from flextensor.schedulers.engine import EngineScheduler
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
 from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
+from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
 from flextensor.schedulers.prepack import constants, split
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
 from flextensor.schedulers.reduction import ReductionScheduler
@@ -29,6 +30,7 @@ from flextensor.targets.base import Target
 
 SCHEDULERS = (
     EngineScheduler(),
+    GpuTensorCoreScheduler(),
     GpuContractionScheduler(),
     GpuSpatialScheduler(),
     WindowScheduler(),

@@ -114,6 +114,11 @@ class Target(ABC):
         bits = int("".join(filter(str.isdigit, dtype)) or 8)  # "bool" has no digits
         return self.vector_bits // bits
 
+    def matrix_tile(self, dtype: str) -> int:
+        """Rows, columns and depth of the tiles of `dtype` that matrix units multiply at a time,
+        with sums in float32; 0 without such units."""
+        return 0
+
     @property
     @abstractmethod
     def device(self) -> str:

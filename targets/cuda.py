@@ -135,6 +135,10 @@ class CUDA(Target):
         """The card."""
         return f"cuda:{self.index}"
 
+    def matrix_tile(self, dtype: str) -> int:
+        """Tensor cores multiply 16 x 16 x 16 of float16 on every known architecture."""
+        return 16 if dtype == "float16" else 0
+
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
         import tvm

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from flextensor.errors import DeviceError
 
+HEADER = Path(__file__).with_name("cuda_half.h")
 NEEDED = "no CUDA compiler found: pip install 'flextensor[cuda]' for NVRTC, or install nvcc"
 SECONDS = 60
 """What nvcc may take for one program."""
@@ -28,6 +29,9 @@ STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 BODY = re.compile(r'^(?:static __device__|__forceinline__|extern "C" __global__)', re.MULTILINE)
+HALF = re.compile(r"\b(?:half|__half|nvcuda)\b")
+FOREIGN = re.compile(r"\b(?:nv_bfloat|__nv_)|\bh(?:exp|log|sqrt|rsqrt|sin|cos|tanh|pow)\b")
+"""What only CUDA's own headers have."""
 TYPES = """
 typedef unsigned int uint; typedef unsigned char uchar; typedef unsigned short ushort;
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t;
@@ -71,20 +75,15 @@ def compile_cuda(source: str, arch: str) -> Binary:
     Raises `CompileError`, and `DeviceError` without a compiler.
     """
     library = _nvrtc()
-    if library is not None and needs_no_headers(source):
+    if library is not None and not FOREIGN.search(body(source)):
         cubin, log = _by_nvrtc(library, trimmed(source), arch)
     elif shutil.which("nvcc"):
         cubin, log = _by_nvcc(source, arch)
     elif library is not None:
-        raise DeviceError("kernels with half precision need CUDA's headers: install nvcc")
+        raise DeviceError("kernels with such types or functions need CUDA's headers: install nvcc")
     else:
         raise DeviceError(NEEDED)
     return Binary(cubin, resources(log))
-
-
-def needs_no_headers(source: str) -> bool:
-    """Whether the kernels use the types of the language alone."""
-    return not re.search(r"\b(half|__half|nv_bfloat|__nv_|nvcuda)", body(source))
 
 
 def body(source: str) -> str:
@@ -96,7 +95,9 @@ def body(source: str) -> str:
 def trimmed(source: str) -> str:
     """The functions and the few types that they take from headers: TVM's preamble includes
     libcu++, over a second of NVRTC's time where a kernel takes a twentieth."""
-    return TYPES + body(source)
+    functions = body(source)
+    half = HEADER.read_text() if HALF.search(functions) else ""
+    return TYPES + half + functions
 
 
 def resources(log: str) -> dict[str, Resources]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Three = tuple[int, int, int]
 
+MOST_DYNAMIC_SHARED = 8
+"""CUfunction_attribute: blocks get no more unless they say so; 48 KiB is what all may have."""
 # CUdevice_attribute
 MULTIPROCESSORS, MAJOR, MINOR = 16, 75, 76
 FLUSH_BYTES = 256 << 20
@@ -127,11 +129,17 @@ class CudaRuntime(Runtime):
         return kernel
 
     def launch(
-        self, kernel: ctypes.c_void_p, grid: Three, block: Three, arguments: Sequence[Any]
+        self,
+        kernel: ctypes.c_void_p,
+        grid: Three,
+        block: Three,
+        arguments: Sequence[Any],
+        shared: int = 0,
     ) -> None:
-        """Launch a kernel, without waiting; arguments are ctypes values."""
+        """Launch a kernel, without waiting; arguments are ctypes values, `shared` the bytes of
+        shared memory that are sized at launch."""
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        self.ask("cuLaunchKernel", kernel, *grid, *block, 0, None, addresses, None)
+        self.ask("cuLaunchKernel", kernel, *grid, *block, shared, None, addresses, None)
 
     def place(self, array: Array) -> CudaBuffer:
         """A copy of `array` in the memory of the card."""
@@ -223,6 +231,9 @@ class CudaFunction(DeviceFunction):
         super().__init__(function)
         self._runtime = runtime
         self._kernels = [runtime.kernel(module, launch.kernel) for launch in function.launches]
+        for kernel, launch in zip(self._kernels, function.launches, strict=True):
+            if launch.shared:
+                runtime.ask("cuFuncSetAttribute", kernel, MOST_DYNAMIC_SHARED, launch.shared)
         own = function.sizes[function.parameters :]
         self._workspaces = [CudaBuffer(runtime, size) for size in own]
 
@@ -235,4 +246,5 @@ class CudaFunction(DeviceFunction):
         everything = [*buffers, *self._workspaces]
         for kernel, launch in zip(self._kernels, self.function.launches, strict=True):
             pointers = [everything[position].pointer for position in launch.arguments]
-            self._runtime.launch(kernel, launch.grid, launch.block, pointers)
+            extents = (launch.grid, launch.block)
+            self._runtime.launch(kernel, *extents, pointers, launch.shared)

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -42,6 +43,7 @@ EMULATED_VECTOR(signed char, char)
 EMULATED_VECTOR(unsigned char, uchar)
 struct alignas(16) double2 { double x, y; };
 static inline double2 make_double2(double x, double y) { return {x, y}; }
+#include "cuda_emulation_half.h"
 #define __expf expf  // glibc has declarations of these names
 #define __logf logf
 
@@ -55,6 +57,8 @@ static const size_t STACK_BYTES = 256 << 10;
 static jmp_buf scheduler;
 static Fiber* running;
 static void (*kernel_body)();
+static unsigned char* dynamic_shared;  // shared memory whose size is given at launch
+static const size_t SHARED_GUARD = 4096;
 
 __attribute__((noinline)) static void __syncthreads() {
   __asm__ volatile("" ::: "memory");
@@ -102,23 +106,32 @@ static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
   }
 }
 
-// 0, 1 when the threads of a block disagree about its barriers, 2 when memory is short.
-static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block) {
+// 0, 1 when the threads of a block disagree about its barriers, 2 when memory is short, 3 when a
+// block writes outside of its `shared` bytes of dynamic memory.
+static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block, unsigned shared) {
   kernel_body = body;
+  size_t guarded = (shared + 127) / 128 * 128 + 2 * SHARED_GUARD;
+  unsigned char* memory = static_cast<unsigned char*>(aligned_alloc(128, guarded));
+  if (!memory) return 2;
+  dynamic_shared = memory + SHARED_GUARD;
   gridDim = {grid[0], grid[1], grid[2]};
   blockDim = {block[0], block[1], block[2]};
   std::vector<Fiber> fibers(size_t(block[0]) * block[1] * block[2]);
   size_t bytes = fibers.size() * STACK_BYTES;
   void* stacks = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stacks == MAP_FAILED) return 2;
+  if (stacks == MAP_FAILED) return free(memory), 2;
   size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
-  bool agreed = true;
-  for (size_t b = 0; b < blocks && agreed; ++b) {
+  bool agreed = true, inside = true;
+  for (size_t b = 0; b < blocks && agreed && inside; ++b) {
+    memset(memory, 0xFF, guarded);  // NaN where nothing is written
     blockIdx = {unsigned(b % grid[0]), unsigned(b / grid[0] % grid[1]),
                 unsigned(b / grid[0] / grid[1])};
     agreed = run_block(fibers, static_cast<char*>(stacks));
+    for (size_t i = 0; i < SHARED_GUARD; ++i)
+      inside &= memory[i] == 0xFF && memory[guarded - 1 - i] == 0xFF;
   }
   munmap(stacks, bytes);
-  return agreed ? 0 : 1;
+  free(memory);
+  return !agreed ? 1 : !inside ? 3 : 0;
 }

@@ -33,11 +33,18 @@ HEADER = Path(__file__).with_name("cuda_emulation.h")
 SIGNATURE = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\((.*?)\)\s*\{")
 ENTRY = """
 static void run_{name}() {{ {name}({arguments}); }}
-extern "C" int emulate_{name}(void** arguments, unsigned* grid, unsigned* block) {{
+extern "C" int emulate_{name}(
+    void** arguments, unsigned* grid, unsigned* block, unsigned shared) {{
   kernel_arguments = arguments;
-  return run_grid(run_{name}, grid, block);
+  return run_grid(run_{name}, grid, block, shared);
 }}
 """
+DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?uchar (\w+)\[\];")
+FAILURES = {
+    1: "threads of a block disagree about its barriers",
+    2: "out of memory",
+    3: "a block writes outside of its shared memory",
+}
 GUARD_BYTES, ALIGNMENT = 1 << 16, 64
 SECONDS = 60
 """What g++ may take for one program."""
@@ -56,8 +63,10 @@ def host_source(source: str) -> str:
     """CUDA C as C++ with an entry for each of its kernels.
 
     __shared__ alignas(64) float S[64];   ->   alignas(64) static float S[64];
+    extern __shared__ uchar S[];          ->   uchar* S = dynamic_shared;
     """
     functions = re.sub(r"__shared__\s+(alignas\(\d+\))", r"\1 __shared__", body(source))
+    functions = DYNAMIC.sub(r"uchar* \1 = dynamic_shared;", functions)
     entries = [_entry(name, types) for name, types in SIGNATURE.findall(functions)]
     head = f'#include "{HEADER}"\nstatic void** kernel_arguments;\n'
     return head + functions + "".join(entries)
@@ -90,10 +99,10 @@ def _kernel(entry: Any) -> Kernel:
     def run(launch: Launch, arrays: Sequence[Array]) -> None:
         pointers = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
         three = ctypes.c_uint * 3
-        code = entry(pointers, three(*launch.grid), three(*launch.block))
+        extents = three(*launch.grid), three(*launch.block)
+        code = entry(pointers, *extents, ctypes.c_uint(launch.shared))
         if code:
-            reason = "threads of a block disagree about its barriers"
-            raise DeviceError(f"{launch.kernel}: {reason if code == 1 else 'out of memory'}")
+            raise DeviceError(f"{launch.kernel}: {FAILURES[code]}")
 
     return run
 

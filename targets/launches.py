@@ -19,16 +19,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 AXES = ("x", "y", "z")
+DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
+MATRIX_PASSES = {"tirx.disable_storage_rewrite": True, "tirx.use_async_copy": True}
+"""How TVM lowers what keeps panels in shared memory of dynamic size. Two of its passes let buffers
+take each other's place there; the first of them cannot where one is of half, the other of float."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One kernel: its name, its arguments by position in `Function.sizes`, and its extents."""
+    """One kernel: its name, its arguments by position in `Function.sizes`, its extents, and the
+    bytes of shared memory that its blocks get beside those which its source declares."""
 
     kernel: str
     arguments: tuple[int, ...]
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+    shared: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,13 @@ class Program:
 
 def _function(values: Mapping[str, Any]) -> Function:
     launches = [
-        Launch(v["kernel"], tuple(v["arguments"]), _three(v["grid"]), _three(v["block"]))
+        Launch(
+            v["kernel"],
+            tuple(v["arguments"]),
+            _three(v["grid"]),
+            _three(v["block"]),
+            int(v.get("shared", 0)),
+        )  # fmt: skip
         for v in values["launches"]
     ]
     return Function(
@@ -85,16 +97,18 @@ def lower(module: Any, target: Any) -> Program:
 
 def lowered(module: Any, target: Any) -> tuple[Program, dict[str, Any]]:
     """The same, and every kernel as the lowered `tvm.tirx.PrimFunc` that its source is of."""
+    import tvm
     from tvm import tirx
     from tvm.tirx.build import codegen_build, split_host_device_mods
 
     programs = {v.name_hint: f for v, f in module.functions.items()}
-    bound = tirx.transform.BindTarget(target)(module)
-    pipeline, _, finalize = tirx.get_default_tir_pipeline(target)
-    # the host side is left as it is: once finalized, its launches are calls like any other
-    host, devices = split_host_device_mods(pipeline(bound))
-    finalized = {t: finalize()(m) for t, m in devices.items()}
-    with _uncompiled():
+    passes = MATRIX_PASSES if any(map(_sized_at_launch, programs.values())) else {}
+    with tvm.transform.PassContext(config=passes), _uncompiled():
+        bound = tirx.transform.BindTarget(target)(module)
+        pipeline, _, finalize = tirx.get_default_tir_pipeline(target)
+        # the host side is left as it is: once finalized, its launches are calls like any other
+        host, devices = split_host_device_mods(pipeline(bound))
+        finalized = {t: finalize()(m) for t, m in devices.items()}
         sources = [codegen_build(m, t).inspect_source() for t, m in finalized.items()]
     kernels = {v.name_hint: f for m in finalized.values() for v, f in m.functions.items()}
     functions = {
@@ -116,6 +130,19 @@ def _uncompiled() -> Iterator[None]:
         yield
     finally:
         tvm_ffi.register_global_func(name, own, override=True)
+
+
+def _sized_at_launch(func: Any) -> bool:
+    """Whether a function has shared memory of dynamic size."""
+    import tvm_ffi
+    from tvm import s_tir
+
+    scopes: set[str] = set()
+    tvm_ffi.structural_walk(
+        func.body,
+        (s_tir.SBlock, lambda block: scopes.update(str(b.scope()) for b in block.alloc_buffers)),
+    )
+    return "shared.dyn" in scopes
 
 
 def _written(func: Any) -> tuple[int, ...]:
@@ -174,8 +201,11 @@ def _launch(node: Any, position: Any) -> Launch:
     tags = [str(tag) for tag in node.attrs.launch_params]
     name, *rest = node.args
     pointers, values = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
-    extents = {"blockIdx": [1, 1, 1], "threadIdx": [1, 1, 1]}
+    extents, shared = {"blockIdx": [1, 1, 1], "threadIdx": [1, 1, 1]}, 0
     for tag, value in zip(tags, values, strict=True):
+        if tag == DYNAMIC_SHARED:
+            shared = int(value)
+            continue
         scope, _, axis = tag.partition(".")
         if scope not in extents or axis not in AXES:
             raise ValueError(f"cannot launch with {tag}")
@@ -185,4 +215,5 @@ def _launch(node: Any, position: Any) -> Launch:
         tuple(map(position, pointers)),
         _three(extents["blockIdx"]),
         _three(extents["threadIdx"]),
+        shared,
     )

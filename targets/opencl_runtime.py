@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flextensor.errors import DeviceError
 from flextensor.targets.device_function import DeviceFunction
 from flextensor.targets.launches import Function, Program
 from flextensor.targets.runtime import Runtime
@@ -99,6 +100,8 @@ class OpenCLFunction(DeviceFunction):
         import pyopencl as cl
 
         super().__init__(function)
+        if any(launch.shared for launch in function.launches):
+            raise DeviceError("OpenCL has no local memory whose size is given at launch")
         self._runtime = runtime
         self._kernels = [cl.Kernel(program, launch.kernel) for launch in function.launches]
         self._workspaces = [

@@ -24,7 +24,7 @@ def error_of() -> Callable[[Workload, str], float]:
 
     def measure(workload: Workload, formulation: str) -> float:
         inputs = workload.inputs(seed=7)
-        out = empty(workload.buffers[-1].shape, "float32")
+        out = empty(workload.buffers[-1].shape, workload.buffers[-1].dtype)
         poison(out)
         tvm.compile(workload.prim_func(formulation), target=PLAIN)(*inputs, out)
         expected = workload.reference(inputs)

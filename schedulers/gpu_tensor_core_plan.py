@@ -1,0 +1,131 @@
+"""The sizes of a contraction on matrix units, as they follow from a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from flextensor.schedulers.space import Value
+from flextensor.targets.rounding import ceil_div
+
+TILE = 16
+"""Rows, columns and depth of what a warp multiplies at a time."""
+WARP = 32
+SKEW = 8
+"""Elements between the rows of a panel, and of the staged sums: eight rows from there on, which a
+matrix load reads together, lie in eight different places of the banks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """One side of the output as blocks of warps x fragments x 16 elements."""
+
+    extent: int
+    warps: int
+    fragments: int
+
+    @property
+    def own(self) -> int:
+        """Elements of a warp."""
+        return self.fragments * TILE
+
+    @property
+    def block(self) -> int:
+        """Elements of a block."""
+        return self.warps * self.own
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that cover the side."""
+        return ceil_div(self.extent, self.block)
+
+    @property
+    def padded(self) -> int:
+        """Elements of all blocks."""
+        return self.blocks * self.block
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every size that follows from a config."""
+
+    y: Band
+    x: Band
+    k_extent: int
+    k_steps: int
+    """Tiles of the reduction in a panel."""
+    stages: int
+    """Panels in shared memory at a time."""
+    rows: Mapping[str, bool]
+    """Whether a side's panel has its elements as rows, and the reduction along them."""
+
+    @property
+    def k_tile(self) -> int:
+        """Elements of the reduction in a panel."""
+        return self.k_steps * TILE
+
+    @property
+    def k_blocks(self) -> int:
+        """Panels along the reduction."""
+        return ceil_div(self.k_extent, self.k_tile)
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block."""
+        return self.y.warps * self.x.warps
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.warps * WARP
+
+    def band(self, side: str) -> Band:
+        """The blocks of ``y`` or ``x``."""
+        return self.y if side == "y" else self.x
+
+    def panel(self, side: str) -> tuple[int, int]:
+        """Rows of a side's panel, and elements of a row."""
+        shape = (self.band(side).block, self.k_tile)
+        return shape if self.rows[side] else shape[::-1]
+
+    @property
+    def panel_bytes(self) -> int:
+        """Shared memory of the panels of all stages."""
+        sizes = (self.panel(side) for side in ("y", "x"))
+        return self.stages * sum(rows * (row + SKEW) * 2 for rows, row in sizes)
+
+    @property
+    def staged_bytes(self) -> int:
+        """Shared memory of the sums of one fragment of every warp's rows."""
+        return self.y.warps * TILE * (self.x.block + SKEW) * 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: sums take the place of panels that are no longer read."""
+        return max(self.panel_bytes, self.staged_bytes)
+
+    @property
+    def registers(self) -> int:
+        """32-bit registers of a thread: 8 for each fragment of sums and of operands, and a few
+        for addresses."""
+        sums = self.y.fragments * self.x.fragments
+        return 8 * (sums + self.y.fragments + self.x.fragments) + 32
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Value], extents: Mapping[str, int], rows: Mapping[str, bool]
+    ) -> Plan:
+        """The plan of a config; `extents` are those of ``y``, ``x`` and ``k``."""
+        bands = {
+            side: Band(
+                extents[side], int(config[f"{side}_warps"]), int(config[f"{side}_fragments"])
+            )
+            for side in ("y", "x")
+        }
+        return cls(
+            **bands,
+            k_extent=extents["k"],
+            k_steps=int(config["k_steps"]),
+            stages=int(config["stages"]),
+            rows=rows,
+        )

@@ -1,0 +1,81 @@
+// Half precision and matrix tiles of CUDA C on a CPU, for cuda_emulation.h. What a warp does
+// together, its first lane does for all: when it comes there, what other warps have to write
+// without a barrier between is not yet written, or what they want to read overwritten.
+#pragma once
+
+typedef _Float16 half;
+typedef half __half;
+struct alignas(4) half2 { half x, y; };
+struct uint1 { unsigned x; };
+static inline half __float2half_rn(float value) { return half(value); }
+static inline float __half2float(half value) { return float(value); }
+static inline half2 make_half2(half x, half y) { return {x, y}; }
+static inline uint1 make_uint1(unsigned x) { return {x}; }
+static inline unsigned __pack_half2(half x, half y) {
+  unsigned short low, high;
+  memcpy(&low, &x, 2);
+  memcpy(&high, &y, 2);
+  return unsigned(high) << 16 | low;
+}
+
+static inline bool first_lane() {
+  unsigned row = threadIdx.z * blockDim.y + threadIdx.y;
+  return (row * blockDim.x + threadIdx.x) % 32 == 0;
+}
+
+namespace nvcuda {
+namespace wmma {
+struct matrix_a {};
+struct matrix_b {};
+struct accumulator {};
+struct row_major {};
+struct col_major {};
+enum layout_t { mem_row_major, mem_col_major };
+
+template <typename Use, int M, int N, int K, typename T, typename Layout = void>
+struct fragment {
+  static const int rows = std::is_same<Use, matrix_b>::value ? K : M;
+  static const int columns = std::is_same<Use, matrix_a>::value ? K : N;
+  float x[rows * columns];
+};
+
+template <typename F>
+void fill_fragment(F& tile, float value) {
+  if (first_lane()) std::fill(tile.x, tile.x + F::rows * F::columns, value);
+}
+
+template <typename Use, int M, int N, int K, typename T, typename Layout>
+void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& tile, const T* from, unsigned pitch) {
+  typedef fragment<Use, M, N, K, T, Layout> F;
+  if (!first_lane()) return;
+  bool turned = std::is_same<Layout, col_major>::value;
+  for (int i = 0; i < F::rows; ++i)
+    for (int j = 0; j < F::columns; ++j)
+      tile.x[i * F::columns + j] = turned ? from[j * pitch + i] : from[i * pitch + j];
+}
+
+template <int M, int N, int K, typename T, typename A, typename B>
+void mma_sync(fragment<accumulator, M, N, K, float>& sums,
+              const fragment<matrix_a, M, N, K, T, A>& left,
+              const fragment<matrix_b, M, N, K, T, B>& right,
+              const fragment<accumulator, M, N, K, float>& before) {
+  if (!first_lane()) return;
+  for (int i = 0; i < M; ++i) {
+    float row[N];
+    for (int j = 0; j < N; ++j) row[j] = before.x[i * N + j];
+    for (int k = 0; k < K; ++k)
+      for (int j = 0; j < N; ++j) row[j] += left.x[i * K + k] * right.x[k * N + j];
+    for (int j = 0; j < N; ++j) sums.x[i * N + j] = row[j];
+  }
+}
+
+template <int M, int N, int K>
+void store_matrix_sync(float* to, const fragment<accumulator, M, N, K, float>& sums,
+                       unsigned pitch, layout_t layout) {
+  if (!first_lane()) return;
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j)
+      to[layout == mem_row_major ? i * pitch + j : j * pitch + i] = sums.x[i * N + j];
+}
+}  // namespace wmma
+}  // namespace nvcuda
