@@ -11,13 +11,16 @@ X is the side (M or N) whose elements are neighbours in the output, so that neig
 write them. All iterators of a side are one index, and all of the reduction one more, whatever their
 number: a convolution is a GEMM whose panels are gathered. Tiles need not divide. Panels are padded
 with zeros while they are copied, and only the copy and the last write are guarded.
+
+Panels may be fetched a step ahead (`gpu_loops.pipeline`), their rows padded against conflicts of
+banks, and copies and outputs be vectors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -36,6 +39,21 @@ from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 
 STAGED = ("both", "y", "x", "none")
+PREFETCH = ("none", "register")
+"""Whether the panels of the next step are fetched before those of this one are used."""
+LOAD_CYCLES = 500
+"""What a panel takes to come from memory."""
+BUSY_THREADS = 1024
+"""Threads that a core may work on at a time: while some wait, others do not."""
+TILES = (
+    # virtual threads, threads and elements of a thread: of Y, of X; k of a panel
+    (2, 16, 4, 2, 16, 4, 8), (2, 16, 4, 1, 16, 4, 16), (1, 16, 4, 2, 16, 4, 16),
+    (1, 16, 4, 1, 16, 4, 16), (4, 16, 4, 2, 16, 4, 8), (2, 16, 4, 4, 16, 4, 8),
+    (2, 8, 4, 2, 16, 4, 8), (2, 16, 4, 2, 8, 4, 8), (2, 8, 4, 2, 8, 4, 16),
+    (1, 8, 4, 1, 8, 4, 32), (1, 8, 4, 2, 8, 4, 16), (2, 8, 4, 1, 8, 4, 16),
+)  # fmt: skip
+"""Tiles that are copied and written in vectors and fetched ahead. A thread's elements come in
+fours, a span apart: neighbouring threads then read neighbouring vectors of a panel."""
 SEEDS = (
     # threads of Y and X, elements of each that a thread computes, k of a panel
     (8, 8, 4, 4, 8), (16, 16, 4, 4, 8), (8, 16, 8, 4, 16), (16, 16, 8, 8, 8), (4, 8, 8, 8, 16),
@@ -73,11 +91,23 @@ class GpuContractionSchedule(StageSchedule):
         self.sides = {"y": n, "x": m} if last in found.m else {"y": m, "x": n}
         self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
         self.extents["k"] = points(found.k)
+        self.run = self._run()
         self.space = self._space()
 
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
         return Plan.of(config, self.extents)
+
+    def _run(self) -> int:
+        """Elements of X in a row that are neighbours in the output too."""
+        length = 1
+        stored = [i for parts in self.found.outputs for i in parts]
+        own = self.sides["x"].iterators
+        for mine, theirs in zip(reversed(own), reversed(stored), strict=False):
+            if mine is not theirs:
+                break
+            length *= mine.extent
+        return length
 
     def _space(self) -> Space:
         k_tiles = [t for t in (1, 2, 4, 8, 16, 32, 64) if t < 2 * self.extents["k"]]
@@ -97,6 +127,9 @@ class GpuContractionSchedule(StageSchedule):
                 sizes("k_unroll", (1, 2, 4, 8, 16)),
                 choice("staged", STAGED),
                 sizes("vector", (1, 2, 4)),
+                sizes("pad", (0, 4)),
+                choice("prefetch", PREFETCH),
+                sizes("out_vector", [v for v in (1, 2, 4) if self.run % v == 0]),
             ),
             (self._illegal,),
         )
@@ -104,17 +137,29 @@ class GpuContractionSchedule(StageSchedule):
 
     def _seeds(self, space: Space) -> tuple[Config, ...]:
         found: dict[tuple[Value, ...], Config] = {}
+        for wanted in self._wanted():
+            config = space.config(space.project(wanted))
+            if space.reason(config) is None:
+                found.setdefault(tuple(config.values()), config)
+        return tuple(found.values())
+
+    def _wanted(self) -> Iterator[Config]:
+        """Good configs, not all of which are of the space."""
+        names = ("y_virtual", "y_threads", "y_inner", "x_virtual", "x_threads", "x_inner", "k_tile")
+        for tile in TILES:
+            sizes = dict(zip(names, tile, strict=True))
+            yield {
+                **sizes, "k_unroll": min(sizes["k_tile"], 8), "staged": "both", "vector": 4,
+                "pad": 4, "prefetch": "register", "out_vector": 4,
+            }  # fmt: skip
         for staged in ("both", "none"):
             for y_threads, x_threads, y_inner, x_inner, k_tile in SEEDS:
-                wanted: Config = {
+                yield {
                     "y_virtual": 1, "y_threads": y_threads, "y_inner": y_inner,
                     "x_virtual": 1, "x_threads": x_threads, "x_inner": x_inner,
                     "k_tile": k_tile, "k_unroll": 1, "staged": staged, "vector": 1,
+                    "pad": 0, "prefetch": "none", "out_vector": 1,
                 }  # fmt: skip
-                config = space.config(space.project(wanted))
-                if space.reason(config) is None:
-                    found.setdefault(tuple(config.values()), config)
-        return tuple(found.values())
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
         plan, target = self.plan(config), self.target
@@ -136,7 +181,15 @@ class GpuContractionSchedule(StageSchedule):
                 return "a block is twice as long as the side"
             if side not in plan.staged and plan.k_extent % plan.k_tile:
                 return "a padded reduction needs both panels"
-        vector = int(config["vector"])
+        vector, out_vector = int(config["vector"]), int(config["out_vector"])
+        if (plan.pad or plan.prefetch) and not plan.staged:
+            return "only panels are padded and fetched ahead"
+        if any(row <= plan.pad for row in plan.rows):
+            return "a panel's rows are no longer than what lies between them"
+        if plan.prefetch and plan.k_blocks < 2:
+            return "one panel has no next one to fetch"
+        if plan.x.inner % out_vector:
+            return "a thread's outputs are no whole number of vectors"
         if vector > 1 and any(plan.k_tile * getattr(plan, s).block % vector for s in plan.staged):
             return "a panel is no whole number of vectors"
         if vector > 1 and not plan.staged:
@@ -150,9 +203,14 @@ class GpuContractionSchedule(StageSchedule):
         blocks = batch * plan.y.blocks * plan.x.blocks
         work = batch * plan.y.padded * plan.x.padded * plan.k_blocks * plan.k_tile
         loads = work / plan.y.inner / plan.y.virtual + work / plan.x.inner / plan.x.virtual
-        copied = blocks * plan.k_blocks * plan.shared
-        waves = ceil_div(blocks, target.cores) * target.cores / blocks
-        seconds = (work + loads + 4 * copied) * waves / (target.cores * target.lanes() * 1e9)
+        copied = blocks * plan.k_blocks * plan.copied
+        copies = copied * (2 + 2 / int(config["vector"]))
+        share = ceil_div(blocks, target.cores)
+        waves = share * target.cores / blocks
+        busy = (work + loads + copies) * waves / (target.cores * target.lanes())
+        beside = max(min(share, BUSY_THREADS // plan.threads), 1)
+        waits = 0 if plan.prefetch else plan.k_blocks * LOAD_CYCLES * share / beside
+        seconds = (busy + waits) / 1e9
         log = math.log2
         return {
             "estimate": seconds,
@@ -168,6 +226,7 @@ class GpuContractionSchedule(StageSchedule):
             "body": log(plan.body),
             "panel_y": log(plan.y.block * plan.k_tile),
             "panel_x": log(plan.x.block * plan.k_tile),
+            "waits": log(waits + 1),
         }
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
@@ -273,19 +332,33 @@ class GpuContractionSchedule(StageSchedule):
         for loop in (ku, yi, xi):
             sch.unroll(loop)
         for side in plan.staged:
-            panel = sch.get_sblock(f"{name}_{side}")
-            # first the scope: what is shared is computed for all threads, and not for one
-            sch.set_scope(panel, 0, "shared")
-            sch.compute_at(panel, kb, preserve_unit_loops=True)
-            k, i = sch.get_loops(panel)[-2:]
-            if not self.sides[side].contiguous:
-                sch.reorder(i, k)
-            fused = sch.fuse(*sch.get_loops(panel)[-2:])
-            parts = [None, plan.y.threads, plan.x.threads, int(config["vector"])]
-            _, ty, tx, vector = sch.split(fused, parts)
-            sch.bind(ty, "threadIdx.y")
-            sch.bind(tx, "threadIdx.x")
+            self._copy(plan, side, kb, int(config["vector"]), sch)
+        *_, row, column = sch.get_loops(out)
+        if (width := int(config["out_vector"])) > 1:
+            column, vector = sch.split(column, [None, width])
             sch.vectorize(vector)
-        for loop in sch.get_loops(out)[-2:]:
-            sch.unroll(loop)
+        sch.unroll(row)
+        sch.unroll(column)
         sch.decompose_reduction(acc, kb)
+        if plan.prefetch:
+            gpu_loops.pipeline(sch, kb, len(plan.staged))
+
+    def _copy(self, plan: Plan, side: str, kb: Any, width: int, sch: Any) -> None:
+        """A panel in shared memory, copied by all threads of the block at every step of `kb`."""
+        panel = sch.get_sblock(f"{self.stage.name}_{side}")
+        # first the scope: what is shared is computed for all threads, and not for one
+        sch.set_scope(panel, 0, "shared")
+        sch.compute_at(panel, kb, preserve_unit_loops=True)
+        k, i = sch.get_loops(panel)[-2:]
+        if not self.sides[side].contiguous:
+            sch.reorder(i, k)
+        fused = sch.fuse(*sch.get_loops(panel)[-2:])
+        _, ty, tx, vector = sch.split(fused, [None, plan.y.threads, plan.x.threads, width])
+        sch.bind(ty, "threadIdx.y")
+        sch.bind(tx, "threadIdx.x")
+        sch.vectorize(vector)
+        if plan.pad:
+            row = plan.rows[plan.staged.index(side)]
+            sch.storage_align(panel, 0, axis=-2, factor=row, offset=plan.pad)
+        if plan.prefetch:
+            sch.annotate(panel, "tirx.manifest_shared_memory_local_stage", 1)

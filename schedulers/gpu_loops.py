@@ -56,6 +56,26 @@ def relayout(sch: Any, block: Any, indices: Callable[..., list[Any]], dimensions
     sch.state.replace(sch.get_sref(block), new, {old: new})
 
 
+def pipeline(sch: Any, loop: Any, copies: int) -> None:
+    """Fetch what the next iteration needs before this one is computed, and store it after.
+
+        for k:                            fetch 0, store 0
+            fetch k     (to registers)    for k:
+            store k     (to shared)   ->      fetch k + 1
+            use k                             use k
+                                              store k + 1
+                                          use the last
+
+    The loop has `copies` pairs of a fetch and a store, which TVM makes of copies that are marked
+    so, and then one use. A fetch is not waited for before it is stored. There is one panel: the
+    barrier before the store is the one that was there before the copy.
+    """
+    last = 2 * copies
+    sch.annotate(loop, "software_pipeline_stage", [0] * last + [1])
+    order = [position for c in range(copies) for position in (c, copies + 1 + c)]
+    sch.annotate(loop, "software_pipeline_order", [*order, copies])
+
+
 def _point(buffer: Any, indices: Any) -> Any:
     """One element of a buffer as a region."""
     return tirx.BufferRegion(buffer, [tvm.ir.Range.from_min_extent(i, 1) for i in indices])

@@ -76,6 +76,10 @@ class Plan:
     k_unroll: int
     staged: tuple[str, ...]
     """Sides, ``y`` and ``x``, that go through shared memory."""
+    pad: int
+    """Elements between the rows of a panel, which so begin in different banks."""
+    prefetch: bool
+    """Whether the next panels are on their way to registers while the present ones are used."""
 
     @property
     def k_blocks(self) -> int:
@@ -94,14 +98,31 @@ class Plan:
 
     @property
     def registers(self) -> int:
-        """Accumulators, an element of each operand for each of them, and a few for addresses."""
+        """Accumulators, an element of each operand for each of them, what is on its way to the
+        next panels, and a few for addresses."""
         operands = self.y.virtual * self.y.inner + self.x.virtual * self.x.inner
-        return self.accumulators + operands + 16
+        fetched = self.shares if self.prefetch else 0
+        return self.accumulators + operands + fetched + 16
+
+    @property
+    def rows(self) -> list[int]:
+        """Elements of a row of each panel."""
+        return [{"y": self.y, "x": self.x}[side].block for side in self.staged]
+
+    @property
+    def copied(self) -> int:
+        """Elements that a block copies for every step of `k_tile`."""
+        return self.k_tile * sum(self.rows)
+
+    @property
+    def shares(self) -> int:
+        """Elements of them that a thread copies, of each panel its own."""
+        return sum(ceil_div(self.k_tile * row, self.threads) for row in self.rows)
 
     @property
     def shared(self) -> int:
         """Elements of the panels in shared memory."""
-        return self.k_tile * sum({"y": self.y, "x": self.x}[side].block for side in self.staged)
+        return self.k_tile * sum(row + self.pad for row in self.rows)
 
     @property
     def body(self) -> int:
@@ -125,4 +146,6 @@ class Plan:
             k_tile=int(config["k_tile"]),
             k_unroll=int(config["k_unroll"]),
             staged=("y", "x") if stage == "both" else () if stage == "none" else (str(stage),),
+            pad=int(config["pad"]),
+            prefetch=config["prefetch"] != "none",
         )
