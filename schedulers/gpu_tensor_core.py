@@ -132,7 +132,7 @@ class GpuTensorCoreSchedule(StageSchedule):
             )
         ]
         space = Space(
-            (*knobs, sizes("k_steps", (1, 2, 4, 8)), sizes("stages", (1,))),
+            (*knobs, sizes("k_steps", (1, 2, 4, 8)), sizes("stages", (1, 2, 3, 4))),
             (self._illegal,),
         )
         return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
@@ -156,8 +156,9 @@ class GpuTensorCoreSchedule(StageSchedule):
             return f"{plan.threads} threads a block, limit {target.threads_per_block}"
         if plan.registers > target.thread_registers:
             return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
-        if plan.shared_bytes > target.shared_bytes:
-            return f"needs {plan.shared_bytes} bytes of shared memory, limit {target.shared_bytes}"
+        limit = target.launch_shared_bytes
+        if plan.shared_bytes > limit:
+            return f"a block needs {plan.shared_bytes} bytes of shared memory, limit {limit}"
         if max(plan.y.blocks, points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
             return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
         for side in ("y", "x"):
@@ -329,6 +330,10 @@ class GpuTensorCoreSchedule(StageSchedule):
             fragment = sch.get_sblock(f"{name}_{side}_tile")
             transposed = self.rows[side] != (side == "y")
             sch.tensorize(self._tiled(sch, fragment), units.load(side, transposed))
+        if plan.stages > 1:
+            sch.annotate(kb, "software_pipeline_stage", [0, 0, plan.stages - 1])
+            sch.annotate(kb, "software_pipeline_order", [0, 1, 2])
+            sch.annotate(kb, "software_pipeline_async_stages", [0])
         sch.tensorize(sch.get_loops(sch.get_child_blocks(first)[0])[0], units.zero())
         sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply())
 

@@ -80,6 +80,8 @@ class Target(ABC):
     and its parallel loops are those of a CPU."""
     shared_bytes: int = 0
     """Memory that the threads of one block share."""
+    launch_shared_bytes: int = 0
+    """The same where a launch asks for it; 0 where it cannot."""
     thread_registers: int = 0
     """32-bit registers of one thread of a block."""
     multipliers: int = 0

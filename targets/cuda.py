@@ -93,6 +93,7 @@ class CUDA(Target):
             max_unroll=1024,
             threads_per_block=1024,
             shared_bytes=STATIC_SHARED,
+            launch_shared_bytes=data.shared_bytes - data.reserved_shared,
             thread_registers=255,
             arch=data.name,
             name=data.product,
