@@ -33,7 +33,7 @@ from flextensor.schedulers.expression import Linear, linear, rewrite
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.layouts import Side, guarded, unflatten
-from flextensor.schedulers.program import Program, Stage, Tensors
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
@@ -45,6 +45,19 @@ SEEDS = (
 )  # fmt: skip
 WIDTHS = (8, 4, 2, 1)
 """Elements of a vector that is copied into a panel."""
+
+
+def _places(flat: Any, own: tuple[Iterator, ...], together: int) -> dict[Any, Any]:
+    """The iterators at a flat index. The last `together` of them are one walk through memory:
+    all of it is the last one's, which leaves its extent, and the address is simple.
+
+        c, r, s of 8 x 3 x 3, all together:   c = 0, r = 0, s = flat
+    """
+    first = len(own) - max(together, 1)
+    extents = [i.extent for i in own]
+    values = unflatten(flat, [*extents[:first], math.prod(extents[first:])])
+    at = {i.var: v for i, v in zip((*own[:first], own[-1]), values, strict=True)}
+    return at | {i.var: 0 for i in own[first:-1]}
 
 
 class GpuTensorCoreScheduler(Scheduler):
@@ -81,6 +94,20 @@ def _half(operand: Operand) -> Operand | None:
     return Operand(value, operand.iterators, value.source, access)
 
 
+def _walk(
+    terms: dict[Any, int], steps: list[int], along: tuple[Iterator, ...]
+) -> tuple[int, int]:
+    """Of a flat address, a sum of `terms` and of constant `steps`: how many of the last iterators
+    in a row are one walk through memory, and the widest vector that never leaves it."""
+    run, count = 1, 0
+    for iterator in reversed(along):
+        if terms.get(iterator.var) != run:
+            break
+        run, count = run * iterator.extent, count + 1
+        del terms[iterator.var]
+    return count, next(w for w in WIDTHS if all(s % w == 0 for s in (run, *steps, *terms.values())))
+
+
 class GpuTensorCoreSchedule(StageSchedule):
     """One contraction of a program on matrix units."""
 
@@ -95,28 +122,38 @@ class GpuTensorCoreSchedule(StageSchedule):
         self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
         self.extents["k"] = points(found.k)
         self.rows = {name: not side.contiguous for name, side in self.sides.items()}
-        self.widths = {name: self._width(program, name) for name in self.sides}
+        runs = {name: self._run(program, name) for name in self.sides}
+        self.together = {name: count for name, (count, _) in runs.items()}
+        self.widths = {name: width for name, (_, width) in runs.items()}
+        self.written = self._written()
         self.space = self._space()
 
-    def _width(self, program: Program, which: str) -> int:
-        """Elements that lie side by side in memory, at a whole number of vectors, wherever a
-        vector of a panel's row starts; 1 where elements are gathered."""
+    def _along(self, which: str) -> tuple[Iterator, ...]:
+        """What varies along the rows of a side's panel."""
         side = self.sides[which]
-        along = side.k if self.rows[which] else side.iterators
-        buffer, access = side.operand.buffer, side.operand.access
-        if access is None or buffer not in program.inputs:
-            return 1
+        return side.k if self.rows[which] else side.iterators
+
+    def _run(self, program: Program, which: str) -> tuple[int, int]:
+        """How many of the last iterators along a panel's rows walk memory as one would, and how
+        many elements lie side by side, at a whole number of vectors, wherever a vector starts.
+        (0, 1) where elements are gathered."""
+        operand = self.sides[which].operand
+        if operand.access is None or operand.buffer not in program.inputs:
+            return 0, 1
         flat, pitch = Linear({}), 1
-        for form, extent in zip(reversed(access), reversed(buffer.shape), strict=True):
+        for form, extent in zip(reversed(operand.access), reversed(operand.buffer.shape), strict=True):
             flat, pitch = flat.plus(form, pitch), pitch * int(extent)
-        run, terms = 1, dict(flat.terms)
-        for iterator in reversed(along):
-            if terms.get(iterator.var) != run:
-                break
-            run *= iterator.extent
-            del terms[iterator.var]
-        steps = [run, flat.constant, pitch, *terms.values()]
-        return next(w for w in WIDTHS if all(step % w == 0 for step in steps))
+        return _walk(dict(flat.terms), [flat.constant, pitch], self._along(which))
+
+    def _written(self) -> int:
+        """The same of the output, along the flat side of X."""
+        terms, pitch = {}, 1
+        for parts in reversed(self.found.outputs):
+            for iterator in reversed(parts):
+                terms[iterator.var] = pitch
+                pitch *= iterator.extent
+        width = _walk(terms, [pitch], self.sides["x"].iterators)[1]
+        return min(width, 4)  # a vector of sums has 16 bytes
 
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
@@ -255,11 +292,10 @@ class GpuTensorCoreSchedule(StageSchedule):
                 inside.append(q < band.extent)
             if k != plan.k_extent:
                 inside.append(kq < plan.k_extent)
-            ks = unflatten(kq, [i.extent for i in self.found.k])
-            at = {i.var: v for i, v in zip(self.found.k, ks, strict=True)}
-            values = unflatten(q, [i.extent for i in side.iterators])
-            at |= {i.var: v for i, v in zip(side.iterators, values, strict=True)}
-            at |= {i.var: v for i, v in zip(batch, b, strict=True)}
+            at = {i.var: v for i, v in zip(batch, b, strict=True)}
+            for flat, own in ((q, side.iterators), (kq, self.found.k)):
+                together = self.together[which] if own == self._along(which) else 1
+                at |= _places(flat, own, together)
             return guarded(inside, rewrite(side.operand.value, at, tensors.load))
 
         extents = [i.extent for i in batch]
@@ -315,8 +351,9 @@ class GpuTensorCoreSchedule(StageSchedule):
             self._copy(plan, sch, side, kb)
         sch.unroll(yf)  # registers have no addresses
         fused = sch.fuse(*sch.get_loops(out)[-2:])
-        _, lane = sch.split(fused, [None, WARP])
+        _, lane, vector = sch.split(fused, [None, WARP, self.written])
         sch.bind(lane, "threadIdx.x")
+        sch.vectorize(vector)
         # at last: what an intrinsic does is opaque to TVM, and is moved no more
         sch.compute_inline(flat)
         tile = sch.blockize(yi)
