@@ -39,9 +39,11 @@ from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 
 SEEDS = (
-    # warps of Y and X, fragments of each that a warp has, steps of a panel
-    (2, 2, 4, 4, 2), (4, 2, 2, 4, 2), (2, 4, 4, 4, 2), (2, 2, 2, 4, 2), (2, 2, 2, 2, 2),
-    (2, 2, 4, 4, 4), (2, 2, 2, 2, 4), (1, 2, 2, 2, 4), (1, 1, 2, 2, 2), (1, 1, 1, 1, 1),
+    # warps of Y and X, fragments of each that a warp has, steps of a panel, panels at a time
+    (2, 2, 4, 4, 2, 3), (2, 4, 4, 4, 2, 3), (4, 2, 4, 4, 2, 3), (2, 2, 4, 4, 4, 2),
+    (2, 2, 2, 4, 2, 4), (2, 2, 4, 2, 2, 4), (2, 2, 2, 2, 4, 3), (4, 2, 2, 4, 2, 1),
+    (2, 2, 2, 2, 2, 1), (1, 2, 2, 2, 4, 3), (1, 4, 2, 2, 2, 1), (1, 1, 2, 2, 2, 2),
+    (1, 1, 1, 1, 1, 1),
 )  # fmt: skip
 WIDTHS = (8, 4, 2, 1)
 """Elements of a vector that is copied into a panel."""
@@ -94,9 +96,7 @@ def _half(operand: Operand) -> Operand | None:
     return Operand(value, operand.iterators, value.source, access)
 
 
-def _walk(
-    terms: dict[Any, int], steps: list[int], along: tuple[Iterator, ...]
-) -> tuple[int, int]:
+def _walk(terms: dict[Any, int], steps: list[int], along: tuple[Iterator, ...]) -> tuple[int, int]:
     """Of a flat address, a sum of `terms` and of constant `steps`: how many of the last iterators
     in a row are one walk through memory, and the widest vector that never leaves it."""
     run, count = 1, 0
@@ -141,7 +141,9 @@ class GpuTensorCoreSchedule(StageSchedule):
         if operand.access is None or operand.buffer not in program.inputs:
             return 0, 1
         flat, pitch = Linear({}), 1
-        for form, extent in zip(reversed(operand.access), reversed(operand.buffer.shape), strict=True):
+        for form, extent in zip(
+            reversed(operand.access), reversed(operand.buffer.shape), strict=True
+        ):
             flat, pitch = flat.plus(form, pitch), pitch * int(extent)
         return _walk(dict(flat.terms), [flat.constant, pitch], self._along(which))
 
@@ -169,18 +171,22 @@ class GpuTensorCoreSchedule(StageSchedule):
             )
         ]
         space = Space(
-            (*knobs, sizes("k_steps", (1, 2, 4, 8)), sizes("stages", (1, 2, 3, 4))),
+            (
+                *knobs,
+                sizes("k_steps", (1, 2, 4, 8)),
+                sizes("stages", range(1, self.target.copies_ahead + 2)),
+            ),
             (self._illegal,),
         )
         return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
 
     def _seeds(self, space: Space) -> tuple[Config, ...]:
         found: dict[tuple[Value, ...], Config] = {}
-        for y_warps, x_warps, y_fragments, x_fragments, k_steps in SEEDS:
+        for y_warps, x_warps, y_fragments, x_fragments, k_steps, stages in SEEDS:
             wanted: Config = {
                 "y_warps": y_warps, "y_fragments": y_fragments,
                 "x_warps": x_warps, "x_fragments": x_fragments,
-                "k_steps": k_steps, "stages": 1,
+                "k_steps": k_steps, "stages": stages,
             }  # fmt: skip
             config = space.config(space.project(wanted))
             if space.reason(config) is None:
@@ -193,6 +199,10 @@ class GpuTensorCoreSchedule(StageSchedule):
             return f"{plan.threads} threads a block, limit {target.threads_per_block}"
         if plan.registers > target.thread_registers:
             return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
+        if plan.registers * plan.threads > (target.block_registers or math.inf):
+            return f"a block has {target.block_registers} registers, its threads need more"
+        if plan.stages > plan.k_blocks:
+            return "there are not so many panels"
         limit = target.launch_shared_bytes
         if plan.shared_bytes > limit:
             return f"a block needs {plan.shared_bytes} bytes of shared memory, limit {limit}"
@@ -217,11 +227,11 @@ class GpuTensorCoreSchedule(StageSchedule):
         k = plan.k_blocks * plan.k_tile
         work = batch * plan.y.padded * plan.x.padded * k
         loads = work / plan.y.own + work / plan.x.own
-        copied = sum(
-            blocks * k * plan.band(side).block / self.widths[side] for side in ("y", "x")
-        )
+        copied = sum(blocks * k * plan.band(side).block / self.widths[side] for side in ("y", "x"))
         waves = ceil_div(blocks, target.cores) * target.cores / blocks
-        seconds = (work / 8 + loads + 4 * copied) * waves / (target.cores * target.lanes() * 1e9)
+        cycles = work / 8 + 2 * loads + 4 * copied
+        waits = 1.25 if plan.stages == 1 else 1.0
+        seconds = cycles * waits * waves / (target.cores * target.lanes() * 1e9)
         log = math.log2
         return {
             "estimate": seconds,
@@ -242,8 +252,10 @@ class GpuTensorCoreSchedule(StageSchedule):
         lie apart, so that one of each is dense in what is staged at a time."""
         plan, name = self.plan(config), self.stage.name
         batch = [i.extent for i in self.found.batch]
-        own = {s: [p for p, b in enumerate(self.found.batch) if b in side.own_batch]
-               for s, side in self.sides.items()}
+        own = {
+            s: [p for p, b in enumerate(self.found.batch) if b in side.own_batch]
+            for s, side in self.sides.items()
+        }
         y, x = (self._fragment(plan, side, own[side], tensors) for side in ("y", "x"))
         k = te.reduce_axis((0, plan.k_blocks * plan.k_tile), "k")
 
@@ -299,7 +311,9 @@ class GpuTensorCoreSchedule(StageSchedule):
             return guarded(inside, rewrite(side.operand.value, at, tensors.load))
 
         extents = [i.extent for i in batch]
-        order = (lambda b, q, kq: (*b, q, kq)) if self.rows[which] else (lambda b, q, kq: (*b, kq, q))
+        order = (
+            (lambda b, q, kq: (*b, q, kq)) if self.rows[which] else (lambda b, q, kq: (*b, kq, q))
+        )
 
         def panel(*at: Any) -> Any:
             *b, row, column = at

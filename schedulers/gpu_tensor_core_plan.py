@@ -117,7 +117,9 @@ class Plan:
     ) -> Plan:
         """The plan of a config; `extents` are those of ``y``, ``x`` and ``k``."""
         bands = {
-            side: Band(extents[side], int(config[f"{side}_warps"]), int(config[f"{side}_fragments"]))
+            side: Band(
+                extents[side], int(config[f"{side}_warps"]), int(config[f"{side}_fragments"])
+            )
             for side in ("y", "x")
         }
         return cls(

@@ -55,7 +55,12 @@ def load(side: str, transposed: bool) -> str:
     def given(a: T.handle, c: T.handle) -> None:
         s1, s0, d1, d0 = T.int32(), T.int32(), T.int32(), T.int32()
         A = T.match_buffer(
-            a, (16, 16), "float16", strides=[s1, s0], align=64, offset_factor=16,
+            a,
+            (16, 16),
+            "float16",
+            strides=[s1, s0],
+            align=64,
+            offset_factor=16,
             scope="shared.dyn",
         )
         C = T.match_buffer(
@@ -66,9 +71,15 @@ def load(side: str, transposed: bool) -> str:
             T.writes(C[0:16, 0:16])
             T.evaluate(
                 T.tvm_load_matrix_sync(
-                    C.data, 16, 16, 16,
+                    C.data,
+                    16,
+                    16,
+                    16,
                     C.elem_offset // d1 // 16 * (d1 // 16) + C.elem_offset % d1 // 16,
-                    A.access_ptr("r", ptr_type="float16"), s1, layout, dtype="void",
+                    A.access_ptr("r", ptr_type="float16"),
+                    s1,
+                    layout,
+                    dtype="void",
                 )
             )
 
@@ -81,7 +92,9 @@ def zero() -> str:
 
     @T.prim_func(s_tir=True)
     def wanted(c: T.handle) -> None:
-        C = T.match_buffer(c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator")
+        C = T.match_buffer(
+            c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator"
+        )
         with T.sblock("root"):
             T.reads()
             T.writes(C[0:16, 0:16])
@@ -94,7 +107,12 @@ def zero() -> str:
     def given(c: T.handle) -> None:
         d1, d0 = T.int32(), T.int32()
         C = T.match_buffer(
-            c, (16, 16), "float32", strides=[d1, d0], align=64, offset_factor=16,
+            c,
+            (16, 16),
+            "float32",
+            strides=[d1, d0],
+            align=64,
+            offset_factor=16,
             scope="wmma.accumulator",
         )
         with T.sblock("root"):
@@ -102,9 +120,13 @@ def zero() -> str:
             T.writes(C[0:16, 0:16])
             T.evaluate(
                 T.tvm_fill_fragment(
-                    C.data, 16, 16, 16,
+                    C.data,
+                    16,
+                    16,
+                    16,
                     C.elem_offset // d1 // 16 * (d1 // 16) + C.elem_offset % d1 // 16,
-                    T.float32(0), dtype="void",
+                    T.float32(0),
+                    dtype="void",
                 )
             )
 
@@ -117,31 +139,54 @@ def multiply() -> str:
 
     @T.prim_func(s_tir=True)
     def wanted(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_a")
-        B = T.match_buffer(b, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_b")
-        C = T.match_buffer(c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator")
+        A = T.match_buffer(
+            a, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_a"
+        )
+        B = T.match_buffer(
+            b, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_b"
+        )
+        C = T.match_buffer(
+            c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator"
+        )
         with T.sblock("root"):
             T.reads(C[0:16, 0:16], A[0:16, 0:16], B[0:16, 0:16])
             T.writes(C[0:16, 0:16])
             for i, j, k in T.grid(16, 16, 16):
                 with T.sblock("multiply"):
                     vi, vj, vk = T.axis.remap("SSR", [i, j, k])
-                    C[vi, vj] = C[vi, vj] + T.Cast("float32", A[vi, vk]) * T.Cast("float32", B[vk, vj])
+                    C[vi, vj] = C[vi, vj] + T.Cast("float32", A[vi, vk]) * T.Cast(
+                        "float32", B[vk, vj]
+                    )
 
     @T.prim_func(s_tir=True)
     def given(a: T.handle, b: T.handle, c: T.handle) -> None:
         a1, a0, b1, b0 = T.int32(), T.int32(), T.int32(), T.int32()
         c1, c0 = T.int32(), T.int32()
         A = T.match_buffer(
-            a, (16, 16), "float16", strides=[a1, a0], align=64, offset_factor=16,
+            a,
+            (16, 16),
+            "float16",
+            strides=[a1, a0],
+            align=64,
+            offset_factor=16,
             scope="wmma.matrix_a",
         )
         B = T.match_buffer(
-            b, (16, 16), "float16", strides=[b1, b0], align=64, offset_factor=16,
+            b,
+            (16, 16),
+            "float16",
+            strides=[b1, b0],
+            align=64,
+            offset_factor=16,
             scope="wmma.matrix_b",
         )
         C = T.match_buffer(
-            c, (16, 16), "float32", strides=[c1, c0], align=64, offset_factor=16,
+            c,
+            (16, 16),
+            "float32",
+            strides=[c1, c0],
+            align=64,
+            offset_factor=16,
             scope="wmma.accumulator",
         )
         with T.sblock("root"):
@@ -149,10 +194,14 @@ def multiply() -> str:
             T.writes(C[0:16, 0:16])
             T.evaluate(
                 T.tvm_mma_sync(
-                    C.data, C.elem_offset // c1 // 16 * (c1 // 16) + C.elem_offset % c1 // 16,
-                    A.data, A.elem_offset // a1 // 16 * (a1 // 16) + A.elem_offset % a1 // 16,
-                    B.data, B.elem_offset // b1 // 16 * (b1 // 16) + B.elem_offset % b1 // 16,
-                    C.data, C.elem_offset // c1 // 16 * (c1 // 16) + C.elem_offset % c1 // 16,
+                    C.data,
+                    C.elem_offset // c1 // 16 * (c1 // 16) + C.elem_offset % c1 // 16,
+                    A.data,
+                    A.elem_offset // a1 // 16 * (a1 // 16) + A.elem_offset % a1 // 16,
+                    B.data,
+                    B.elem_offset // b1 // 16 * (b1 // 16) + B.elem_offset % b1 // 16,
+                    C.data,
+                    C.elem_offset // c1 // 16 * (c1 // 16) + C.elem_offset % c1 // 16,
                     dtype="void",
                 )
             )
@@ -166,7 +215,9 @@ def store() -> str:
 
     @T.prim_func(s_tir=True)
     def wanted(c: T.handle, s: T.handle) -> None:
-        C = T.match_buffer(c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator")
+        C = T.match_buffer(
+            c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator"
+        )
         S = T.match_buffer(s, (16, 16), "float32", align=64, offset_factor=16, scope="shared.dyn")
         with T.sblock("root"):
             T.reads(C[0:16, 0:16])
@@ -180,11 +231,21 @@ def store() -> str:
     def given(c: T.handle, s: T.handle) -> None:
         c1, c0, s1, s0 = T.int32(), T.int32(), T.int32(), T.int32()
         C = T.match_buffer(
-            c, (16, 16), "float32", strides=[c1, c0], align=64, offset_factor=16,
+            c,
+            (16, 16),
+            "float32",
+            strides=[c1, c0],
+            align=64,
+            offset_factor=16,
             scope="wmma.accumulator",
         )
         S = T.match_buffer(
-            s, (16, 16), "float32", strides=[s1, s0], align=64, offset_factor=16,
+            s,
+            (16, 16),
+            "float32",
+            strides=[s1, s0],
+            align=64,
+            offset_factor=16,
             scope="shared.dyn",
         )
         with T.sblock("root"):
@@ -192,9 +253,15 @@ def store() -> str:
             T.writes(S[0:16, 0:16])
             T.evaluate(
                 T.tvm_store_matrix_sync(
-                    C.data, 16, 16, 16,
+                    C.data,
+                    16,
+                    16,
+                    16,
                     C.elem_offset // c1 // 16 * (c1 // 16) + C.elem_offset % c1 // 16,
-                    S.access_ptr("w", ptr_type="float32"), s1, "row_major", dtype="void",
+                    S.access_ptr("w", ptr_type="float32"),
+                    s1,
+                    "row_major",
+                    dtype="void",
                 )
             )
 

@@ -15,6 +15,7 @@ from flextensor.targets import cuda_driver, host
 from flextensor.targets.base import Target
 from flextensor.targets.cuda_architectures import (
     ARCHITECTURES,
+    REGISTERS,
     STATIC_SHARED,
     Architecture,
     architecture,
@@ -24,6 +25,8 @@ from flextensor.targets.runtime import Runtime
 MODEL = 1
 """Counts changes of what the model of kernels says, so that no old prediction answers a new one."""
 NO_CARD = -1
+COPIES_AHEAD = 3
+"""Four panels in turn; more hide no more of the way to memory, and there is little room for them."""
 HOW_WITHOUT = (
     "tune for an architecture by a model (--target cuda:sm_90 --measure model), or carry kernels "
     "to a machine with a card (flextensor bundle)"
@@ -95,6 +98,8 @@ class CUDA(Target):
             shared_bytes=STATIC_SHARED,
             launch_shared_bytes=data.shared_bytes - data.reserved_shared,
             thread_registers=255,
+            block_registers=REGISTERS,
+            copies_ahead=COPIES_AHEAD if data.asynchronous else 0,
             arch=data.name,
             name=data.product,
         )

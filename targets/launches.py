@@ -68,7 +68,10 @@ class Program:
 def _function(values: Mapping[str, Any]) -> Function:
     launches = [
         Launch(
-            v["kernel"], tuple(v["arguments"]), _three(v["grid"]), _three(v["block"]),
+            v["kernel"],
+            tuple(v["arguments"]),
+            _three(v["grid"]),
+            _three(v["block"]),
             int(v.get("shared", 0)),
         )  # fmt: skip
         for v in values["launches"]
