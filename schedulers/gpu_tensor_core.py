@@ -23,13 +23,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvm import te, tirx
-from tvm.ir.expr import TensorLoad
+from tvm import te
 
 from flextensor.schedulers import gpu_loops
-from flextensor.schedulers.analysis import Contraction, Operand, contraction, iterators, points
+from flextensor.schedulers import gpu_tensor_core_operands as operands
+from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import Linear, linear, rewrite
+from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.layouts import Side, guarded, unflatten
@@ -45,21 +45,6 @@ SEEDS = (
     (2, 2, 2, 2, 2, 1), (1, 2, 2, 2, 4, 3), (1, 4, 2, 2, 2, 1), (1, 1, 2, 2, 2, 2),
     (1, 1, 1, 1, 1, 1),
 )  # fmt: skip
-WIDTHS = (8, 4, 2, 1)
-"""Elements of a vector that is copied into a panel."""
-
-
-def _places(flat: Any, own: tuple[Iterator, ...], together: int) -> dict[Any, Any]:
-    """The iterators at a flat index. The last `together` of them are one walk through memory:
-    all of it is the last one's, which leaves its extent, and the address is simple.
-
-        c, r, s of 8 x 3 x 3, all together:   c = 0, r = 0, s = flat
-    """
-    first = len(own) - max(together, 1)
-    extents = [i.extent for i in own]
-    values = unflatten(flat, [*extents[:first], math.prod(extents[first:])])
-    at = {i.var: v for i, v in zip((*own[:first], own[-1]), values, strict=True)}
-    return at | {i.var: 0 for i in own[first:-1]}
 
 
 class GpuTensorCoreScheduler(Scheduler):
@@ -76,36 +61,10 @@ class GpuTensorCoreScheduler(Scheduler):
             return None
         if str(stage.buffer.dtype) != "float32":
             return None
-        a, b = _half(found.a), _half(found.b)
+        a, b = operands.half(found.a), operands.half(found.b)
         if a is None or b is None:
             return None
         return GpuTensorCoreSchedule(program, dataclasses.replace(found, a=a, b=b), target)
-
-
-def _half(operand: Operand) -> Operand | None:
-    """float32(half) -> half: the operand as it goes into a panel, or None for another."""
-    if not isinstance(operand.value, tirx.Cast):
-        return None
-    value = operand.value.value
-    if str(value.ty) != "float16":
-        return None
-    if not isinstance(value, TensorLoad):
-        return Operand(value, operand.iterators)
-    forms = [linear(index) for index in value.indices]
-    access = None if any(f is None for f in forms) else tuple(f for f in forms if f is not None)
-    return Operand(value, operand.iterators, value.source, access)
-
-
-def _walk(terms: dict[Any, int], steps: list[int], along: tuple[Iterator, ...]) -> tuple[int, int]:
-    """Of a flat address, a sum of `terms` and of constant `steps`: how many of the last iterators
-    in a row are one walk through memory, and the widest vector that never leaves it."""
-    run, count = 1, 0
-    for iterator in reversed(along):
-        if terms.get(iterator.var) != run:
-            break
-        run, count = run * iterator.extent, count + 1
-        del terms[iterator.var]
-    return count, next(w for w in WIDTHS if all(s % w == 0 for s in (run, *steps, *terms.values())))
 
 
 class GpuTensorCoreSchedule(StageSchedule):
@@ -122,7 +81,10 @@ class GpuTensorCoreSchedule(StageSchedule):
         self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
         self.extents["k"] = points(found.k)
         self.rows = {name: not side.contiguous for name, side in self.sides.items()}
-        runs = {name: self._run(program, name) for name in self.sides}
+        runs = {
+            name: operands.run(side.operand, program.inputs, self._along(name))
+            for name, side in self.sides.items()
+        }
         self.together = {name: count for name, (count, _) in runs.items()}
         self.widths = {name: width for name, (_, width) in runs.items()}
         self.written = self._written()
@@ -133,20 +95,6 @@ class GpuTensorCoreSchedule(StageSchedule):
         side = self.sides[which]
         return side.k if self.rows[which] else side.iterators
 
-    def _run(self, program: Program, which: str) -> tuple[int, int]:
-        """How many of the last iterators along a panel's rows walk memory as one would, and how
-        many elements lie side by side, at a whole number of vectors, wherever a vector starts.
-        (0, 1) where elements are gathered."""
-        operand = self.sides[which].operand
-        if operand.access is None or operand.buffer not in program.inputs:
-            return 0, 1
-        flat, pitch = Linear({}), 1
-        for form, extent in zip(
-            reversed(operand.access), reversed(operand.buffer.shape), strict=True
-        ):
-            flat, pitch = flat.plus(form, pitch), pitch * int(extent)
-        return _walk(dict(flat.terms), [flat.constant, pitch], self._along(which))
-
     def _written(self) -> int:
         """The same of the output, along the flat side of X."""
         terms, pitch = {}, 1
@@ -154,7 +102,7 @@ class GpuTensorCoreSchedule(StageSchedule):
             for iterator in reversed(parts):
                 terms[iterator.var] = pitch
                 pitch *= iterator.extent
-        width = _walk(terms, [pitch], self.sides["x"].iterators)[1]
+        width = operands.walk(terms, [pitch], self.sides["x"].iterators)[1]
         return min(width, 4)  # a vector of sums has 16 bytes
 
     def plan(self, config: Mapping[str, Value]) -> Plan:
@@ -305,22 +253,21 @@ class GpuTensorCoreSchedule(StageSchedule):
             if k != plan.k_extent:
                 inside.append(kq < plan.k_extent)
             at = {i.var: v for i, v in zip(batch, b, strict=True)}
-            for flat, own in ((q, side.iterators), (kq, self.found.k)):
-                together = self.together[which] if own == self._along(which) else 1
-                at |= _places(flat, own, together)
+            for flat, of in ((q, side.iterators), (kq, self.found.k)):
+                together = self.together[which] if of == self._along(which) else 1
+                at |= operands.places(flat, of, together)
             return guarded(inside, rewrite(side.operand.value, at, tensors.load))
 
         extents = [i.extent for i in batch]
-        order = (
-            (lambda b, q, kq: (*b, q, kq)) if self.rows[which] else (lambda b, q, kq: (*b, kq, q))
-        )
+
+        def order(q: Any, kq: Any) -> tuple[Any, Any]:
+            return (q, kq) if self.rows[which] else (kq, q)
 
         def panel(*at: Any) -> Any:
             *b, row, column = at
-            q, kq = (row, column) if self.rows[which] else (column, row)
-            return value(b, q, kq)
+            return value(b, *order(row, column))  # its own inverse
 
-        p = te.compute(order(extents, band.padded, k), panel, name=f"{name}_panel")
+        p = te.compute([*extents, *order(band.padded, k)], panel, name=f"{name}_panel")
 
         def fragment(*at: Any) -> Any:
             if which == "x":
@@ -328,7 +275,7 @@ class GpuTensorCoreSchedule(StageSchedule):
             else:
                 *b, f, w, i, kq = at
                 q = (f * band.warps + w) * TILE + i
-            return p(*order(b, q, kq))
+            return p(*b, *order(q, kq))
 
         rows = [band.blocks * band.fragments, band.warps, TILE]
         shape = [k, band.padded] if which == "x" else [*rows, k]

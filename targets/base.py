@@ -121,8 +121,8 @@ class Target(ABC):
         return self.vector_bits // bits
 
     def matrix_tile(self, dtype: str) -> int:
-        """Rows, columns and depth of the tiles of `dtype` that matrix units multiply at a time, with
-        sums in float32; 0 without such units."""
+        """Rows, columns and depth of the tiles of `dtype` that matrix units multiply at a time,
+        with sums in float32; 0 without such units."""
         return 0
 
     @property

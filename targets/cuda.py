@@ -26,7 +26,7 @@ MODEL = 1
 """Counts changes of what the model of kernels says, so that no old prediction answers a new one."""
 NO_CARD = -1
 COPIES_AHEAD = 3
-"""Four panels in turn; more hide no more of the way to memory, and there is little room for them."""
+"""Four panels in turn: more hide no more of the way to memory, and leave room for fewer blocks."""
 HOW_WITHOUT = (
     "tune for an architecture by a model (--target cuda:sm_90 --measure model), or carry kernels "
     "to a machine with a card (flextensor bundle)"
