@@ -38,6 +38,7 @@ LAUNCH = 2e-6
 """Seconds between two kernels of one stream."""
 SCHEDULERS = 4
 """Warp instructions that a multiprocessor issues in a cycle."""
+TILE_FLOPS = 2 * 16**3
 SPECIAL_LANES = 16
 """Special functions of a multiprocessor in a cycle."""
 FILL_BYTES = 64
@@ -67,12 +68,14 @@ class Busy:
 
     issue     instructions of all warps / 4 schedulers
     compute   multiply-adds of warps x 32 / lanes, special functions x 32 / 16
+    matrix    products of tiles over the rate of the matrix units
     local     shared memory with its bank conflicts, and L1, on one port
     fill      sectors that L1 lacks and that stores send, over the way to L2
     """
 
     issue: float
     compute: float
+    matrix: float
     local: float
     fill: float
 
@@ -82,6 +85,7 @@ class Busy:
         return cls(
             issue=work.instructions / SCHEDULERS,
             compute=work.multiply_adds * WARP / data.lanes + work.special * WARP / SPECIAL_LANES,
+            matrix=work.tiles * TILE_FLOPS / data.warp_tensor_flops,
             local=work.shared_cycles + work.l1_cycles,
             fill=(work.missed + work.stored) * SECTOR / FILL_BYTES,
         )
@@ -89,7 +93,7 @@ class Busy:
     @property
     def cycles(self) -> float:
         """All parts at work side by side."""
-        return together(self.issue, self.compute, self.local, self.fill)
+        return together(self.issue, self.compute, self.matrix, self.local, self.fill)
 
     @property
     def most(self) -> str:
@@ -134,15 +138,16 @@ class Prediction:
         )
 
 
-def occupancy(block: int, kernel: Resources, data: Architecture) -> int:
-    """Blocks of `block` threads that one multiprocessor holds.
+def occupancy(block: int, kernel: Resources, data: Architecture, dynamic: int = 0) -> int:
+    """Blocks of `block` threads, with `dynamic` bytes of shared memory beside what the kernel
+    declares, that one multiprocessor holds.
 
     The least of what threads, blocks, registers (given to warps by 256) and shared memory (with
     what the system reserves) allow; 0 for a kernel that cannot be launched.
     """
     warps = math.ceil(block / WARP)
     registers = math.ceil(kernel.registers * WARP / REGISTER_UNIT) * REGISTER_UNIT * warps
-    shared = kernel.shared + data.reserved_shared
+    shared = kernel.shared + dynamic + data.reserved_shared
     limits = [data.most_blocks, data.most_threads // (warps * WARP)]
     limits.append(REGISTERS // max(registers, 1))
     limits.append(data.shared_bytes // shared if shared else data.most_blocks)
@@ -186,7 +191,7 @@ def _kernel(
     spilled = resources.spill_stores + resources.spill_loads
     if spilled:
         raise IllegalConfigError(f"{launch.kernel} spills {spilled} bytes of registers")
-    resident = occupancy(threads, resources, data)
+    resident = occupancy(threads, resources, data, launch.shared)
     if not resident:
         raise IllegalConfigError(f"no block of {launch.kernel} fits a multiprocessor")
     work = gpu_work.of_block(kernel, launch.grid, launch.block)

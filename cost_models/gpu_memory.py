@@ -87,3 +87,18 @@ def bank_cycles(address: Array, size: int) -> float:
     row, column = np.nonzero(taken)
     np.add.at(counts, (row, rows[row, column] % WARP), 1)
     return float(counts.max(axis=1).sum())
+
+
+def tile_accesses(threads: int, pitch: int, size: int) -> list[tuple[Array, int]]:
+    """What a warp touches of a tile of 16 x 16 elements of `size` bytes in shared memory, rows
+    `pitch` bytes apart: offsets of every thread from the tile, and bytes.
+
+    Of half, the 32 threads name the 32 halves of the rows, 16 bytes each (LDSM). Of float, a thread
+    has neighbours in four quarters of the tile.
+    """
+    lane = np.arange(-(-threads // WARP) * WARP) % WARP
+    if size == 2:
+        return [(lane % 16 * pitch + lane // 16 * 16, 16)]
+    own = lane // 4 * pitch + lane % 4 * 2 * size
+    parts = [(row, column) for row in (0, 8) for column in (0, 8)]
+    return [(own + row * pitch + column * size, 2 * size) for row, column in parts]

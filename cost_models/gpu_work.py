@@ -21,7 +21,14 @@ from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 from tvm.ir.prim import expr as prim
 
-from flextensor.cost_models.gpu_memory import WARP, Array, bank_cycles, merged, sectors
+from flextensor.cost_models.gpu_memory import (
+    WARP,
+    Array,
+    bank_cycles,
+    merged,
+    sectors,
+    tile_accesses,
+)
 from flextensor.schedulers.expression import children
 from flextensor.targets.rounding import ceil_div, round_up
 
@@ -35,6 +42,8 @@ DIVISION = 4
 shifts, a multiply-add."""
 UNROLLED = 8
 """Iterations of an innermost loop whose loads the compiler issues together at most."""
+TILE_INSTRUCTIONS = 2
+"""Of a product of tiles: two of 16 x 8 x 16."""
 SPECIAL = frozenset("exp exp2 log log2 tanh sqrt rsqrt erf pow sigmoid".split())
 """Functions that the special units compute, or several instructions."""
 
@@ -68,6 +77,8 @@ class Work:
     threads: int
     multiply_adds: float = 0.0
     special: float = 0.0
+    tiles: float = 0.0
+    """Products of 16 x 16 x 16 that a warp's matrix unit adds up."""
     integer: float = 0.0
     accesses: float = 0.0
     shared_cycles: float = 0.0
@@ -87,7 +98,10 @@ class Work:
     @property
     def instructions(self) -> float:
         """All instructions."""
-        return self.multiply_adds + self.special + self.integer + self.accesses + self.barriers
+        return (
+            self.multiply_adds + self.special + self.tiles * TILE_INSTRUCTIONS
+            + self.integer + self.accesses + self.barriers
+        )  # fmt: skip
 
 
 def of_block(kernel: Any, grid: tuple[int, ...], block: tuple[int, ...]) -> Work:
@@ -201,9 +215,28 @@ class _Reader:
         self._access(stmt.buffer, stmt.indices, place, True)
 
     def _evaluate(self, stmt: Any, place: _Place) -> None:
-        if isinstance(stmt.value, Call) and stmt.value.op.name == "tirx.tvm_storage_sync":
+        if not isinstance(stmt.value, Call):
+            return
+        name, args = stmt.value.op.name.rpartition(".")[2], stmt.value.args
+        if name == "tvm_storage_sync":
             self.work.barriers += place.times * self.work.warps
             self._open(place)
+        elif name == "tvm_mma_sync":
+            self.work.tiles += place.times * self.work.warps
+        elif name in ("tvm_load_matrix_sync", "tvm_store_matrix_sync"):
+            (load,), pitch = args[5].args, int(args[6])
+            buffer, store = load.source, name == "tvm_store_matrix_sync"
+            size = np.dtype(str(buffer.dtype)).itemsize
+            start = self.value(load.indices[0]) * size
+            for offset, width in tile_accesses(self.threads, pitch * size, size):
+                self._found(buffer, start + offset, width, place, store)
+        elif name == "cp_async_raw":
+            to, at, source, start, width, *inside = args
+            reads = place.where(inside[0], True) if inside else place
+            for pointer, index, where in ((to, at, place), (source, start, reads)):
+                (buffer,) = pointer.args
+                address = self.value(index) * np.dtype(str(buffer.dtype)).itemsize
+                self._found(buffer, address, int(width), where, pointer is to, waits=False)
 
     def _loads(self, expr: Any, place: _Place) -> None:
         """Every load of an expression, those of a guarded value for the threads that pass."""
@@ -219,21 +252,25 @@ class _Reader:
             self._loads(child, place)
 
     def _access(self, buffer: Any, indices: Any, place: _Place, store: bool) -> None:
-        scope = str(buffer.scope())
-        if scope == "local":
+        if str(buffer.scope()) == "local":
             return
         (index,) = indices
         wide = isinstance(index, tirx.Ramp)
         size = np.dtype(str(buffer.dtype)).itemsize
         start = self.value(index.base if wide else index) * size
-        active = self._active(place)
-        address = np.where(active, start, -1)
+        self._found(buffer, start, size * int(index.lanes) if wide else size, place, store)
+
+    def _found(
+        self, buffer: Any, start: Any, size: int, place: _Place, store: bool, waits: bool = True
+    ) -> None:
+        """Note an access of `size` bytes from `start` on; nobody `waits` for asynchronous copies,
+        of which others are under way."""
+        address = np.where(self._active(place), start, -1)
         if not self.bodies:
             self._open(place)
-        key = (buffer.data.name if hasattr(buffer.data, "name") else str(buffer.name), scope, store)
-        found = self.bodies[-1].found
-        wide_bytes = size * int(index.lanes) if wide else size
-        found.setdefault((*key, address.tobytes()), (np.atleast_2d(address), wide_bytes, store))
+        name = buffer.data.name if hasattr(buffer.data, "name") else str(buffer.name)
+        key = (name, str(buffer.scope()), store, address.tobytes())
+        self.bodies[-1].found.setdefault(key, (np.atleast_2d(address), size, waits))
 
     def _arithmetic(self, expr: Any, place: _Place) -> None:
         """A product that is added costs nothing beside the addition."""
@@ -297,7 +334,7 @@ class _Reader:
     def _finish(self, body: _Body) -> None:
         work, times, loaded = self.work, body.place.times, False
         shared: dict[tuple[str, bool], list[tuple[Array, int]]] = {}
-        for (name, scope, store, _), (address, size, _) in body.found.items():
+        for (name, scope, store, _), (address, size, waits) in body.found.items():
             if scope.startswith("shared"):
                 shared.setdefault((name, store), []).append((address[0], size))
                 continue
@@ -309,7 +346,7 @@ class _Reader:
                 work.stored += asked * times
             else:
                 work.missed += missed * times
-                loaded = True
+                loaded |= waits
         for accesses in shared.values():
             for address, size in merged(accesses):
                 work.accesses += times * work.warps

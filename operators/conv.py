@@ -272,3 +272,4 @@ class Conv3d(Convolution):
     groups: int = 1
     bias: bool = False
     relu: bool = False
+    dtype: str = "float32"

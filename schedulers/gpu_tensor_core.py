@@ -23,28 +23,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvm import te, tirx
-from tvm.ir.expr import TensorLoad
+from tvm import te
 
 from flextensor.schedulers import gpu_loops
-from flextensor.schedulers.analysis import Contraction, Operand, contraction, iterators, points
+from flextensor.schedulers import gpu_tensor_core_operands as operands
+from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import Linear, linear, rewrite
+from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.layouts import Side, guarded, unflatten
-from flextensor.schedulers.program import Program, Stage, Tensors
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 
 SEEDS = (
-    # warps of Y and X, fragments of each that a warp has, steps of a panel
-    (2, 2, 4, 4, 2), (4, 2, 2, 4, 2), (2, 4, 4, 4, 2), (2, 2, 2, 4, 2), (2, 2, 2, 2, 2),
-    (2, 2, 4, 4, 4), (2, 2, 2, 2, 4), (1, 2, 2, 2, 4), (1, 1, 2, 2, 2), (1, 1, 1, 1, 1),
+    # warps of Y and X, fragments of each that a warp has, steps of a panel, panels at a time
+    (2, 2, 4, 4, 2, 3), (2, 4, 4, 4, 2, 3), (4, 2, 4, 4, 2, 3), (2, 2, 4, 4, 4, 2),
+    (2, 2, 2, 4, 2, 4), (2, 2, 4, 2, 2, 4), (2, 2, 2, 2, 4, 3), (4, 2, 2, 4, 2, 1),
+    (2, 2, 2, 2, 2, 1), (1, 2, 2, 2, 4, 3), (1, 4, 2, 2, 2, 1), (1, 1, 2, 2, 2, 2),
+    (1, 1, 1, 1, 1, 1),
 )  # fmt: skip
-WIDTHS = (8, 4, 2, 1)
-"""Elements of a vector that is copied into a panel."""
 
 
 class GpuTensorCoreScheduler(Scheduler):
@@ -61,24 +61,10 @@ class GpuTensorCoreScheduler(Scheduler):
             return None
         if str(stage.buffer.dtype) != "float32":
             return None
-        a, b = _half(found.a), _half(found.b)
+        a, b = operands.half(found.a), operands.half(found.b)
         if a is None or b is None:
             return None
         return GpuTensorCoreSchedule(program, dataclasses.replace(found, a=a, b=b), target)
-
-
-def _half(operand: Operand) -> Operand | None:
-    """float32(half) -> half: the operand as it goes into a panel, or None for another."""
-    if not isinstance(operand.value, tirx.Cast):
-        return None
-    value = operand.value.value
-    if str(value.ty) != "float16":
-        return None
-    if not isinstance(value, TensorLoad):
-        return Operand(value, operand.iterators)
-    forms = [linear(index) for index in value.indices]
-    access = None if any(f is None for f in forms) else tuple(f for f in forms if f is not None)
-    return Operand(value, operand.iterators, value.source, access)
 
 
 class GpuTensorCoreSchedule(StageSchedule):
@@ -95,28 +81,29 @@ class GpuTensorCoreSchedule(StageSchedule):
         self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
         self.extents["k"] = points(found.k)
         self.rows = {name: not side.contiguous for name, side in self.sides.items()}
-        self.widths = {name: self._width(program, name) for name in self.sides}
+        runs = {
+            name: operands.run(side.operand, program.inputs, self._along(name))
+            for name, side in self.sides.items()
+        }
+        self.together = {name: count for name, (count, _) in runs.items()}
+        self.widths = {name: width for name, (_, width) in runs.items()}
+        self.written = self._written()
         self.space = self._space()
 
-    def _width(self, program: Program, which: str) -> int:
-        """Elements that lie side by side in memory, at a whole number of vectors, wherever a
-        vector of a panel's row starts; 1 where elements are gathered."""
+    def _along(self, which: str) -> tuple[Iterator, ...]:
+        """What varies along the rows of a side's panel."""
         side = self.sides[which]
-        along = side.k if self.rows[which] else side.iterators
-        buffer, access = side.operand.buffer, side.operand.access
-        if access is None or buffer not in program.inputs:
-            return 1
-        flat, pitch = Linear({}), 1
-        for form, extent in zip(reversed(access), reversed(buffer.shape), strict=True):
-            flat, pitch = flat.plus(form, pitch), pitch * int(extent)
-        run, terms = 1, dict(flat.terms)
-        for iterator in reversed(along):
-            if terms.get(iterator.var) != run:
-                break
-            run *= iterator.extent
-            del terms[iterator.var]
-        steps = [run, flat.constant, pitch, *terms.values()]
-        return next(w for w in WIDTHS if all(step % w == 0 for step in steps))
+        return side.k if self.rows[which] else side.iterators
+
+    def _written(self) -> int:
+        """The same of the output, along the flat side of X."""
+        terms, pitch = {}, 1
+        for parts in reversed(self.found.outputs):
+            for iterator in reversed(parts):
+                terms[iterator.var] = pitch
+                pitch *= iterator.extent
+        width = operands.walk(terms, [pitch], self.sides["x"].iterators)[1]
+        return min(width, 4)  # a vector of sums has 16 bytes
 
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
@@ -132,18 +119,22 @@ class GpuTensorCoreSchedule(StageSchedule):
             )
         ]
         space = Space(
-            (*knobs, sizes("k_steps", (1, 2, 4, 8)), sizes("stages", (1,))),
+            (
+                *knobs,
+                sizes("k_steps", (1, 2, 4, 8)),
+                sizes("stages", range(1, self.target.copies_ahead + 2)),
+            ),
             (self._illegal,),
         )
         return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
 
     def _seeds(self, space: Space) -> tuple[Config, ...]:
         found: dict[tuple[Value, ...], Config] = {}
-        for y_warps, x_warps, y_fragments, x_fragments, k_steps in SEEDS:
+        for y_warps, x_warps, y_fragments, x_fragments, k_steps, stages in SEEDS:
             wanted: Config = {
                 "y_warps": y_warps, "y_fragments": y_fragments,
                 "x_warps": x_warps, "x_fragments": x_fragments,
-                "k_steps": k_steps, "stages": 1,
+                "k_steps": k_steps, "stages": stages,
             }  # fmt: skip
             config = space.config(space.project(wanted))
             if space.reason(config) is None:
@@ -156,8 +147,13 @@ class GpuTensorCoreSchedule(StageSchedule):
             return f"{plan.threads} threads a block, limit {target.threads_per_block}"
         if plan.registers > target.thread_registers:
             return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
-        if plan.shared_bytes > target.shared_bytes:
-            return f"needs {plan.shared_bytes} bytes of shared memory, limit {target.shared_bytes}"
+        if plan.registers * plan.threads > (target.block_registers or math.inf):
+            return f"a block has {target.block_registers} registers, its threads need more"
+        if plan.stages > plan.k_blocks:
+            return "there are not so many panels"
+        limit = target.launch_shared_bytes
+        if plan.shared_bytes > limit:
+            return f"a block needs {plan.shared_bytes} bytes of shared memory, limit {limit}"
         if max(plan.y.blocks, points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
             return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
         for side in ("y", "x"):
@@ -181,7 +177,9 @@ class GpuTensorCoreSchedule(StageSchedule):
         loads = work / plan.y.own + work / plan.x.own
         copied = sum(blocks * k * plan.band(side).block / self.widths[side] for side in ("y", "x"))
         waves = ceil_div(blocks, target.cores) * target.cores / blocks
-        seconds = (work / 8 + loads + 4 * copied) * waves / (target.cores * target.lanes() * 1e9)
+        cycles = work / 8 + 2 * loads + 4 * copied
+        waits = 1.25 if plan.stages == 1 else 1.0
+        seconds = cycles * waits * waves / (target.cores * target.lanes() * 1e9)
         log = math.log2
         return {
             "estimate": seconds,
@@ -254,24 +252,22 @@ class GpuTensorCoreSchedule(StageSchedule):
                 inside.append(q < band.extent)
             if k != plan.k_extent:
                 inside.append(kq < plan.k_extent)
-            ks = unflatten(kq, [i.extent for i in self.found.k])
-            at = {i.var: v for i, v in zip(self.found.k, ks, strict=True)}
-            values = unflatten(q, [i.extent for i in side.iterators])
-            at |= {i.var: v for i, v in zip(side.iterators, values, strict=True)}
-            at |= {i.var: v for i, v in zip(batch, b, strict=True)}
+            at = {i.var: v for i, v in zip(batch, b, strict=True)}
+            for flat, of in ((q, side.iterators), (kq, self.found.k)):
+                together = self.together[which] if of == self._along(which) else 1
+                at |= operands.places(flat, of, together)
             return guarded(inside, rewrite(side.operand.value, at, tensors.load))
 
         extents = [i.extent for i in batch]
-        order = (
-            (lambda b, q, kq: (*b, q, kq)) if self.rows[which] else (lambda b, q, kq: (*b, kq, q))
-        )
+
+        def order(q: Any, kq: Any) -> tuple[Any, Any]:
+            return (q, kq) if self.rows[which] else (kq, q)
 
         def panel(*at: Any) -> Any:
             *b, row, column = at
-            q, kq = (row, column) if self.rows[which] else (column, row)
-            return value(b, q, kq)
+            return value(b, *order(row, column))  # its own inverse
 
-        p = te.compute(order(extents, band.padded, k), panel, name=f"{name}_panel")
+        p = te.compute([*extents, *order(band.padded, k)], panel, name=f"{name}_panel")
 
         def fragment(*at: Any) -> Any:
             if which == "x":
@@ -279,7 +275,7 @@ class GpuTensorCoreSchedule(StageSchedule):
             else:
                 *b, f, w, i, kq = at
                 q = (f * band.warps + w) * TILE + i
-            return p(*order(b, q, kq))
+            return p(*b, *order(q, kq))
 
         rows = [band.blocks * band.fragments, band.warps, TILE]
         shape = [k, band.padded] if which == "x" else [*rows, k]
@@ -316,8 +312,9 @@ class GpuTensorCoreSchedule(StageSchedule):
             self._copy(plan, sch, side, kb)
         sch.unroll(yf)  # registers have no addresses
         fused = sch.fuse(*sch.get_loops(out)[-2:])
-        _, lane = sch.split(fused, [None, WARP])
+        _, lane, vector = sch.split(fused, [None, WARP, self.written])
         sch.bind(lane, "threadIdx.x")
+        sch.vectorize(vector)
         # at last: what an intrinsic does is opaque to TVM, and is moved no more
         sch.compute_inline(flat)
         tile = sch.blockize(yi)
@@ -331,6 +328,10 @@ class GpuTensorCoreSchedule(StageSchedule):
             fragment = sch.get_sblock(f"{name}_{side}_tile")
             transposed = self.rows[side] != (side == "y")
             sch.tensorize(self._tiled(sch, fragment), units.load(side, transposed))
+        if plan.stages > 1:
+            sch.annotate(kb, "software_pipeline_stage", [0, 0, plan.stages - 1])
+            sch.annotate(kb, "software_pipeline_order", [0, 1, 2])
+            sch.annotate(kb, "software_pipeline_async_stages", [0])
         sch.tensorize(sch.get_loops(sch.get_child_blocks(first)[0])[0], units.zero())
         sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply())
 

@@ -80,8 +80,14 @@ class Target(ABC):
     and its parallel loops are those of a CPU."""
     shared_bytes: int = 0
     """Memory that the threads of one block share."""
+    launch_shared_bytes: int = 0
+    """The same where a launch asks for it; 0 where it cannot."""
     thread_registers: int = 0
     """32-bit registers of one thread of a block."""
+    block_registers: int = 0
+    """The same of all threads of a block together; 0 where that is no limit."""
+    copies_ahead: int = 0
+    """Copies to shared memory that can be under way while a block computes with earlier ones."""
     multipliers: int = 0
     """Multipliers that a design may be made of; 0 when a device runs programs, and no designs."""
     measured: str = "run"

@@ -15,6 +15,7 @@ from flextensor.targets import cuda_driver, host
 from flextensor.targets.base import Target
 from flextensor.targets.cuda_architectures import (
     ARCHITECTURES,
+    REGISTERS,
     STATIC_SHARED,
     Architecture,
     architecture,
@@ -24,6 +25,8 @@ from flextensor.targets.runtime import Runtime
 MODEL = 1
 """Counts changes of what the model of kernels says, so that no old prediction answers a new one."""
 NO_CARD = -1
+COPIES_AHEAD = 3
+"""Four panels in turn: more hide no more of the way to memory, and leave room for fewer blocks."""
 HOW_WITHOUT = (
     "tune for an architecture by a model (--target cuda:sm_90 --measure model), or carry kernels "
     "to a machine with a card (flextensor bundle)"
@@ -93,7 +96,10 @@ class CUDA(Target):
             max_unroll=1024,
             threads_per_block=1024,
             shared_bytes=STATIC_SHARED,
+            launch_shared_bytes=data.shared_bytes - data.reserved_shared,
             thread_registers=255,
+            block_registers=REGISTERS,
+            copies_ahead=COPIES_AHEAD if data.asynchronous else 0,
             arch=data.name,
             name=data.product,
         )

@@ -47,6 +47,19 @@ class Architecture:
     reserved_shared: int
     """Shared memory that every block takes for the system, bytes."""
 
+    warp_share: float = 1.0
+    """Of `tensor_flops`, what the instructions of one warp (mma.sync) reach."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether copies to shared memory go on beside a kernel: cp.async, since sm_80."""
+        return int(self.name.removeprefix("sm_")) >= 80
+
+    @property
+    def warp_tensor_flops(self) -> float:
+        """FLOP of one multiprocessor's tensor cores per clock, by the instructions of one warp."""
+        return self.tensor_flops * self.warp_share / (self.multiprocessors * self.clock)
+
     @property
     def flops(self) -> float:
         """float32 FLOP/s of all multiprocessors: 2 x multiprocessors x lanes x clock."""
@@ -72,12 +85,14 @@ ARCHITECTURES = {
         # NVIDIA Ada GPU Architecture white paper, table 2
         Architecture("sm_89", "NVIDIA GeForce RTX 4090", 128, 2.52e9, 128, 165.2e12, 1008 * GB,
                      72 * MIB, 100 * KIB, 1536, 24, KIB),
-        # NVIDIA H100 Tensor Core GPU Architecture white paper; H100 SXM5 data sheet
+        # NVIDIA H100 Tensor Core GPU Architecture white paper; H100 SXM5 data sheet. The share of
+        # mma.sync is from Luo et al., "Benchmarking and Dissecting the NVIDIA Hopper GPU" (2024)
         Architecture("sm_90", "NVIDIA H100 80GB HBM3", 132, 1.98e9, 128, 989.4e12, 3350 * GB,
-                     50 * MIB, 228 * KIB, 2048, 32, KIB),
-        # NVIDIA Blackwell architecture technical brief; B200 figures of HGX B200
+                     50 * MIB, 228 * KIB, 2048, 32, KIB, 0.63),
+        # NVIDIA Blackwell architecture technical brief; B200 figures of HGX B200. The share is an
+        # assumption
         Architecture("sm_100", "NVIDIA B200", 148, 1.965e9, 128, 2250e12, 8000 * GB, 126 * MIB,
-                     228 * KIB, 2048, 32, KIB),
+                     228 * KIB, 2048, 32, KIB, 0.5),
         # NVIDIA RTX Blackwell GPU Architecture white paper, table 3
         Architecture("sm_120", "NVIDIA GeForce RTX 5090", 170, 2.407e9, 128, 209.5e12,
                      1792 * GB, 96 * MIB, 100 * KIB, 1536, 24, KIB),

@@ -37,6 +37,8 @@ typedef unsigned int uint; typedef unsigned char uchar; typedef unsigned short u
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t;
 typedef unsigned short uint16_t; typedef int int32_t; typedef unsigned int uint32_t;
 typedef long long int64_t; typedef unsigned long long uint64_t;
+#define __asm__ asm
+#define __volatile__ volatile
 """
 
 

@@ -47,11 +47,14 @@ static inline double2 make_double2(double x, double y) { return {x, y}; }
 #define __expf expf  // glibc has declarations of these names
 #define __logf logf
 
+struct Copy { void* to; const void* from; int bytes; unsigned group; };  // not yet done
 struct Fiber {
   jmp_buf at;          // where it waits
   ucontext_t begin;    // where it starts, on a stack of its own
   Extents place;
   bool started, done;
+  std::vector<Copy> copies;
+  unsigned groups;  // of copies, committed
 };
 static const size_t STACK_BYTES = 256 << 10;
 static jmp_buf scheduler;
@@ -64,6 +67,21 @@ __attribute__((noinline)) static void __syncthreads() {
   __asm__ volatile("" ::: "memory");
   if (!_setjmp(running->at)) _longjmp(scheduler, 1);
   __asm__ volatile("" ::: "memory");
+}
+
+// Copies to shared memory beside the kernel, done as late as they may be: at the wait for their group.
+// Zeros where there is nothing to copy are written at once.
+static inline void copy_async(void* to, const void* from, int bytes, bool inside) {
+  if (inside) running->copies.push_back({to, from, bytes, running->groups});
+  else memset(to, 0, bytes);
+}
+static inline void commit_copies() { ++running->groups; }
+static inline void wait_for_copies(unsigned but) {
+  std::vector<Copy> later;
+  for (const Copy& copy : running->copies)
+    if (copy.group + but < running->groups) memcpy(copy.to, copy.from, copy.bytes);
+    else later.push_back(copy);
+  running->copies.swap(later);
 }
 
 static void fiber_main() {
@@ -91,6 +109,8 @@ static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
     fiber.begin.uc_stack.ss_size = STACK_BYTES;
     fiber.begin.uc_link = nullptr;
     fiber.started = fiber.done = false;
+    fiber.copies.clear();
+    fiber.groups = 0;
     unsigned t = unsigned(i);
     fiber.place = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
     makecontext(&fiber.begin, fiber_main, 0);

@@ -39,6 +39,10 @@ extern "C" int emulate_{name}(
   return run_grid(run_{name}, grid, block, shared);
 }}
 """
+ASYNC = re.compile(
+    r"^__forceinline__ __device__ void (?:tvm_builtin_)?ptx_cp_async_(\w+)\((.*?)\) \{.*?^\}",
+    re.MULTILINE | re.DOTALL,
+)
 DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?uchar (\w+)\[\];")
 FAILURES = {
     1: "threads of a block disagree about its barriers",
@@ -66,10 +70,29 @@ def host_source(source: str) -> str:
     extern __shared__ uchar S[];          ->   uchar* S = dynamic_shared;
     """
     functions = re.sub(r"__shared__\s+(alignas\(\d+\))", r"\1 __shared__", body(source))
+    functions = ASYNC.sub(_async, functions)
     functions = DYNAMIC.sub(r"uchar* \1 = dynamic_shared;", functions)
     entries = [_entry(name, types) for name, types in SIGNATURE.findall(functions)]
     head = f'#include "{HEADER}"\nstatic void** kernel_arguments;\n'
     return head + functions + "".join(entries)
+
+
+def _async(function: re.Match[str]) -> str:
+    """One of TVM's functions for asynchronous copies, which are PTX, by those of the emulation.
+
+    wait_group_async_wait_group_1()                    all groups but the last are done
+    legacy_pred_cg_16_2_2(to, i, from, j, inside)      16 bytes, elements of 2 bytes
+    """
+    name, parameters = function[1], function[2]
+    head = function[0].partition("{")[0]
+    if name.startswith("wait_group"):
+        return f"{head}{{ wait_for_copies({name.rpartition('_')[2]}); }}"
+    if name.startswith("commit_group"):
+        return f"{head}{{ commit_copies(); }}"
+    *_, size, to, source = name.split("_")
+    inside = "predicate" if "predicate" in parameters else "true"
+    there, here = f"(char*)dst + dst_off * {to}", f"(char*)src + src_off * {source}"
+    return f"{head}{{ copy_async({there}, {here}, {size}, {inside}); }}"
 
 
 def _entry(name: str, parameters: str) -> str:

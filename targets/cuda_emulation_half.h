@@ -6,10 +6,12 @@
 typedef _Float16 half;
 typedef half __half;
 struct alignas(4) half2 { half x, y; };
+struct alignas(8) half4 { half x, y, z, w; };
 struct uint1 { unsigned x; };
 static inline half __float2half_rn(float value) { return half(value); }
 static inline float __half2float(half value) { return float(value); }
 static inline half2 make_half2(half x, half y) { return {x, y}; }
+static inline half4 make_half4(half x, half y, half z, half w) { return {x, y, z, w}; }
 static inline uint1 make_uint1(unsigned x) { return {x}; }
 static inline unsigned __pack_half2(half x, half y) {
   unsigned short low, high;

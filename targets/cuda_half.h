@@ -18,6 +18,7 @@ struct alignas(2) half {
 typedef half __half;
 struct alignas(4) half2 { half x, y; };
 typedef half2 __half2;
+struct alignas(8) half4 { half x, y, z, w; };
 #define HALF_OPERATOR(op)                                                  \
   __device__ __forceinline__ half operator op(half a, half b) {           \
     return half(float(a) op float(b));                                     \
@@ -29,6 +30,9 @@ HALF_OPERATOR(/)
 __device__ __forceinline__ half __float2half_rn(float value) { return half(value); }
 __device__ __forceinline__ float __half2float(half value) { return float(value); }
 __device__ __forceinline__ half2 make_half2(half x, half y) { return {x, y}; }
+__device__ __forceinline__ half4 make_half4(half x, half y, half z, half w) {
+  return {x, y, z, w};
+}
 __device__ __forceinline__ half max(half a, half b) { return float(a) > float(b) ? a : b; }
 __device__ __forceinline__ half min(half a, half b) { return float(a) < float(b) ? a : b; }
 __device__ __forceinline__ unsigned __pack_half2(half x, half y) {

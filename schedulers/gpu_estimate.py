@@ -1,0 +1,146 @@
+"""How long a contraction takes on a device with thread blocks, from the sizes of its plan alone.
+
+    cycles of a block = together(issue, multiply-adds, shared memory, way to L2)
+    seconds           = waves of resident blocks on the busiest core, at 1 GHz
+
+A guess in microseconds that ranks thousands of plans before any is lowered; the model of kernels
+(`flextensor.cost_models.gpu`) reads what a plan became, and takes a thousand times as long. Cycles
+are those of NVIDIA's multiprocessors since Volta; a device whose threads take turns (`Target.warp`
+of 1) computes, loads and copies one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from flextensor.schedulers.gpu_plan import Plan, Tile
+from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div, round_up
+
+CLOCK = 1e9
+LAUNCH_SECONDS = 4e-6
+"""Between two kernels, at that clock."""
+FAR, NEAR, BARRIER, USE = 500.0, 100.0, 60.0, 30.0
+"""Cycles from a load to its value, from L2 and from L1; of a barrier; from shared memory to a
+multiply-add."""
+WORD, LINE = 4, 128
+"""Bytes of an element, and those that L1 and shared memory give a warp in a cycle."""
+FILL_BYTES = 64
+"""What a core takes from L2 in a cycle."""
+REGISTERS, THREADS, BLOCKS, SHARED = 65536, 2048, 32, 200 << 10
+"""What a core has: registers, resident threads and blocks, bytes of shared memory."""
+SPARE_REGISTERS = 20
+"""What a compiler takes beside those of the plan."""
+ISSUES = 4
+"""Warp instructions in a cycle."""
+ORDER = 3
+"""Of the norm by which overlapping times combine."""
+
+
+def together(*times: float) -> float:
+    """The time of what overlaps, though never wholly: between the maximum and the sum."""
+    most = max(times)
+    return most * sum((t / most) ** ORDER for t in times) ** (1 / ORDER) if most else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How the operand of a side is read from memory."""
+
+    contiguous: bool
+    """Whether neighbours of the side lie together."""
+    gathered: bool
+    """Whether an address takes divisions, as those of an image do."""
+
+    @property
+    def address(self) -> int:
+        """Instructions of an address."""
+        return 8 if self.gathered else 1
+
+
+def seconds(
+    plan: Plan, batch: int, accesses: Mapping[str, Access], vector: int, target: Target
+) -> float:
+    """A guess for `batch` contractions whose panels are copied in vectors of `vector`."""
+    blocks = batch * plan.y.blocks * plan.x.blocks
+    if target.warp == 1:
+        return _in_turns(plan, blocks, vector, target)
+    busy, latency = _block(plan, accesses, vector, target)
+    share, resident = ceil_div(blocks, target.cores), _resident(plan, target.warp)
+    full, rest = divmod(share, resident)
+    cycles = full * _wave(resident, busy, latency) + _wave(rest, busy, latency)
+    return cycles / CLOCK + LAUNCH_SECONDS
+
+
+def _in_turns(plan: Plan, blocks: int, vector: int, target: Target) -> float:
+    steps = plan.k_blocks * plan.k_tile
+    work = blocks * plan.y.block * plan.x.block * steps
+    loads = work / plan.y.inner / plan.y.virtual + work / plan.x.inner / plan.x.virtual
+    copies = blocks * plan.k_blocks * plan.copied * (2 + 2 / vector)
+    waves = ceil_div(blocks, target.cores) * target.cores / blocks
+    return (work + loads + copies) * waves / (target.cores * target.lanes() * CLOCK)
+
+
+def _wave(blocks: int, busy: float, latency: float) -> float:
+    """Cycles of blocks side by side: a core is never idle, or one block's chain is longer."""
+    return together(blocks * busy, busy + latency) if blocks else 0.0
+
+
+def _resident(plan: Plan, warp: int) -> int:
+    """Blocks that a core holds."""
+    threads = round_up(plan.threads, warp)
+    registers = min(255, round_up(plan.registers + SPARE_REGISTERS, 8))
+    shared = WORD * plan.shared + 1024
+    return max(1, min(BLOCKS, THREADS // threads, REGISTERS // (registers * threads),
+                      SHARED // shared))  # fmt: skip
+
+
+def _block(
+    plan: Plan, accesses: Mapping[str, Access], vector: int, target: Target
+) -> tuple[float, float]:
+    """(cycles that a block keeps its core busy, cycles of its chain of waits)."""
+    steps, warps = plan.k_blocks * plan.k_tile, ceil_div(plan.threads, target.warp)
+    issue, local = float(plan.accumulators * steps), 0.0  # of each warp
+    across = {
+        "x": min(target.warp, plan.x.threads),
+        "y": min(ceil_div(target.warp, plan.x.threads), plan.y.threads),
+    }
+    for side, tile in (("y", plan.y), ("x", plan.x)):
+        own, access = tile.virtual * tile.inner, accesses[side]
+        if side in plan.staged:
+            issue += steps * own / _width(tile)
+            local += steps * own / _width(tile) * _lines(tile, across[side])
+            copied = plan.k_blocks * plan.k_tile * tile.block / plan.threads
+            issue += copied * (2 + access.address) / vector
+            local += copied * (2 if access.contiguous or plan.pad else 6)
+        else:
+            issue += steps * own * (1 + access.address)
+            rows = _lines(tile, across[side]) if access.contiguous else across[side]
+            local += steps * own * rows
+    compute = plan.accumulators * steps * target.warp / target.lanes()
+    fill = plan.copied * plan.k_blocks * WORD / FILL_BYTES
+    busy = together(warps * issue / ISSUES, warps * compute, warps * local, fill)
+    return busy, _waits(plan, busy)
+
+
+def _width(tile: Tile) -> int:
+    """Elements that one load takes from a panel."""
+    return next(width for width in (4, 2, 1) if tile.inner % width == 0)
+
+
+def _lines(tile: Tile, threads: int) -> float:
+    """Cycles of a load of neighbouring threads, each of elements `inner` apart."""
+    apart = tile.inner if threads > 1 else _width(tile)
+    return max(1.0, threads * apart * WORD / LINE)
+
+
+def _waits(plan: Plan, busy: float) -> float:
+    """A block's chain: panels that come from memory and barriers, or loads of what is not staged;
+    and multiply-adds that wait for shared memory, unless others are there to be issued."""
+    steps = plan.k_blocks * plan.k_tile
+    waits = (2 - len(plan.staged)) * steps / plan.k_unroll * NEAR + steps / plan.k_unroll * USE
+    if plan.staged:
+        hidden = busy / plan.k_blocks if plan.prefetch else 0.0
+        waits += plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
+    return waits
