@@ -32,6 +32,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "torch-prepacked": ("torch prepacked", "torch prepacked channels_last", "torch compiled"),
     "blas": ("blas",),
     "metaschedule": ("metaschedule",),
+    "dlight": ("dlight", "dlight-fallback"),
 }
 """The methods of every peer:
 
@@ -42,7 +43,11 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 - ``torch prepacked channels_last``: the same on data that lies channels last.
 - ``torch compiled``: torch.compile, max-autotune, with frozen weights.
 - ``blas``: NumPy's matmul on OpenBLAS with threads of its own.
-- ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`; the only one that is no call.
+- ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`.
+- ``dlight``: TVM's default schedule of a GPU, see `flextensor.dlight`.
+- ``dlight-fallback``: the same by its last rule, a thread for every element.
+
+The last three are no calls, but libraries: see `flextensor.peer_libraries`.
 """
 
 SPINS: Mapping[str, float] = {"blas": 0.5}
