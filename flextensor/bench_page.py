@@ -73,7 +73,7 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
         lines += _search(data["cases"], peer)
     for c in data["cases"]:
         for method, reason in c.get("beside", {}).get("missing", {}).items():
-            lines += ["", f"{c['case']}: `{method}` failed, {reason}."]
+            lines += ["", f"{c['case']}: `{method}` failed, {reason.rstrip('.')}."]
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"

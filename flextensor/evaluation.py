@@ -22,12 +22,15 @@ from flextensor.database_records import distance
 from flextensor.errors import exit_code
 from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
 from flextensor.operators import Workload, lookup
-from flextensor.ranking import FEWEST, regret, spearman
+from flextensor.ranking import regret, spearman
 from flextensor.results import header, make, write
 from flextensor.schedulers import space
 from flextensor.schedulers.space import Point, Space
 from flextensor.targets import Target
 from flextensor.targets import lookup as target_of
+
+FEWEST = 16
+"""Measured points of a shape's formulation, below which a ranking says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

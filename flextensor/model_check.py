@@ -26,8 +26,8 @@ from flextensor.database import Database, default_path
 from flextensor.errors import InputError, exit_code
 from flextensor.experience import workload_of
 from flextensor.measure import Candidate
+from flextensor.model_page import FEWEST
 from flextensor.operators.workload import Workload
-from flextensor.ranking import FEWEST
 from flextensor.results import header, make, write
 from flextensor.schedulers import space
 from flextensor.schedulers.space import Point, Space

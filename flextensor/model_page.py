@@ -13,12 +13,14 @@ import numpy as np
 
 from flextensor import operators
 from flextensor.bench_page import geomean
-from flextensor.ranking import FEWEST, regret, spearman
+from flextensor.ranking import regret, spearman
 
 Row = Mapping[str, Any]
 
 JUDGES = {"estimate": "the schedulers' estimate", "kernels": "the model of kernels"}
 PICKS = 8
+FEWEST = PICKS + 1
+"""Programs of a workload below which any order would find the fastest."""
 DRAWS = 100
 """Orders of equal guesses over which a regret is the mean."""
 

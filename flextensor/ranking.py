@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-FEWEST = 16
-"""Measured points below which a ranking says nothing."""
-
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """The correlation of ranks, equal values sharing theirs; 0 where one does not vary.
