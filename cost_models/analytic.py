@@ -11,8 +11,13 @@ from flextensor.schedulers.space import Point, Space
 
 def guess(features: Mapping[str, float]) -> float:
     """log2 of the sum of the stages' estimates; 0 where there are none."""
-    estimate = sum(v for k, v in features.items() if k.endswith("estimate") and "log" not in k)
-    return math.log2(estimate) if estimate > 0 else 0.0
+    seconds = estimate(features)
+    return math.log2(seconds) if seconds > 0 else 0.0
+
+
+def estimate(features: Mapping[str, float]) -> float:
+    """The sum of the stages' estimates, seconds; 0 where there are none."""
+    return sum(v for k, v in features.items() if k.endswith("estimate") and "log" not in k)
 
 
 class Analytic:

@@ -49,12 +49,12 @@ def run(
     `tune` compares with; `prepacked` takes the cases that have weights, and packs them ahead.
     Returns the exit code: 1 when a case failed.
     """
-    from flextensor import operators, tuner
+    from flextensor import operators, peer_libraries, tuner
     from flextensor.peers import methods
     from flextensor.result import opened
     from flextensor.targets import lookup
 
-    methods(peers or ())
+    wanted = methods(peers or ())
     if prepacked and peers and set(peers) != {"torch-prepacked"}:
         raise InputError("--prepacked is compared with torch-prepacked only")
     chosen = [
@@ -63,6 +63,7 @@ def run(
     if not chosen:
         raise InputError(f"no case of {suite} has weights that could be packed ahead")
     device = lookup(target, threads)
+    peer_libraries.check(wanted, device)
     make(out)
     device.remeasure()
     data = {**header(device, command), "prepacked": prepacked, "cases": []}
@@ -141,21 +142,26 @@ def beside(result: Result, peers: Sequence[str], trials: int) -> dict[str, Any]:
     above 1 says that the kernel is faster. A peer that cannot compute the operator is left out;
     one that searches measures `trials` candidates.
     """
-    from flextensor import metaschedule
+    from flextensor import peer_libraries
     from flextensor.measure import Candidate, LocalMeasurer
     from flextensor.peers import fastest, methods
 
-    calls = [method for method in methods(peers) if method != "metaschedule"]
+    wanted = methods(peers)
+    built = peer_libraries.built(wanted)
     own = Candidate(result.values["formulation"], result.values["config"])
-    libraries, searches, failed = {}, {}, {}
+    libraries: dict[str, Path] = {}
+    searches: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     with LocalMeasurer(result.workload, result.target, math.inf) as measurer:
-        if "metaschedule" in peers:
-            path = measurer.folder / "metaschedule.so"
+        for method in built:
+            path = measurer.folder / f"{method}.so"
             try:
-                searches["metaschedule"] = metaschedule.search(measurer, trials, path)
-                libraries["metaschedule"] = path
+                if took := peer_libraries.build(method, measurer, trials, path):
+                    searches[method] = took
+                libraries[method] = path
             except DeviceError as error:
-                failed["metaschedule"] = str(error)
+                failed[method] = str(error)
+        calls = [method for method in wanted if method not in built]
         times, missing = measurer.compare({"flextensor": own}, calls, libraries=libraries)
     medians = {name: statistics.median(t) for name, t in times.items()}
     seconds = medians.pop("flextensor")

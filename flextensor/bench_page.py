@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flextensor.peers import PEERS
+
 Case = Mapping[str, Any]
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -67,10 +69,11 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for peer in peers_of(data["cases"]):
         lines += ["", f"Over the fastest method of `{peer}`, each as it likes its data:", ""]
         lines += _summary(families, peer)
+        lines += _methods(data["cases"], peer)
         lines += _search(data["cases"], peer)
     for c in data["cases"]:
         for method, reason in c.get("beside", {}).get("missing", {}).items():
-            lines += ["", f"{c['case']}: `{method}` failed, {reason}."]
+            lines += ["", f"{c['case']}: `{method}` failed, {reason.rstrip('.')}."]
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"
@@ -111,6 +114,23 @@ def _summary(families: Mapping[str, Sequence[Case]], peer: str) -> list[str]:
             f" {len(every)} cases {geomean(every):.2f}, {wins} wins, {len(every) - wins} losses.",
         ]
     return lines
+
+
+def _methods(cases: Iterable[Case], peer: str) -> list[str]:
+    """What the kernels are worth beside each method of a peer that has several."""
+    found: dict[str, list[float]] = {method: [] for method in PEERS.get(peer, ())}
+    for beside in (c["beside"] for c in cases if "beside" in c):
+        for method, seconds in beside["methods"].items():
+            if method in found:
+                found[method].append(seconds / beside["seconds"])
+    measured = {method: own for method, own in found.items() if own}
+    if len(measured) < 2:
+        return []
+    worth = (
+        f"`{method}` {statistics.median(own):.2f} (geomean {geomean(own):.2f}, {len(own)} cases)"
+        for method, own in measured.items()
+    )
+    return ["", f"Medians over each method, where it was measured: {', '.join(worth)}."]
 
 
 def _search(cases: Iterable[Case], peer: str) -> list[str]:

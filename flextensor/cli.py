@@ -252,7 +252,10 @@ def bench(
     trials: TrialsOption = None,
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
-    peers: Annotated[str | None, typer.Option(metavar="NAMES", help="e.g. torch-best,blas")] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="torch, torch-best, blas, metaschedule, dlight"),
+    ] = None,
     peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,
     prepacked: PrepackedOption = False,
     db: DbOption = None,

@@ -17,14 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flextensor import cost_models, lessons
 from flextensor.database_records import distance
 from flextensor.errors import exit_code
 from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
 from flextensor.operators import Workload, lookup
-from flextensor.ranking import spearman
+from flextensor.ranking import regret, spearman
 from flextensor.results import header, make, write
 from flextensor.schedulers import space
 from flextensor.schedulers.space import Point, Space
@@ -75,14 +73,9 @@ def samples(folder: Path, target: Target) -> Iterator[Sample]:
 
 def score(sample: Sample, guesses: Sequence[float]) -> Score:
     """The rank correlation of guesses and times, and what the first picks are worth."""
-    seconds = np.array(sample.seconds)
-    order = np.argsort(guesses, kind="stable")
-    best = seconds.min()
-    return Score(
-        spearman(guesses, seconds),
-        float(best / seconds[order[0]]),
-        float(best / seconds[order[:8]].min()),
-    )
+    seconds = sample.seconds
+    top1, top8 = (1 / regret(guesses, seconds, picks) for picks in (1, 8))
+    return Score(spearman(guesses, seconds), top1, top8)
 
 
 def kin(sample: Sample, every: Sequence[Sample]) -> list[Sample]:

@@ -27,7 +27,7 @@ from flextensor.operators import Workload, lookup, registry
 from flextensor.targets import Status, Target, Trial
 
 if TYPE_CHECKING:
-    from flextensor.database import Database
+    from flextensor.database import Database, WorkloadRow
 
 FOLDER = Path(__file__).parent / "shipped"
 NEAREST = 4
@@ -85,6 +85,12 @@ def _workload(name: str, params: Params, prepacked: bool) -> Workload | None:
         return None
 
 
+def workload_of(row: WorkloadRow) -> Workload | None:
+    """The workload of a database's row, or None when this version knows no such one."""
+    made = (_workload(row.operator, row.params, ahead) for ahead in (False, True))
+    return next((w for w in made if w is not None and w.key == row.key), None)
+
+
 @functools.cache
 def shipped(operator: str, folder: Path) -> Sequence[tuple[Params, tuple[Trial, ...]]]:
     """The trials in a folder of an operator, by the parameters of the shape."""
@@ -122,10 +128,10 @@ def ship(database: Database, folder: Path, kind: str = "llvm") -> dict[str, int]
     device = target(kind)
     lines: dict[str, list[str]] = defaultdict(list)
     for row in database.workloads():
-        if row.operator not in registry() or row.target.partition("/")[0] != kind:
+        if row.target.partition("/")[0] != kind:
             continue
-        workload = _workload(row.operator, row.params, False)
-        if workload is None or row.key != workload.key:
+        workload = workload_of(row)
+        if workload is None or workload.prepacked:
             continue
         trials = by_formulation(database.trials(row.key, row.target))
         for formulation in set(trials) & set(workload.formulations):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PREPARE_SECONDS = 120.0
 """What a method of a peer may take to pack its weights or to compile."""
+TURN_CALLS = 3
+"""Calls of one turn of a comparison when each takes long: two to warm up, one to time."""
 PREFIX = "flextensor-"
 """Temporary folders are called flextensor-<pid>-<random>."""
 
@@ -186,18 +188,21 @@ class LocalMeasurer:
             "warm": 0.05,
         }
         self._prepare_runner()
-        turns = rounds * (len(kernels) + len(methods))
-        limit = turns * self._run_limit(math.inf) + PREPARE_SECONDS * len(methods)
+        calls = TURN_CALLS * rounds * (len(kernels) + len(methods))
+        limit = calls * self._run_limit(math.inf) + PREPARE_SECONDS * len(methods)
         reply = self._runner.call("interleave", payload, limit)
         return reply["times"], reply["missing"]
 
     def verify(self, candidate: Candidate, seed: int | None = None) -> float:
-        """The relative error of one candidate on fresh inputs (another seed), output poisoned.
+        """The relative error of one candidate on fresh inputs, see `error_of`."""
+        return self.error_of(self.build(candidate, self._path()), seed)
+
+    def error_of(self, path: Path, seed: int | None = None) -> float:
+        """The relative error of a built kernel on fresh inputs (another seed), output poisoned.
 
         Infinite when the output holds NaN or inf; `DeviceError` when it cannot be computed.
         """
         seed = self.seed + 1 + next(self._number) if seed is None else seed
-        path = self.build(candidate, self._path())
         payload = {"path": str(path), **self._data(seed)}
         self._prepare_runner()
         error = self._runner.call("verify", payload, self._run_limit(math.inf))["error"]

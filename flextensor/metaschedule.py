@@ -12,43 +12,26 @@ from typing import TYPE_CHECKING, Any
 from flextensor.errors import DeviceError
 
 if TYPE_CHECKING:
-    from flextensor.measure import LocalMeasurer
+    from flextensor.targets import Target
 
 TRIAL_SECONDS = 20.0
 """What one of its trials may take, building and all, before the search is given up."""
 _FOREIGN = ("cuda", "rocm", "hexagon", "arm_cpu", "riscv_cpu", "metal")
 
 
-def search(measurer: LocalMeasurer, trials: int, path: Path) -> dict[str, Any]:
-    """Let MetaSchedule tune the plain formulation of a workload, in a process of its own.
-
-    Writes the best library to `path`; {"trials": measured, "seconds": of the search, its build
-    included}. Raises `DeviceError` with its reason when it finds nothing.
-    """
-    if measurer.target.threads_per_block:
+def check(target: Target) -> None:
+    """Raise `DeviceError` for a device with blocks: it would need that device's intrinsics."""
+    if target.threads_per_block:
         raise DeviceError("metaschedule: a peer on CPUs only")
-    import tvm
 
-    from flextensor.targets import dump
-    from flextensor.targets.process import Worker, WorkerError
 
-    program = path.with_suffix(".tir")
-    program.write_text(tvm.ir.save_json(measurer.workload.prim_func()))
-    payload = {
-        "program": str(program), "target": dump(measurer.target), "trials": trials,
-        "folder": str(path.with_suffix(".search")), "out": str(path), "seed": measurer.seed,
-    }  # fmt: skip
-    worker = Worker((), {"TVM_NUM_THREADS": str(measurer.target.cores)}, 0)
-    try:
-        return worker.call("metaschedule", payload, TRIAL_SECONDS * trials)
-    except WorkerError as error:
-        raise DeviceError(f"metaschedule: {error}") from error
-    finally:
-        worker.kill()
+def limit(trials: int) -> float:
+    """Seconds that a search may take."""
+    return TRIAL_SECONDS * trials
 
 
 def run(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The worker's side of `search`."""
+    """Search, and build the best; see `flextensor.peer_libraries`. {"trials", "seconds"}."""
     _skip_foreign_intrinsics()
     import tvm
     from tvm.s_tir import meta_schedule as ms

@@ -35,6 +35,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "torch-tf32": ("torch tf32",),
     "blas": ("blas",),
     "metaschedule": ("metaschedule",),
+    "dlight": ("dlight", "dlight-fallback"),
 }
 """The methods of every peer:
 
@@ -46,7 +47,11 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 - ``torch compiled``: torch.compile, max-autotune, with frozen weights.
 - ``torch tf32``: the expression on a card, products of float32 by tensor cores in TensorFloat-32.
 - ``blas``: NumPy's matmul on OpenBLAS with threads of its own.
-- ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`; the only one that is no call.
+- ``metaschedule``: TVM's own tuner, see `flextensor.metaschedule`.
+- ``dlight``: TVM's default schedule of a GPU, see `flextensor.dlight`.
+- ``dlight-fallback``: the same by its last rule, a thread for every element.
+
+The last three are no calls, but libraries: see `flextensor.peer_libraries`.
 """
 
 SPINS: Mapping[str, float] = {"blas": 0.5}

@@ -118,18 +118,18 @@ def handlers() -> dict[str, Handler]:
         "build": builder.build,
         "model": builder.model,
         "peak": peak,
-        "metaschedule": metaschedule,
+        "library": library,
         "simulate": simulate,
         "synthesise": synthesise,
     }
     return named | {name: runner(name) for name in ("load", "run", "verify", "interleave")}
 
 
-def metaschedule(payload: Payload) -> dict[str, Any]:
-    """See `flextensor.metaschedule.run`."""
-    from flextensor import metaschedule
+def library(payload: Payload) -> dict[str, Any]:
+    """See `flextensor.peer_libraries.run`."""
+    from flextensor import peer_libraries
 
-    return metaschedule.run(payload)
+    return peer_libraries.run(payload)
 
 
 def peak(payload: Payload) -> dict[str, Any]:

@@ -135,6 +135,11 @@ class Target(ABC):
     def fingerprint(self) -> str:
         """Everything that makes measured times comparable: device, features, threads, driver."""
 
+    def named(self, fingerprint: str) -> Self | None:
+        """The device that a fingerprint of measured times is of, if it is this one or, where that
+        can be told, one of the same architecture; else None."""
+        return self if fingerprint == self.fingerprint else None
+
     @property
     @abstractmethod
     def numbers(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,6 +123,13 @@ class CUDA(Target):
         what = f"{self.arch}/{self.name}/{self.cores}/tvm-{version}"
         way = {"run": "/cold", "model": f"/model{MODEL}"}[self.measured]
         return f"{self.kind}/{what}{way}"
+
+    def named(self, fingerprint: str) -> CUDA | None:
+        """The card of the same architecture, here or where a bundle ran, or None; none is
+        named by what a model says of it."""
+        own = rf"{self.kind}/{self.arch}/(.+)/(\d+)/tvm-[^/]+(/cold)?"
+        found = re.fullmatch(own, fingerprint)
+        return found and dataclasses.replace(self, name=found[1], cores=int(found[2]))
 
     @property
     def numbers(self) -> str:

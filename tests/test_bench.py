@@ -24,6 +24,7 @@ class Device:
 
     device: str = "a machine"
     fingerprint: str = "machine-1"
+    threads_per_block: int = 256
 
     def peak_flops(self) -> float:
         return 2e11
@@ -189,17 +190,20 @@ def test_other_peers_get_columns_and_a_summary(
     found = {
         "seconds": 2e-3,
         "peers": {"torch": {"method": "torch", "seconds": 6e-3, "ratio": 3.0},
-                  "blas": {"method": "blas", "seconds": 4e-3, "ratio": 2.0}},
-        "methods": {"torch": 6e-3, "blas": 4e-3},
+                  "blas": {"method": "blas", "seconds": 4e-3, "ratio": 2.0},
+                  "dlight": {"method": "dlight", "seconds": 4e-3, "ratio": 2.0}},
+        "methods": {"torch": 6e-3, "blas": 4e-3, "dlight": 4e-3, "dlight-fallback": 16e-3},
         "missing": {},
         "searches": {"blas": {"trials": 64, "seconds": 90.0}},
     }  # fmt: skip
     monkeypatch.setattr(bench, "beside", lambda result, peers, trials: found)
-    _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas"))
+    _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas", "dlight"))
     assert cases["paper/GMV1"]["beside"] == found
     page = (tmp_path / "out" / "README.md").read_text()
     assert "Over the fastest method of `blas`" in page
     assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 6 | 0 | 0 |" in page
+    assert "`dlight` 2.00 (geomean 2.00, 6 cases), `dlight-fallback` 8.00 (geomean 8.00," in page
+    assert page.count("Medians over each method") == 1
     assert "its search measured 64 candidates in 90 s" in page
     assert "| over blas |" in page and "| 2.00 (blas) |" in page
 

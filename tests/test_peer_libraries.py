@@ -1,0 +1,99 @@
+"""Peers that schedule with TVM: what they build is verified, and timed in turns with ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flextensor
+from flextensor import bench, dlight, metaschedule, peer_libraries
+from flextensor.errors import DeviceError
+from flextensor.measure import LocalMeasurer
+from flextensor.operators import Conv2d, Gemm, Operator, Workload, parse
+from flextensor.targets import Target, lookup
+
+GEMM = Gemm(m=24, n=32, k=16)
+CONV = Conv2d(in_channels=8, height=9, width=11, out_channels=16, padding=1, stride=2, bias=True)
+CIRCULANT = parse("block_circulant_matrix", {"rows": "32", "cols": "32", "block": "8"})
+
+
+def emulated() -> Target:
+    """A card that kernels of CUDA run for on this machine's CPU."""
+    return dataclasses.replace(lookup("cuda:sm_80"), emulated=True)  # type: ignore[call-arg]
+
+
+def build(method: str, operator: Operator, target: Target, folder: Path) -> dict[str, Any]:
+    with LocalMeasurer(Workload(operator), target, math.inf) as measurer:
+        return peer_libraries.build(method, measurer, 2, folder / "kernel.so")
+
+
+def test_metaschedule_searches_and_is_timed_in_turns(tmp_path: Path) -> None:
+    result = flextensor.tune(GEMM, trials=2, db=tmp_path / "t.db", peers=False)
+    found = bench.beside(result, ("metaschedule",), 2)
+    assert found["missing"] == {}
+    assert 1 <= found["searches"]["metaschedule"]["trials"] <= 2
+    assert found["searches"]["metaschedule"]["seconds"] > 0
+    peer = found["peers"]["metaschedule"]
+    assert peer["method"] == "metaschedule"
+    assert peer["ratio"] == peer["seconds"] / found["seconds"]
+
+
+def test_both_methods_of_dlight_are_timed_and_the_faster_counts(tmp_path: Path) -> None:
+    result = flextensor.tune(GEMM, target="opencl", trials=2, db=tmp_path / "t.db", peers=False)
+    found = bench.beside(result, ("dlight",), 2)
+    assert (found["missing"], found["searches"]) == ({}, {})
+    assert set(found["methods"]) == {"dlight", "dlight-fallback"}
+    assert found["peers"]["dlight"]["seconds"] == min(found["methods"].values())
+
+
+@pytest.mark.parametrize("method", dlight.RULES)
+@pytest.mark.parametrize("operator", [GEMM, CONV])
+def test_dlight_computes_the_operator_on_cuda(
+    method: str, operator: Operator, tmp_path: Path
+) -> None:
+    assert build(method, operator, emulated(), tmp_path) == {}
+
+
+def test_what_dlight_cannot_schedule_is_missing_and_the_rest_is_timed(tmp_path: Path) -> None:
+    result = flextensor.tune(
+        CIRCULANT, target="opencl", trials=2, db=tmp_path / "t.db", peers=False
+    )
+    found = bench.beside(result, ("dlight",), 2)
+    assert set(found["methods"]) == {"dlight-fallback"}
+    assert found["missing"]["dlight"].startswith("ScheduleError: ")
+    assert len(found["missing"]["dlight"].splitlines()) == 1
+
+
+def test_a_wrong_result_is_no_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(LocalMeasurer, "error_of", lambda measurer, path: 0.5)
+    with pytest.raises(DeviceError, match="the result is wrong, relative error 0.5"):
+        build("dlight", GEMM, lookup("opencl"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "spec", "said"),
+    [("metaschedule", "opencl", "on CPUs only"), ("dlight", "llvm", "which llvm lacks")],
+)
+def test_a_peer_of_other_devices_is_known_before_anything_is_tuned(
+    method: str, spec: str, said: str, tmp_path: Path
+) -> None:
+    budget: Mapping[str, Any] = {"time": None, "trials": 1, "threads": None, "db": None}
+    with pytest.raises(DeviceError, match=said):
+        bench.run(
+            "smoke", family="gemm", target=spec, out=tmp_path / "out", peers=(method,),
+            command=["flextensor"], **budget,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DeviceError, match=said):
+        build(method, GEMM, lookup(spec), tmp_path)
+
+
+def test_a_search_that_ends_badly_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(metaschedule, "TRIAL_SECONDS", 1e-3)
+    with pytest.raises(DeviceError, match="no reply within"):
+        build("metaschedule", GEMM, lookup("llvm", 2), tmp_path)
