@@ -18,6 +18,7 @@ from flextensor.targets.cuda_architectures import (
     ARCHITECTURES,
     REGISTERS,
     STATIC_SHARED,
+    WARP,
     Architecture,
     architecture,
 )
@@ -101,6 +102,7 @@ class CUDA(Target):
             thread_registers=255,
             block_registers=REGISTERS,
             copies_ahead=COPIES_AHEAD if data.asynchronous else 0,
+            warp=WARP,
             arch=data.name,
             name=data.product,
         )

@@ -18,8 +18,8 @@ from flextensor.targets.opencl_runtime import OpenCLRuntime
 
 LEAST_VECTOR_BITS = 128
 """A load of four floats, which pays on devices that call a width of one preferred."""
-THREAD_REGISTERS = 255
-"""OpenCL does not tell; what most GPUs give a thread at most."""
+THREAD_REGISTERS, WARP = 255, 32
+"""OpenCL does not tell; what most GPUs give a thread at most, and how many of them run in step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,7 @@ class OpenCL(Target):
             threads_per_block=int(device.max_work_group_size),
             shared_bytes=shared,
             thread_registers=THREAD_REGISTERS,
+            warp=WARP if device.type & _pyopencl().device_type.GPU else 1,
             index=index,
             name=_name(device),
             platform=str(device.platform.name).strip(),
