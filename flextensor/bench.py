@@ -39,6 +39,7 @@ def run(
     peers: Sequence[str] | None = None,
     peer_trials: int = 64,
     prepacked: bool = False,
+    dtype: str | None = None,
     command: Sequence[str],
 ) -> int:
     """Tune every case; write OUT/data.json after each, then the table and the picture.
@@ -46,7 +47,8 @@ def run(
     A case that fails is recorded with its reason. A run that was killed goes on where it stood:
     what is solved answers from the database, and what was recorded on the same machine with the
     same versions stays until it is measured again. `peers` are measured besides the one that
-    `tune` compares with; `prepacked` takes the cases that have weights, and packs them ahead.
+    `tune` compares with; `prepacked` takes the cases that have weights, and packs them ahead;
+    `dtype` takes those that have one, in that one.
     Returns the exit code: 1 when a case failed.
     """
     from flextensor import operators, peer_libraries, tuner
@@ -57,9 +59,8 @@ def run(
     wanted = methods(peers or ())
     if prepacked and peers and set(peers) != {"torch-prepacked"}:
         raise InputError("--prepacked is compared with torch-prepacked only")
-    chosen = [
-        c for c in operators.cases(suite, family, names) if c.operator.weights or not prepacked
-    ]
+    every = operators.cases(suite, family, names, dtype)
+    chosen = [c for c in every if c.operator.weights or not prepacked]
     if not chosen:
         raise InputError(f"no case of {suite} has weights that could be packed ahead")
     device = lookup(target, threads)
@@ -95,12 +96,12 @@ def run(
     return code
 
 
-def folder(suite: str, target: str, prepacked: bool) -> Path:
+def folder(suite: str, target: str, prepacked: bool = False, dtype: str | None = None) -> Path:
     """Where the results of a suite go unless something else is said: results/<suite>, under a
-    folder of the target's kind where that is no CPU."""
+    folder of the target's kind where that is no CPU, and named by what is special about them."""
     kind = target.partition(":")[0]
     root = Path("results") if kind == "llvm" else Path("results") / kind
-    return root / (f"{suite}-prepacked" if prepacked else suite)
+    return root / "-".join([suite, *["prepacked"] * prepacked, *([dtype] if dtype else [])])
 
 
 def _measure(

@@ -258,6 +258,7 @@ def bench(
     ] = None,
     peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,
     prepacked: PrepackedOption = False,
+    dtype: Annotated[str | None, typer.Option(help="of the cases that have one")] = None,
     db: DbOption = None,
 ) -> None:
     """Tune every case of a suite beside its peers; write raw data, a table and a picture."""
@@ -269,9 +270,9 @@ def bench(
     code = runner.run(
         suite, family=family, names=split(cases), target=target, time=time, trials=trials,
         threads=threads,
-        out=out or runner.folder(suite, target, prepacked), db=db,
+        out=out or runner.folder(suite, target, prepacked, dtype), db=db,
         peers=split(peers), peer_trials=peer_trials,
-        prepacked=prepacked, command=["flextensor", *sys.argv[1:]],
+        prepacked=prepacked, dtype=dtype, command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)
 

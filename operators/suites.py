@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from flextensor.errors import InputError, unknown
 from flextensor.operators.base import Operator, lookup
@@ -45,17 +46,27 @@ def suites() -> list[str]:
     return sorted([SMOKE, *(path.stem for path in _FOLDER.glob("*.json"))])
 
 
-def cases(suite: str, family: str | None = None, names: Sequence[str] | None = None) -> list[Case]:
+def cases(
+    suite: str,
+    family: str | None = None,
+    names: Sequence[str] | None = None,
+    dtype: str | None = None,
+) -> list[Case]:
     """The cases of a suite, those of one operator if `family` is given; only these `names`, in
-    their order, if they are.
+    their order, if they are. A `dtype` takes the place of their own; operators that have none are
+    left out.
 
-    Raises `InputError` when there is no such suite, and no such family or case in it.
+    Raises `InputError` when there is no such suite, and no such family, case or dtype in it.
     """
     if suite not in suites():
         raise unknown("suite", suite, suites())
     every = list(_load(suite))
     if names is not None:
         every = [case(f"{suite}/{name}") for name in names]
+    if dtype is not None:
+        every = [_typed(c, dtype) for c in every if hasattr(c.operator, "dtype")]
+        if not every:
+            raise InputError(f"no case of {suite} has a dtype")
     if family is None:
         return every
     if family not in (families := {c.family for c in every}):
@@ -72,6 +83,12 @@ def case(full_name: str) -> Case:
     if name not in found:
         raise unknown(f"case of suite {suite}", name, found)
     return found[name]
+
+
+def _typed(case: Case, dtype: str) -> Case:
+    """A case whose operator has another dtype."""
+    operator: Any = dataclasses.replace(case.operator, **{"dtype": dtype})
+    return dataclasses.replace(case, operator=operator)
 
 
 @cache

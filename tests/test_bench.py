@@ -208,11 +208,17 @@ def test_other_peers_get_columns_and_a_summary(
     assert "| over blas |" in page and "| 2.00 (blas) |" in page
 
 
-def test_only_some_cases_in_the_order_that_was_asked() -> None:
+def test_some_cases_in_the_order_and_the_dtype_that_were_asked() -> None:
     names = [c.name for c in operators.cases("paper", names=["C8", "GMM1"])]
     assert names == ["C8", "GMM1"]
     assert bench.folder("paper", "llvm", True) == Path("results/paper-prepacked")
-    assert bench.folder("paper", "cuda:0", False) == Path("results/cuda/paper")
+    assert bench.folder("paper", "cuda:0", dtype="float16") == Path("results/cuda/paper-float16")
+    halves = operators.cases("paper", names=["C8", "GMV1"], dtype="float16")
+    assert [c.operator.key().endswith("dtype=float16)") for c in halves] == [True]
+    with pytest.raises(InputError, match="no case of paper has a dtype"):
+        operators.cases("paper", "gemv", dtype="float16")
+    with pytest.raises(InputError, match="dtype"):
+        operators.cases("paper", "gemm", dtype="float17")
     with pytest.raises(InputError, match="unknown case of suite paper 'C99'"):
         operators.cases("paper", names=["C99"])
 
