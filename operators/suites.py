@@ -63,15 +63,16 @@ def cases(
     every = list(_load(suite))
     if names is not None:
         every = [case(f"{suite}/{name}") for name in names]
-    if dtype is not None:
-        every = [_typed(c, dtype) for c in every if hasattr(c.operator, "dtype")]
-        if not every:
-            raise InputError(f"no case of {suite} has a dtype")
-    if family is None:
+    if family is not None:
+        if family not in (families := {c.family for c in every}):
+            raise unknown(f"family of suite {suite}", family, families)
+        every = [c for c in every if c.family == family]
+    if dtype is None:
         return every
-    if family not in (families := {c.family for c in every}):
-        raise unknown(f"family of suite {suite}", family, families)
-    return [c for c in every if c.family == family]
+    typed = [_typed(c, dtype) for c in every if _has_dtype(c)]
+    if not typed:
+        raise InputError(f"no case of {suite} that was asked for has a dtype")
+    return typed
 
 
 def case(full_name: str) -> Case:
@@ -83,6 +84,10 @@ def case(full_name: str) -> Case:
     if name not in found:
         raise unknown(f"case of suite {suite}", name, found)
     return found[name]
+
+
+def _has_dtype(case: Case) -> bool:
+    return any(field.name == "dtype" for field in dataclasses.fields(case.operator))
 
 
 def _typed(case: Case, dtype: str) -> Case:

@@ -215,7 +215,7 @@ def test_some_cases_in_the_order_and_the_dtype_that_were_asked() -> None:
     assert bench.folder("paper", "cuda:0", dtype="float16") == Path("results/cuda/paper-float16")
     halves = operators.cases("paper", names=["C8", "GMV1"], dtype="float16")
     assert [c.operator.key().endswith("dtype=float16)") for c in halves] == [True]
-    with pytest.raises(InputError, match="no case of paper has a dtype"):
+    with pytest.raises(InputError, match="no case of paper that was asked for has a dtype"):
         operators.cases("paper", "gemv", dtype="float16")
     with pytest.raises(InputError, match="dtype"):
         operators.cases("paper", "gemm", dtype="float17")
