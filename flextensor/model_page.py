@@ -151,6 +151,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     rows, shown = data["rows"], judges(data["rows"][0])
     families = list(dict.fromkeys(row["operator"] for row in rows))
@@ -169,6 +170,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
             )  # fmt: skip
         axes.plot(ends, ends, color="black", linewidth=0.8, zorder=0)
         axes.set(xscale="log", yscale="log", title=JUDGES[judge])
+        axes.xaxis.set_minor_formatter(NullFormatter())  # they would lie upon each other
         axes.set(xlabel="seconds measured", ylabel="seconds guessed")
     figure.legend(
         handles=panels[0][0].get_legend_handles_labels()[0], loc="outside right upper", fontsize=8
