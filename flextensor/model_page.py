@@ -88,7 +88,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"rho: Spearman's rank correlation. Top 1, top {PICKS}: measured time of the guess's first"
         f" pick, and of the best of its first {PICKS}, over that of the fastest program,"
         f" equal guesses in random order (mean of {DRAWS}). Scale:"
-        " measured over guessed seconds, the median of the programs.",
+        " measured over guessed seconds, the median of the programs; - where no guess is given, so"
+        " that the picks are chance's.",
         "",
         "![measured and guessed seconds](scatter.png)",
     ]
@@ -129,9 +130,9 @@ def _table(rows: Sequence[Row], judge: str, several: bool) -> list[str]:
 
 
 def _line(label: str, programs: int | str, own: Score, refused: str) -> str:
-    rho = "-" if math.isnan(own.spearman) else f"{own.spearman:.2f}"
-    cells = [label, programs, rho, f"{own.top1:.2f}", f"{own.top8:.2f}", f"{own.scale:.3g}"]
-    return "| " + " | ".join(map(str, [*cells, refused])) + " |"
+    rho, scale = f"{own.spearman:.2f}", f"{own.scale:.3g}"
+    cells = [label, programs, rho, f"{own.top1:.2f}", f"{own.top8:.2f}", scale, refused]
+    return "| " + " | ".join("-" if cell == "nan" else str(cell) for cell in cells) + " |"
 
 
 def _over(scores: Sequence[Score], mean: Callable[[Sequence[float]], float]) -> Score:
@@ -150,6 +151,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     rows, shown = data["rows"], judges(data["rows"][0])
     families = list(dict.fromkeys(row["operator"] for row in rows))
@@ -168,6 +170,7 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
             )  # fmt: skip
         axes.plot(ends, ends, color="black", linewidth=0.8, zorder=0)
         axes.set(xscale="log", yscale="log", title=JUDGES[judge])
+        axes.xaxis.set_minor_formatter(NullFormatter())  # they would lie upon each other
         axes.set(xlabel="seconds measured", ylabel="seconds guessed")
     figure.legend(
         handles=panels[0][0].get_legend_handles_labels()[0], loc="outside right upper", fontsize=8
