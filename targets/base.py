@@ -82,6 +82,8 @@ class Target(ABC):
     """Memory that the threads of one block share."""
     thread_registers: int = 0
     """32-bit registers of one thread of a block."""
+    warp: int = 1
+    """Threads of a block that run together: a block of fewer leaves the others idle."""
     multipliers: int = 0
     """Multipliers that a design may be made of; 0 when a device runs programs, and no designs."""
     measured: str = "run"

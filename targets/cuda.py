@@ -16,6 +16,7 @@ from flextensor.targets.base import Target
 from flextensor.targets.cuda_architectures import (
     ARCHITECTURES,
     STATIC_SHARED,
+    WARP,
     Architecture,
     architecture,
 )
@@ -94,6 +95,7 @@ class CUDA(Target):
             threads_per_block=1024,
             shared_bytes=STATIC_SHARED,
             thread_registers=255,
+            warp=WARP,
             arch=data.name,
             name=data.product,
         )
@@ -141,7 +143,7 @@ class CUDA(Target):
                 "host": "llvm",
                 "max_threads_per_block": self.threads_per_block,
                 "max_shared_memory_per_block": self.shared_bytes,
-                "thread_warp_size": 32,
+                "thread_warp_size": self.warp,
             }
         )
 
