@@ -13,54 +13,32 @@ number: a convolution is a GEMM whose panels are gathered. Tiles need not divide
 with zeros while they are copied, and only the copy and the last write are guarded.
 
 Panels may be fetched a step ahead (`gpu_loops.pipeline`), their rows padded against conflicts of
-banks, and copies and outputs be vectors.
+banks, and copies and outputs be vectors. Where outputs are too few to keep the device busy, blocks
+compute parts of the reduction, and a second kernel adds them, always in the same order.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
-from flextensor.operators.workload import BufferSpec
 from flextensor.schedulers import gpu_loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
+from flextensor.schedulers.gpu_contraction_space import GpuContractionSpace
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_plan import Plan
 from flextensor.schedulers.layouts import Side, guarded, unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
-from flextensor.schedulers.space import Config, Space, Value, choice, sizes
+from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
-from flextensor.targets.rounding import ceil_div
 
-STAGED = ("both", "y", "x", "none")
-PREFETCH = ("none", "register")
-"""Whether the panels of the next step are fetched before those of this one are used."""
-LOAD_CYCLES = 500
-"""What a panel takes to come from memory."""
-BUSY_THREADS = 1024
-"""Threads that a core may work on at a time: while some wait, others do not."""
-TILES = (
-    # virtual threads, threads and elements of a thread: of Y, of X; k of a panel
-    (2, 16, 4, 2, 16, 4, 8), (2, 16, 4, 1, 16, 4, 16), (1, 16, 4, 2, 16, 4, 16),
-    (1, 16, 4, 1, 16, 4, 16), (4, 16, 4, 2, 16, 4, 8), (2, 16, 4, 4, 16, 4, 8),
-    (2, 8, 4, 2, 16, 4, 8), (2, 16, 4, 2, 8, 4, 8), (2, 8, 4, 2, 8, 4, 16),
-    (1, 8, 4, 1, 8, 4, 32), (1, 8, 4, 2, 8, 4, 16), (2, 8, 4, 1, 8, 4, 16),
-)  # fmt: skip
-"""Tiles that are copied and written in vectors and fetched ahead. A thread's elements come in
-fours, a span apart: neighbouring threads then read neighbouring vectors of a panel."""
-SEEDS = (
-    # threads of Y and X, elements of each that a thread computes, k of a panel
-    (8, 8, 4, 4, 8), (16, 16, 4, 4, 8), (8, 16, 8, 4, 16), (16, 16, 8, 8, 8), (4, 8, 8, 8, 16),
-    (8, 8, 2, 2, 16), (4, 4, 8, 8, 8), (2, 4, 8, 16, 16), (1, 4, 8, 16, 16), (1, 16, 8, 4, 16),
-    (4, 16, 4, 4, 8), (8, 32, 4, 2, 8), (4, 4, 2, 2, 8), (1, 8, 4, 4, 8), (1, 1, 4, 16, 8),
-    (1, 1, 1, 1, 1),
-)  # fmt: skip
+SUM_THREADS = 128
+"""Of a block that adds parts of reductions."""
 
 
 class GpuContractionScheduler(Scheduler):
@@ -89,162 +67,28 @@ class GpuContractionSchedule(StageSchedule):
         n = Side(found.b, found.n, found.batch, found.k)
         last = [parts for parts in found.outputs if parts][-1][-1]
         self.sides = {"y": n, "x": m} if last in found.m else {"y": m, "x": n}
-        self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
-        self.extents["k"] = points(found.k)
-        self.run = self._run()
-        self.space = self._space()
-
-    def plan(self, config: Mapping[str, Value]) -> Plan:
-        """All sizes that follow from a config."""
-        return Plan.of(config, self.extents)
-
-    def _run(self) -> int:
-        """Elements of X in a row that are neighbours in the output too."""
-        length = 1
-        stored = [i for parts in self.found.outputs for i in parts]
-        own = self.sides["x"].iterators
-        for mine, theirs in zip(reversed(own), reversed(stored), strict=False):
-            if mine is not theirs:
-                break
-            length *= mine.extent
-        return length
-
-    def _space(self) -> Space:
-        k_tiles = [t for t in (1, 2, 4, 8, 16, 32, 64) if t < 2 * self.extents["k"]]
-        knobs = [
-            knob
-            for side in ("y", "x")
-            for knob in (
-                sizes(f"{side}_virtual", (1, 2, 4)),
-                sizes(f"{side}_threads", (1, 2, 4, 8, 16, 32, 64, 128)),
-                sizes(f"{side}_inner", (1, 2, 3, 4, 6, 7, 8, 12, 16)),
-            )
-        ]
-        space = Space(
-            (
-                *knobs,
-                sizes("k_tile", k_tiles),
-                sizes("k_unroll", (1, 2, 4, 8, 16)),
-                choice("staged", STAGED),
-                sizes("vector", (1, 2, 4)),
-                sizes("pad", (0, 4)),
-                choice("prefetch", PREFETCH),
-                sizes("out_vector", [v for v in (1, 2, 4) if self.run % v == 0]),
-            ),
-            (self._illegal,),
-        )
-        return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
-
-    def _seeds(self, space: Space) -> tuple[Config, ...]:
-        found: dict[tuple[Value, ...], Config] = {}
-        for wanted in self._wanted():
-            config = space.config(space.project(wanted))
-            if space.reason(config) is None:
-                found.setdefault(tuple(config.values()), config)
-        return tuple(found.values())
-
-    def _wanted(self) -> Iterator[Config]:
-        """Good configs, not all of which are of the space."""
-        names = ("y_virtual", "y_threads", "y_inner", "x_virtual", "x_threads", "x_inner", "k_tile")
-        for tile in TILES:
-            sizes = dict(zip(names, tile, strict=True))
-            yield {
-                **sizes, "k_unroll": min(sizes["k_tile"], 8), "staged": "both", "vector": 4,
-                "pad": 4, "prefetch": "register", "out_vector": 4,
-            }  # fmt: skip
-        for staged in ("both", "none"):
-            for y_threads, x_threads, y_inner, x_inner, k_tile in SEEDS:
-                yield {
-                    "y_virtual": 1, "y_threads": y_threads, "y_inner": y_inner,
-                    "x_virtual": 1, "x_threads": x_threads, "x_inner": x_inner,
-                    "k_tile": k_tile, "k_unroll": 1, "staged": staged, "vector": 1,
-                    "pad": 0, "prefetch": "none", "out_vector": 1,
-                }  # fmt: skip
-
-    def _illegal(self, config: Mapping[str, Value]) -> str | None:
-        plan, target = self.plan(config), self.target
-        if plan.threads > target.threads_per_block:
-            return f"{plan.threads} threads a block, limit {target.threads_per_block}"
-        if plan.registers > target.thread_registers:
-            return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
-        size = BufferSpec("panels", (plan.shared,), str(self.stage.buffer.dtype)).nbytes
-        if size > target.shared_bytes:
-            return f"panels need {size} bytes of shared memory, limit {target.shared_bytes}"
-        if plan.body > target.max_unroll:
-            return f"unrolled body has {plan.body} operations, limit {target.max_unroll}"
-        if plan.k_tile % plan.k_unroll:
-            return "a panel is no whole number of unrolled steps"
-        if max(plan.y.blocks, points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
-            return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
-        for side, tile in (("y", plan.y), ("x", plan.x)):
-            if tile.block >= 2 * max(tile.extent, 1) and tile.block > 1:
-                return "a block is twice as long as the side"
-            if side not in plan.staged and plan.k_extent % plan.k_tile:
-                return "a padded reduction needs both panels"
-        vector, out_vector = int(config["vector"]), int(config["out_vector"])
-        if (plan.pad or plan.prefetch) and not plan.staged:
-            return "only panels are padded and fetched ahead"
-        if any(row <= plan.pad for row in plan.rows):
-            return "a panel's rows are no longer than what lies between them"
-        if plan.prefetch and plan.k_blocks < 2:
-            return "one panel has no next one to fetch"
-        if plan.x.inner % out_vector:
-            return "a thread's outputs are no whole number of vectors"
-        if vector > 1 and any(plan.k_tile * getattr(plan, s).block % vector for s in plan.staged):
-            return "a panel is no whole number of vectors"
-        if vector > 1 and not plan.staged:
-            return "only panels are loaded in vectors"
-        return None
-
-    def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
-        """Sizes that decide the time. `estimate` is a guess in seconds on a device of 1 GHz."""
-        plan, target = self.plan(config), self.target
-        batch = points(self.found.batch)
-        blocks = batch * plan.y.blocks * plan.x.blocks
-        work = batch * plan.y.padded * plan.x.padded * plan.k_blocks * plan.k_tile
-        loads = work / plan.y.inner / plan.y.virtual + work / plan.x.inner / plan.x.virtual
-        copied = blocks * plan.k_blocks * plan.copied
-        copies = copied * (2 + 2 / int(config["vector"]))
-        share = ceil_div(blocks, target.cores)
-        waves = share * target.cores / blocks
-        busy = (work + loads + copies) * waves / (target.cores * target.lanes())
-        beside = max(min(share, BUSY_THREADS // plan.threads), 1)
-        waits = 0 if plan.prefetch else plan.k_blocks * LOAD_CYCLES * share / beside
-        seconds = (busy + waits) / 1e9
-        log = math.log2
-        return {
-            "estimate": seconds,
-            "log_estimate": log(seconds),
-            "waste": work / batch / (self.extents["y"] * self.extents["x"] * self.extents["k"]),
-            "blocks": log(blocks),
-            "waves": waves,
-            "threads": log(plan.threads),
-            "accumulators": log(plan.accumulators),
-            "shared": log(plan.shared + 1),
-            "loads": log(loads),
-            "copied": log(copied + 1),
-            "body": log(plan.body),
-            "panel_y": log(plan.y.block * plan.k_tile),
-            "panel_x": log(plan.x.block * plan.k_tile),
-            "waits": log(waits + 1),
-        }
+        self.decides = GpuContractionSpace(found, self.sides, target)
+        self.space = self.decides.space()
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Panels S[batch, block, kb, k, i], accumulators Z[batch, ys, xs, y, x], the same as two
-        flat sides F[batch, y, x], and the output."""
-        plan, name = self.plan(config), self.stage.name
+        flat sides F[batch, y, x], and the output. With parts of the reduction, they are the first
+        index of Z, F and of their sums P[part, batch, y, x], and the output adds these."""
+        plan, name = self.decides.plan(config), self.stage.name
         batch = [i.extent for i in self.found.batch]
+        parts = [plan.k_split] if plan.k_split > 1 else []
         y, x = (self._element(plan, side, tensors) for side in ("y", "x"))
         kb = te.reduce_axis((0, plan.k_blocks), "kb")
         kk = te.reduce_axis((0, plan.k_tile), "kk")
 
         def accumulate(*at: Any) -> Any:
             *b, ys, xs, yi, xi = at
-            ks = (kb.var, kk.var)
+            first = b.pop(0) * plan.k_blocks if parts else 0
+            ks = (first + kb.var, kk.var)
             term = y(b, *plan.y.panel(ys, yi), *ks) * x(b, *plan.x.panel(xs, xi), *ks)
             return te.sum(term, axis=[kb, kk])
 
-        shape = [*batch, plan.y.spans, plan.x.spans, plan.y.span, plan.x.span]
+        shape = [*parts, *batch, plan.y.spans, plan.x.spans, plan.y.span, plan.x.span]
         z = te.compute(shape, accumulate, name=f"{name}_acc")
 
         def flat(*at: Any) -> Any:
@@ -252,7 +96,10 @@ class GpuContractionSchedule(StageSchedule):
             (ys, yi), (xs, xi) = plan.y.locate(yq), plan.x.locate(xq)
             return z(*b, ys, xs, yi, xi)
 
-        f = te.compute([*batch, plan.y.padded, plan.x.padded], flat, name=f"{name}_flat")
+        f = te.compute([*parts, *batch, plan.y.padded, plan.x.padded], flat, name=f"{name}_flat")
+
+        if parts:
+            f = self._sum(plan, f)
 
         def out(*indices: Any) -> Any:
             return f(*self._coordinates(indices))
@@ -262,6 +109,20 @@ class GpuContractionSchedule(StageSchedule):
             tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
         else:
             tensors.plain(final, name=f"{name}_out")
+
+    def _sum(self, plan: Plan, flat: Any) -> Callable[..., Any]:
+        """The sum of all parts of the reduction, which are written out for it. It has one index,
+        so that threads may add whatever lies together."""
+        shape = [i.extent for i in self.found.batch]
+        shape += [self.decides.extents[side] for side in ("y", "x")]
+        name, part = self.stage.name, te.reduce_axis((0, plan.k_split), "part")
+        parts = te.compute([plan.k_split, *shape], lambda *at: flat(*at), name=f"{name}_part")
+
+        def add(q: Any) -> Any:
+            return te.sum(parts(part.var, *unflatten(q, shape)), axis=part)
+
+        total = te.compute([math.prod(shape)], add, name=f"{name}_sum")
+        return lambda *at: total(flatten(at, shape))
 
     def _coordinates(self, indices: Sequence[Any]) -> list[Any]:
         """Batch, and the flat index of each side, of an element of the output."""
@@ -282,7 +143,7 @@ class GpuContractionSchedule(StageSchedule):
             if tile.padded != tile.extent:
                 inside.append(q < tile.extent)
                 q = q if guard else tirx.min(q, tile.extent - 1)
-            if plan.k_blocks * plan.k_tile != plan.k_extent:
+            if plan.k_padded:
                 inside.append(kq < plan.k_extent)
             ks = unflatten(kq, [i.extent for i in self.found.k])
             at = {i.var: v for i, v in zip(self.found.k, ks, strict=True)}
@@ -295,7 +156,7 @@ class GpuContractionSchedule(StageSchedule):
         if which not in plan.staged:
             return lambda b, o, i, kb, k: value([b[p] for p in own], o, i, kb, k, False)
         shape = [self.found.batch[p].extent for p in own]
-        shape += [tile.blocks, plan.k_blocks, plan.k_tile, tile.block]
+        shape += [tile.blocks, plan.k_split * plan.k_blocks, plan.k_tile, tile.block]
 
         def body(*at: Any) -> Any:
             *b, o, kb, k, i = at
@@ -306,10 +167,14 @@ class GpuContractionSchedule(StageSchedule):
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Blocks and threads over the output, panels shared, sums in registers."""
-        plan, name = self.plan(config), self.stage.name
+        plan, name = self.decides.plan(config), self.stage.name
         flat, acc = sch.get_sblock(f"{name}_flat"), sch.get_sblock(f"{name}_acc")
         out = sch.get_sblock(f"{name}_out")
-        gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
+        if plan.k_split > 1:
+            self._add(sch.get_sblock(f"{name}_sum"), out, int(config["out_vector"]), sch)
+            out = sch.get_sblock(f"{name}_part")
+        else:
+            gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
         *batch, y, x = sch.get_loops(flat)
         yb, yv, yt, yi = sch.split(y, plan.y.factors)
         xb, xv, xt, xi = sch.split(x, plan.x.factors)
@@ -326,7 +191,7 @@ class GpuContractionSchedule(StageSchedule):
         sch.set_scope(acc, 0, "local")
         sch.compute_at(acc, xt, preserve_unit_loops=True)
         sch.compute_inline(flat)
-        *units, yi, xi, kb, kk = sch.get_loops(acc)[-(len(self.found.batch) + 6) :]
+        *units, yi, xi, kb, kk = sch.get_loops(acc)[-(len(batch) + 6) :]
         ko, ku = sch.split(kk, [None, plan.k_unroll])
         sch.reorder(kb, ko, ku, *units, yi, xi)
         for loop in (ku, yi, xi):
@@ -342,6 +207,28 @@ class GpuContractionSchedule(StageSchedule):
         sch.decompose_reduction(acc, kb)
         if plan.prefetch:
             gpu_loops.pipeline(sch, kb, len(plan.staged))
+
+    def _add(self, total: Any, out: Any, width: int, sch: Any) -> None:
+        """A kernel that adds the parts of every output, neighbours by neighbouring threads."""
+        extents = [i.extent for i in self.found.batch]
+        extents += [self.decides.extents[side] for side in ("y", "x")]
+
+        def place(*at: Any) -> list[Any]:
+            return [flatten(self._coordinates(at), extents)]
+
+        gpu_loops.relayout(sch, out, place, len(self.stage.shape))
+        threads = min(SUM_THREADS, self.target.threads_per_block)
+        block, thread, vector = sch.split(*sch.get_loops(out), [None, threads, width])
+        sch.bind(block, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
+        sch.set_scope(total, 0, "local")
+        sch.compute_at(total, thread, preserve_unit_loops=True)
+        own, part = sch.get_loops(total)[-2:]
+        sch.reorder(part, own)
+        sch.unroll(part)
+        for loop in (vector, own):
+            sch.vectorize(loop)
+        sch.decompose_reduction(total, part)
 
     def _copy(self, plan: Plan, side: str, kb: Any, width: int, sch: Any) -> None:
         """A panel in shared memory, copied by all threads of the block at every step of `kb`."""

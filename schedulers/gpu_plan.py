@@ -22,6 +22,11 @@ class Tile:
     inner: int
 
     @property
+    def own(self) -> int:
+        """Elements of a thread."""
+        return self.virtual * self.inner
+
+    @property
     def block(self) -> int:
         """Elements of a block."""
         return self.virtual * self.threads * self.inner
@@ -78,13 +83,20 @@ class Plan:
     """Sides, ``y`` and ``x``, that go through shared memory."""
     pad: int
     """Elements between the rows of a panel, which so begin in different banks."""
+    k_split: int
+    """Parts of the reduction that blocks of their own compute."""
     prefetch: bool
     """Whether the next panels are on their way to registers while the present ones are used."""
 
     @property
     def k_blocks(self) -> int:
-        """Panels along the reduction."""
-        return ceil_div(self.k_extent, self.k_tile)
+        """Panels along one part of the reduction."""
+        return ceil_div(ceil_div(self.k_extent, self.k_tile), self.k_split)
+
+    @property
+    def k_padded(self) -> bool:
+        """Whether panels reach beyond the reduction."""
+        return self.k_split * self.k_blocks * self.k_tile != self.k_extent
 
     @property
     def threads(self) -> int:
@@ -94,15 +106,14 @@ class Plan:
     @property
     def accumulators(self) -> int:
         """Sums that a thread holds."""
-        return self.y.virtual * self.y.inner * self.x.virtual * self.x.inner
+        return self.y.own * self.x.own
 
     @property
     def registers(self) -> int:
         """Accumulators, an element of each operand for each of them, what is on its way to the
         next panels, and a few for addresses."""
-        operands = self.y.virtual * self.y.inner + self.x.virtual * self.x.inner
         fetched = self.shares if self.prefetch else 0
-        return self.accumulators + operands + fetched + 16
+        return self.accumulators + self.y.own + self.x.own + fetched + 16
 
     @property
     def rows(self) -> list[int]:
@@ -147,5 +158,6 @@ class Plan:
             k_unroll=int(config["k_unroll"]),
             staged=("y", "x") if stage == "both" else () if stage == "none" else (str(stage),),
             pad=int(config["pad"]),
+            k_split=int(config["k_split"]),
             prefetch=config["prefetch"] != "none",
         )

@@ -166,7 +166,7 @@ class CUDA(Target):
                 "host": "llvm",
                 "max_threads_per_block": self.threads_per_block,
                 "max_shared_memory_per_block": self.shared_bytes,
-                "thread_warp_size": 32,
+                "thread_warp_size": self.warp,
             }
         )
 

@@ -191,9 +191,10 @@ def _function_of(program: Any, lowered: Any) -> Function:
 
 
 def _bytes(buffer: Any) -> int:
-    import numpy as np
+    """Of a buffer, whose elements may be vectors."""
+    import tvm_ffi
 
-    return math.prod(map(int, buffer.shape)) * np.dtype(str(buffer.dtype)).itemsize
+    return math.prod(map(int, buffer.shape)) * int(tvm_ffi.dtype(str(buffer.dtype)).itemsize)
 
 
 def _launch(node: Any, position: Any) -> Launch:

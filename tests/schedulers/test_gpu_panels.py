@@ -24,10 +24,10 @@ WORKLOADS = {
     "conv2d": Workload(parse("conv2d", {**IMAGE, "batch": "2", "relu": "true"})),
     "batch_gemm": Workload(parse("batch_gemm", {"batch": "3", "m": "11", "n": "20", "k": "13"})),
 }
-TILE = {
+TILE: dict[str, Any] = {
     "y_virtual": 1, "y_threads": 4, "y_inner": 2, "x_virtual": 2, "x_threads": 4, "x_inner": 4,
     "k_tile": 4, "k_unroll": 1, "staged": "both", "vector": 4,
-    "pad": 0, "prefetch": "none", "out_vector": 1,
+    "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def target() -> Target:
     return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
 
 
-def config(workload: Workload, **changes: int | str) -> dict[str, Any]:
+def config(workload: Workload, **changes: Any) -> dict[str, Any]:
     name = workload.operator.name
     return {f"{name}.{knob}": value for knob, value in (TILE | changes).items()}
 
@@ -143,7 +143,11 @@ def test_seeds_fit_the_registers(arch: str) -> None:
 def test_a_device_of_opencl_runs_them(name: str, tmp_path: Any) -> None:
     target, workload = lookup("opencl"), WORKLOADS[name]
     assert isinstance(target, OpenCL)
-    changes = {"prefetch": "register", "pad": 4, "out_vector": 4 if name != "conv2d" else 1}
+    changes: dict[str, Any] = {
+        "prefetch": "register",
+        "pad": 4,
+        "out_vector": 4 if name != "conv2d" else 1,
+    }
     module = schedule(workload.prim_func(), target, config(workload, **changes))
     path, runtime = tmp_path / "kernel", target.runtime()
     target.build(module, path)

@@ -1,0 +1,246 @@
+"""The knobs of a contraction on a device with thread blocks, what is legal, and good configs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+
+from flextensor.operators.workload import BufferSpec
+from flextensor.schedulers import gpu_loops
+from flextensor.schedulers.analysis import Contraction, points
+from flextensor.schedulers.gpu_plan import Plan
+from flextensor.schedulers.layouts import Side
+from flextensor.schedulers.space import Config, Space, Value, choice, sizes
+from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div, round_up
+
+STAGED = ("both", "y", "x", "none")
+PREFETCH = ("none", "register")
+"""Whether the panels of the next step are fetched before those of this one are used."""
+LOAD_CYCLES = 500
+"""What a panel takes to come from memory."""
+KERNEL_CYCLES = 3000
+"""From one kernel to the next."""
+SHORTEST_PART = 32
+"""Elements of a reduction that are worth blocks of their own."""
+MOST_WAVES = 8
+"""Blocks for every core, from which nothing is gained by more."""
+SPLIT_THREADS = 64 << 10
+"""Outputs of a core from which a reduction is in one part."""
+BUSY_THREADS = 1024
+"""Threads that a core may work on at a time: while some wait, others do not."""
+TILES = (
+    # virtual threads, threads and elements of a thread: of Y, of X; k of a panel
+    (2, 16, 4, 2, 16, 4, 8), (2, 16, 4, 1, 16, 4, 16), (1, 16, 4, 2, 16, 4, 16),
+    (1, 16, 4, 1, 16, 4, 16), (4, 16, 4, 2, 16, 4, 8), (2, 16, 4, 4, 16, 4, 8),
+    (2, 8, 4, 2, 16, 4, 8), (2, 16, 4, 2, 8, 4, 8), (2, 8, 4, 2, 8, 4, 16),
+    (1, 8, 4, 1, 8, 4, 32), (1, 8, 4, 2, 8, 4, 16), (2, 8, 4, 1, 8, 4, 16),
+)  # fmt: skip
+"""Tiles that are copied and written in vectors and fetched ahead. A thread's elements come in
+fours, a span apart: neighbouring threads then read neighbouring vectors of a panel."""
+SEEDS = (
+    # threads of Y and X, elements of each that a thread computes, k of a panel
+    (8, 8, 4, 4, 8), (16, 16, 4, 4, 8), (8, 16, 8, 4, 16), (16, 16, 8, 8, 8), (4, 8, 8, 8, 16),
+    (8, 8, 2, 2, 16), (4, 4, 8, 8, 8), (2, 4, 8, 16, 16), (1, 4, 8, 16, 16), (1, 16, 8, 4, 16),
+    (4, 16, 4, 4, 8), (8, 32, 4, 2, 8), (4, 4, 2, 2, 8), (1, 8, 4, 4, 8), (1, 1, 4, 16, 8),
+    (1, 1, 1, 1, 1),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuContractionSpace:
+    """What decides over a contraction: its roles, its sides ``y`` and ``x``, and the device."""
+
+    found: Contraction
+    sides: Mapping[str, Side]
+    target: Target
+
+    @functools.cached_property
+    def extents(self) -> dict[str, int]:
+        """Of ``y``, ``x`` and ``k``."""
+        sides = {name: points(side.iterators) for name, side in self.sides.items()}
+        return {**sides, "k": points(self.found.k)}
+
+    def plan(self, config: Mapping[str, Value]) -> Plan:
+        """All sizes that follow from a config."""
+        return Plan.of(config, self.extents)
+
+    @functools.cached_property
+    def run(self) -> int:
+        """Elements of X in a row that are neighbours in the output too."""
+        length = 1
+        stored = [i for parts in self.found.outputs for i in parts]
+        own = self.sides["x"].iterators
+        for mine, theirs in zip(reversed(own), reversed(stored), strict=False):
+            if mine is not theirs:
+                break
+            length *= mine.extent
+        return length
+
+    def space(self) -> Space:
+        """Every way to run it; the first values of the later knobs are what older trials ran."""
+        k_tiles = [t for t in (1, 2, 4, 8, 16, 32, 64) if t < 2 * self.extents["k"]]
+        knobs = [
+            knob
+            for side in ("y", "x")
+            for knob in (
+                sizes(f"{side}_virtual", (1, 2, 3, 4, 7, 8)),
+                sizes(f"{side}_threads", (1, 2, 4, 8, 16, 32, 64, 128)),
+                sizes(f"{side}_inner", (1, 2, 3, 4, 6, 7, 8, 12, 16)),
+            )
+        ]
+        space = Space(
+            (
+                *knobs,
+                sizes("k_tile", k_tiles),
+                sizes("k_unroll", (1, 2, 4, 8, 16)),
+                choice("staged", STAGED),
+                sizes("vector", (1, 2, 4)),
+                sizes("pad", (0, 4)),
+                choice("prefetch", PREFETCH),
+                sizes("out_vector", [v for v in (1, 2, 4) if self.run % v == 0]),
+                sizes("k_split", self._splits()),
+            ),
+            (self._illegal,),
+        )
+        return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
+
+    def _splits(self) -> list[int]:
+        """Parts of the reduction that may go to blocks of their own: none where the outputs
+        keep the device busy, or a part were short."""
+        outputs = points(self.found.batch) * self.extents["y"] * self.extents["x"]
+        longest = self.extents["k"] // SHORTEST_PART
+        most = min(longest, SPLIT_THREADS * self.target.cores // outputs)
+        return [1, *(n for n in (2, 4, 8, 16, 32, 64) if n <= most)]
+
+    def _seeds(self, space: Space) -> tuple[Config, ...]:
+        found: dict[tuple[Value, ...], Config] = {}
+        for wanted in self._wanted():
+            config = space.config(space.project(wanted))
+            if space.reason(config) is None:
+                found.setdefault(tuple(config.values()), config)
+        return tuple(found.values())
+
+    def _wanted(self) -> Iterator[Config]:
+        """Good configs, not all of which are of the space."""
+        names = ("y_virtual", "y_threads", "y_inner", "x_virtual", "x_threads", "x_inner", "k_tile")
+        for tile in TILES:
+            sizes = dict(zip(names, tile, strict=True))
+            wanted: Config = {
+                **sizes, "k_unroll": min(sizes["k_tile"], 8), "staged": "both", "vector": 4,
+                "pad": 4, "prefetch": "register", "out_vector": 4, "k_split": 1,
+            }  # fmt: skip
+            yield wanted
+            if (split := self._filling(wanted)) > 1:
+                yield wanted | {"k_split": split}
+        for staged in ("both", "none"):
+            for y_threads, x_threads, y_inner, x_inner, k_tile in SEEDS:
+                yield {
+                    "y_virtual": 1, "y_threads": y_threads, "y_inner": y_inner,
+                    "x_virtual": 1, "x_threads": x_threads, "x_inner": x_inner,
+                    "k_tile": k_tile, "k_unroll": 1, "staged": staged, "vector": 1,
+                    "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
+                }  # fmt: skip
+
+    def _filling(self, config: Mapping[str, Value]) -> int:
+        """Parts of the reduction that give every core two blocks at most."""
+        plan = self.plan(config)
+        return max(
+            n for n in self._splits() if n == 1 or n * self._tiles(plan) <= 2 * self.target.cores
+        )
+
+    def _width(self, plan: Plan, side: str) -> float:
+        """Elements of a side's operand that a thread has of one load, less its address where it is
+        no panel."""
+        if side not in plan.staged:
+            return 0.5
+        return math.gcd({"y": plan.y, "x": plan.x}[side].inner, 4)
+
+    def _tiles(self, plan: Plan) -> int:
+        """Tiles of the output."""
+        return points(self.found.batch) * plan.y.blocks * plan.x.blocks
+
+    def _illegal(self, config: Mapping[str, Value]) -> str | None:
+        plan, target = self.plan(config), self.target
+        if plan.threads > target.threads_per_block:
+            return f"{plan.threads} threads a block, limit {target.threads_per_block}"
+        if plan.registers > target.thread_registers:
+            return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
+        size = BufferSpec("panels", (plan.shared,), str(self.found.stage.buffer.dtype)).nbytes
+        if size > target.shared_bytes:
+            return f"panels need {size} bytes of shared memory, limit {target.shared_bytes}"
+        if plan.body > target.max_unroll:
+            return f"unrolled body has {plan.body} operations, limit {target.max_unroll}"
+        if plan.k_tile % plan.k_unroll:
+            return "a panel is no whole number of unrolled steps"
+        if max(plan.y.blocks, plan.k_split * points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
+            return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
+        for side, tile in (("y", plan.y), ("x", plan.x)):
+            if tile.block >= 2 * max(tile.extent, 1) and tile.block > 1:
+                return "a block is twice as long as the side"
+            if side not in plan.staged and plan.k_padded:
+                return "a padded reduction needs both panels"
+        vector, out_vector = int(config["vector"]), int(config["out_vector"])
+        if (plan.pad or plan.prefetch) and not plan.staged:
+            return "only panels are padded and fetched ahead"
+        if any(row <= plan.pad for row in plan.rows):
+            return "a panel's rows are no longer than what lies between them"
+        if (plan.k_split - 1) * plan.k_blocks * plan.k_tile >= plan.k_extent:
+            return "a part of the reduction is empty"
+        if plan.k_split > 1 and self._tiles(plan) * plan.k_split > MOST_WAVES * self.target.cores:
+            return "the tiles keep the device busy without parts of the reduction"
+        if plan.prefetch and plan.k_blocks < 2:
+            return "one panel has no next one to fetch"
+        if plan.x.inner % out_vector:
+            return "a thread's outputs are no whole number of vectors"
+        if vector > 1 and any(plan.k_tile * getattr(plan, s).block % vector for s in plan.staged):
+            return "a panel is no whole number of vectors"
+        if vector > 1 and not plan.staged:
+            return "only panels are loaded in vectors"
+        return None
+
+    def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
+        """Sizes that decide the time. `estimate` is a guess in seconds on a device of 1 GHz."""
+        plan, target = self.plan(config), self.target
+        batch = points(self.found.batch)
+        blocks = self._tiles(plan) * plan.k_split
+        work = batch * plan.y.padded * plan.x.padded * plan.k_split * plan.k_blocks * plan.k_tile
+        each = {
+            "y": work / plan.x.inner / plan.x.virtual,
+            "x": work / plan.y.inner / plan.y.virtual,
+        }
+        loads = sum(each.values())
+        wide = sum(count / self._width(plan, side) for side, count in each.items())
+        copied = blocks * plan.k_blocks * plan.copied
+        copies = copied * (2 + 2 / int(config["vector"]))
+        share = ceil_div(blocks, target.cores)
+        waves = share * target.cores / blocks
+        idle = round_up(plan.threads, target.warp) / plan.threads
+        busy = (work + wide + copies) * waves * idle / (target.cores * target.lanes())
+        beside = max(min(share, BUSY_THREADS // plan.threads), 1)
+        waits = 0 if plan.prefetch else plan.k_blocks * LOAD_CYCLES * share / beside
+        partial = batch * self.extents["y"] * self.extents["x"] * plan.k_split
+        sums = 0.0
+        if plan.k_split > 1:
+            sums = KERNEL_CYCLES + 4 * partial / (target.cores * target.lanes())
+        seconds = (busy + waits + sums) / 1e9
+        log = math.log2
+        return {
+            "estimate": seconds,
+            "log_estimate": log(seconds),
+            "waste": work / batch / (self.extents["y"] * self.extents["x"] * self.extents["k"]),
+            "blocks": log(blocks),
+            "waves": waves,
+            "threads": log(plan.threads),
+            "accumulators": log(plan.accumulators),
+            "shared": log(plan.shared + 1),
+            "loads": log(loads),
+            "copied": log(copied + 1),
+            "body": log(plan.body),
+            "panel_y": log(plan.y.block * plan.k_tile),
+            "panel_x": log(plan.x.block * plan.k_tile),
+            "waits": log(waits + 1),
+            "sums": log(sums + 1),
+        }
