@@ -8,29 +8,24 @@ import math
 from collections.abc import Iterator, Mapping
 
 from flextensor.operators.workload import BufferSpec
-from flextensor.schedulers import gpu_loops
+from flextensor.schedulers import gpu_estimate, gpu_loops
 from flextensor.schedulers.analysis import Contraction, points
+from flextensor.schedulers.gpu_estimate import Access
 from flextensor.schedulers.gpu_plan import Plan
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
-from flextensor.targets.rounding import ceil_div, round_up
+from flextensor.targets.rounding import ceil_div
 
 STAGED = ("both", "y", "x", "none")
 PREFETCH = ("none", "register")
 """Whether the panels of the next step are fetched before those of this one are used."""
-LOAD_CYCLES = 500
-"""What a panel takes to come from memory."""
-KERNEL_CYCLES = 3000
-"""From one kernel to the next."""
 SHORTEST_PART = 32
 """Elements of a reduction that are worth blocks of their own."""
 MOST_WAVES = 8
 """Blocks for every core, from which nothing is gained by more."""
 SPLIT_THREADS = 64 << 10
 """Outputs of a core from which a reduction is in one part."""
-BUSY_THREADS = 1024
-"""Threads that a core may work on at a time: while some wait, others do not."""
 TILES = (
     # virtual threads, threads and elements of a thread: of Y, of X; k of a panel
     (2, 16, 4, 2, 16, 4, 8), (2, 16, 4, 1, 16, 4, 16), (1, 16, 4, 2, 16, 4, 16),
@@ -151,13 +146,6 @@ class GpuContractionSpace:
             n for n in self._splits() if n == 1 or n * self._tiles(plan) <= 2 * self.target.cores
         )
 
-    def _width(self, plan: Plan, side: str) -> float:
-        """Elements of a side's operand that a thread has of one load, less its address where it is
-        no panel."""
-        if side not in plan.staged:
-            return 0.5
-        return math.gcd({"y": plan.y, "x": plan.x}[side].inner, 4)
-
     def _tiles(self, plan: Plan) -> int:
         """Tiles of the output."""
         return points(self.found.batch) * plan.y.blocks * plan.x.blocks
@@ -207,32 +195,23 @@ class GpuContractionSpace:
         batch = points(self.found.batch)
         blocks = self._tiles(plan) * plan.k_split
         work = batch * plan.y.padded * plan.x.padded * plan.k_split * plan.k_blocks * plan.k_tile
-        each = {
-            "y": work / plan.x.inner / plan.x.virtual,
-            "x": work / plan.y.inner / plan.y.virtual,
-        }
-        loads = sum(each.values())
-        wide = sum(count / self._width(plan, side) for side, count in each.items())
+        loads = work / plan.x.own + work / plan.y.own
         copied = blocks * plan.k_blocks * plan.copied
-        copies = copied * (2 + 2 / int(config["vector"]))
-        share = ceil_div(blocks, target.cores)
-        waves = share * target.cores / blocks
-        idle = round_up(plan.threads, target.warp) / plan.threads
-        busy = (work + wide + copies) * waves * idle / (target.cores * target.lanes())
-        beside = max(min(share, BUSY_THREADS // plan.threads), 1)
-        waits = 0 if plan.prefetch else plan.k_blocks * LOAD_CYCLES * share / beside
-        partial = batch * self.extents["y"] * self.extents["x"] * plan.k_split
-        sums = 0.0
-        if plan.k_split > 1:
-            sums = KERNEL_CYCLES + 4 * partial / (target.cores * target.lanes())
-        seconds = (busy + waits + sums) / 1e9
+        accesses = {
+            name: Access(side.contiguous, len(side.iterators) > 1)
+            for name, side in self.sides.items()
+        }
+        outputs = batch * self.extents["y"] * self.extents["x"]
+        seconds = gpu_estimate.seconds(
+            plan, self._tiles(plan), outputs, accesses, int(config["vector"]), target
+        )
         log = math.log2
         return {
             "estimate": seconds,
             "log_estimate": log(seconds),
             "waste": work / batch / (self.extents["y"] * self.extents["x"] * self.extents["k"]),
             "blocks": log(blocks),
-            "waves": waves,
+            "waves": ceil_div(blocks, target.cores) * target.cores / blocks,
             "threads": log(plan.threads),
             "accumulators": log(plan.accumulators),
             "shared": log(plan.shared + 1),
@@ -241,6 +220,6 @@ class GpuContractionSpace:
             "body": log(plan.body),
             "panel_y": log(plan.y.block * plan.k_tile),
             "panel_x": log(plan.x.block * plan.k_tile),
-            "waits": log(waits + 1),
-            "sums": log(sums + 1),
+            "hidden": float(plan.prefetch),
+            "parts": log(plan.k_split),
         }

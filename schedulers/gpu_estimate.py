@@ -1,4 +1,4 @@
-"""How long a contraction takes on a device with thread blocks, from the sizes of its plan alone.
+"""How long a stage takes on a device with thread blocks, from the sizes of its plan alone.
 
     cycles of a block = together(issue, multiply-adds, shared memory, way to L2)
     seconds           = waves of resident blocks on the busiest core, at 1 GHz
@@ -45,6 +45,34 @@ def together(*times: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
+class Block:
+    """What a block takes: cycles that it keeps its core busy, cycles of its chain of waits,
+    threads, registers of a thread as planned, bytes of shared memory."""
+
+    busy: float
+    latency: float
+    threads: int
+    registers: int = 0
+    shared: int = 0
+
+    def seconds(self, blocks: int, target: Target) -> float:
+        """A kernel of so many blocks: waves of those that a core holds, on the busiest core."""
+        full, rest = divmod(ceil_div(blocks, target.cores), self._resident(target.warp))
+        cycles = full * self._wave(self._resident(target.warp)) + self._wave(rest)
+        return cycles / CLOCK + LAUNCH_SECONDS
+
+    def _wave(self, blocks: int) -> float:
+        """Cycles of blocks side by side: their core is never idle, or one's chain is longer."""
+        return together(blocks * self.busy, self.busy + self.latency) if blocks else 0.0
+
+    def _resident(self, warp: int) -> int:
+        threads = round_up(self.threads, warp)
+        registers = min(255, round_up(self.registers + SPARE_REGISTERS, 8))
+        fitting = min(BLOCKS, THREADS // threads, REGISTERS // (registers * threads))
+        return max(1, min(fitting, SHARED // (self.shared + 1024)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Access:
     """How the operand of a side is read from memory."""
 
@@ -60,40 +88,33 @@ class Access:
 
 
 def seconds(
-    plan: Plan, batch: int, accesses: Mapping[str, Access], vector: int, target: Target
+    plan: Plan,
+    tiles: int,
+    outputs: int,
+    accesses: Mapping[str, Access],
+    vector: int,
+    target: Target,
 ) -> float:
-    """A guess for `batch` contractions whose panels are copied in vectors of `vector`."""
-    blocks = batch * plan.y.blocks * plan.x.blocks
+    """A guess for all `tiles` of a plan, whose panels are copied in vectors of `vector`; parts of
+    the reduction leave a sum of each of the `outputs` to a kernel of its own."""
+    blocks = tiles * plan.k_split
     if target.warp == 1:
         return _in_turns(plan, blocks, vector, target)
     busy, latency = _block(plan, accesses, vector, target)
-    share, resident = ceil_div(blocks, target.cores), _resident(plan, target.warp)
-    full, rest = divmod(share, resident)
-    cycles = full * _wave(resident, busy, latency) + _wave(rest, busy, latency)
-    return cycles / CLOCK + LAUNCH_SECONDS
+    block = Block(busy, latency, plan.threads, plan.registers, WORD * plan.shared)
+    found = block.seconds(blocks, target)
+    if plan.k_split > 1:
+        moved = WORD * outputs * 2 * plan.k_split  # written and read
+        found += LAUNCH_SECONDS + moved / (target.cores * FILL_BYTES * CLOCK)
+    return found
 
 
 def _in_turns(plan: Plan, blocks: int, vector: int, target: Target) -> float:
-    steps = plan.k_blocks * plan.k_tile
-    work = blocks * plan.y.block * plan.x.block * steps
-    loads = work / plan.y.inner / plan.y.virtual + work / plan.x.inner / plan.x.virtual
+    work = blocks * plan.y.block * plan.x.block * plan.k_blocks * plan.k_tile
+    loads = work / plan.y.own + work / plan.x.own
     copies = blocks * plan.k_blocks * plan.copied * (2 + 2 / vector)
     waves = ceil_div(blocks, target.cores) * target.cores / blocks
     return (work + loads + copies) * waves / (target.cores * target.lanes() * CLOCK)
-
-
-def _wave(blocks: int, busy: float, latency: float) -> float:
-    """Cycles of blocks side by side: a core is never idle, or one block's chain is longer."""
-    return together(blocks * busy, busy + latency) if blocks else 0.0
-
-
-def _resident(plan: Plan, warp: int) -> int:
-    """Blocks that a core holds."""
-    threads = round_up(plan.threads, warp)
-    registers = min(255, round_up(plan.registers + SPARE_REGISTERS, 8))
-    shared = WORD * plan.shared + 1024
-    return max(1, min(BLOCKS, THREADS // threads, REGISTERS // (registers * threads),
-                      SHARED // shared))  # fmt: skip
 
 
 def _block(
@@ -107,7 +128,7 @@ def _block(
         "y": min(ceil_div(target.warp, plan.x.threads), plan.y.threads),
     }
     for side, tile in (("y", plan.y), ("x", plan.x)):
-        own, access = tile.virtual * tile.inner, accesses[side]
+        own, access = tile.own, accesses[side]
         if side in plan.staged:
             issue += steps * own / _width(tile)
             local += steps * own / _width(tile) * _lines(tile, across[side])
@@ -144,3 +165,15 @@ def _waits(plan: Plan, busy: float) -> float:
         hidden = busy / plan.k_blocks if plan.prefetch else 0.0
         waits += plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
     return waits
+
+
+def spatial_seconds(points: int, steps: int, loads: int, threads: int, target: Target) -> float:
+    """A guess for a stage of `points` outputs, one a thread, each of `steps` of a reduction that
+    load so many elements."""
+    instructions = steps * (1 + loads * (1 + Access(True, True).address)) + 8
+    warps = ceil_div(threads, target.warp)
+    busy = warps * together(instructions / ISSUES, steps * loads)
+    if target.warp == 1:
+        return points * instructions / (target.cores * target.lanes() * CLOCK)
+    block = Block(busy, min(steps, 4) * FAR, threads)
+    return block.seconds(ceil_div(points, threads), target)

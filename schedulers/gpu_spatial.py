@@ -10,11 +10,13 @@ Takes what nobody else takes: maps, copies, gathers, reductions of any kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from flextensor.schedulers import gpu_loops
+from flextensor.schedulers import gpu_estimate, gpu_loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.expression import loads
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Space, Value, choice, sizes
 from flextensor.targets.base import Target
@@ -48,13 +50,23 @@ class GpuSpatialSchedule(StageSchedule):
                 sizes("unroll_k", (0, 1) if small else (0,)),
             ),
             (self._illegal,),
-            tuple(
+            features=self._features,
+            seeds=tuple(
                 {"threads": min(t, threads[-1]), "outputs": n, "apart": apart, "unroll_k": 0}
                 for t in (64, 256, 16)
                 for n, apart in ((1, "block"), (4, "neighbour"))
                 if n <= outputs
             ),
         )
+
+    def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
+        """`estimate` is a guess in seconds on a device of 1 GHz."""
+        stage = self.stage
+        seconds = gpu_estimate.spatial_seconds(
+            gpu_loops.outputs(stage), stage.points // gpu_loops.outputs(stage),
+            len(loads(stage.value)), int(config["threads"]) , self.target,
+        )  # fmt: skip
+        return {"estimate": seconds, "log_estimate": math.log2(seconds)}
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
         if int(config["outputs"]) == 1 and config["apart"] != "block":
