@@ -88,6 +88,8 @@ class Target(ABC):
     """The same of all threads of a block together; 0 where that is no limit."""
     copies_ahead: int = 0
     """Copies to shared memory that can be under way while a block computes with earlier ones."""
+    half: bool = True
+    """Whether kernels may use float16."""
     multipliers: int = 0
     """Multipliers that a design may be made of; 0 when a device runs programs, and no designs."""
     measured: str = "run"

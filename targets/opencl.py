@@ -75,6 +75,7 @@ class OpenCL(Target):
             threads_per_block=int(device.max_work_group_size),
             shared_bytes=shared,
             thread_registers=THREAD_REGISTERS,
+            half="cl_khr_fp16" in str(device.extensions).split(),
             index=index,
             name=_name(device),
             platform=str(device.platform.name).strip(),
