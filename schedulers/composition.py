@@ -12,7 +12,7 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
-from flextensor.errors import IllegalConfigError
+from flextensor.errors import IllegalConfigError, UnsupportedError
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
 from flextensor.schedulers.engine import EngineScheduler
@@ -53,7 +53,12 @@ class Composition:
 
     @classmethod
     def of(cls, func: Any, target: Target) -> Composition:
-        """Assign every stage of a program. A program that is no list of stages runs as it is."""
+        """Assign every stage of a program. A program that is no list of stages runs as it is.
+
+        `UnsupportedError` where the target cannot compute with what the program is given.
+        """
+        if not target.half and any(str(p.dtype) == "float16" for p in func.params):
+            raise UnsupportedError(f"{target.device} has no float16; choose dtype=float32")
         program = read(func)
         if program is None:
             return cls(func, None, (), Space(()))

@@ -12,9 +12,11 @@ of 1) computes, loads and copies one after the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from flextensor.schedulers.gpu_plan import Plan, Tile
+from flextensor.schedulers.gpu_tensor_core_plan import TILE
+from flextensor.schedulers.gpu_tensor_core_plan import Plan as MatrixPlan
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div, round_up
 
@@ -32,6 +34,8 @@ REGISTERS, THREADS, BLOCKS, SHARED = 65536, 2048, 32, 200 << 10
 """What a core has: registers, resident threads and blocks, bytes of shared memory."""
 SPARE_REGISTERS = 20
 """What a compiler takes beside those of the plan."""
+HALF_BYTES, MATRIX_CYCLES = 2, 3.0
+"""Bytes of half an element, and cycles of a core for 16 x 16 x 16 of them."""
 ISSUES = 4
 """Warp instructions in a cycle."""
 ORDER = 3
@@ -165,6 +169,33 @@ def _waits(plan: Plan, busy: float) -> float:
         hidden = busy / plan.k_blocks if plan.prefetch else 0.0
         waits += plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
     return waits
+
+
+def matrix_seconds(
+    plan: MatrixPlan, batch: int, widths: Mapping[str, int], gathered: Set[str], target: Target
+) -> float:
+    """A guess for `batch` contractions of half precision on matrix units; `widths` are the elements
+    that are copied at a time for each side, and `gathered` the sides whose addresses divide."""
+    steps = plan.k_blocks * plan.k_steps
+    fragments = plan.y.fragments + plan.x.fragments
+    multiply = plan.warps * steps * plan.y.fragments * plan.x.fragments * MATRIX_CYCLES
+    local = plan.warps * steps * fragments * HALF_BYTES * TILE * TILE / LINE
+    issue, moved = float(plan.warps * steps * (fragments + 2)), 0.0
+    for side in ("y", "x"):
+        copied = steps * TILE * plan.band(side).block
+        lines = HALF_BYTES * copied / LINE
+        address = Access(True, side in gathered).address
+        issue += copied / widths[side] * (3 + address) / target.warp
+        local += lines * (1 if widths[side] * HALF_BYTES >= WORD else 2)
+        moved += HALF_BYTES * copied
+    stored = plan.y.block * plan.x.block
+    local += 2 * stored * WORD / LINE
+    issue += stored * 8 / target.warp
+    busy = together(issue / ISSUES, multiply, local, moved / FILL_BYTES)
+    hidden = (plan.stages - 1) * busy / plan.k_blocks
+    latency = FAR + plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
+    block = Block(busy, latency, plan.threads, plan.registers, plan.shared_bytes)
+    return block.seconds(batch * plan.y.blocks * plan.x.blocks, target)
 
 
 def spatial_seconds(points: int, steps: int, loads: int, threads: int, target: Target) -> float:

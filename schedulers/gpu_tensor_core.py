@@ -25,7 +25,7 @@ from typing import Any
 
 from tvm import te
 
-from flextensor.schedulers import gpu_loops
+from flextensor.schedulers import gpu_estimate, gpu_loops
 from flextensor.schedulers import gpu_tensor_core_operands as operands
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
@@ -177,9 +177,8 @@ class GpuTensorCoreSchedule(StageSchedule):
         loads = work / plan.y.own + work / plan.x.own
         copied = sum(blocks * k * plan.band(side).block / self.widths[side] for side in ("y", "x"))
         waves = ceil_div(blocks, target.cores) * target.cores / blocks
-        cycles = work / 8 + 2 * loads + 4 * copied
-        waits = 1.25 if plan.stages == 1 else 1.0
-        seconds = cycles * waits * waves / (target.cores * target.lanes() * 1e9)
+        gathered = {name for name, side in self.sides.items() if len(side.iterators) > 1}
+        seconds = gpu_estimate.matrix_seconds(plan, batch, self.widths, gathered, target)
         log = math.log2
         return {
             "estimate": seconds,

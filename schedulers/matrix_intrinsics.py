@@ -11,8 +11,6 @@ in shared memory lies transposed: that is the load's matter.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
@@ -24,17 +22,12 @@ FRAGMENTS = {"y": "wmma.matrix_a", "x": "wmma.matrix_b"}
 SUMS = "wmma.accumulator"
 
 
-def _program(function: Callable[..., None]) -> Any:
-    """A function written in TVMScript."""
-    return T.prim_func(s_tir=True)(function)
-
-
 @functools.cache
 def load(side: str, transposed: bool) -> str:
     """A tile of a side, from a panel that has its rows as columns if it is `transposed`."""
     scope, layout = FRAGMENTS[side], "col_major" if transposed else "row_major"
 
-    @_program
+    @T.prim_func(s_tir=True)
     def row(a: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (16, 16), "float16", align=64, offset_factor=16, scope="shared.dyn")
         C = T.match_buffer(c, (16, 16), "float16", align=64, offset_factor=16, scope=scope)
@@ -46,7 +39,7 @@ def load(side: str, transposed: bool) -> str:
                     vi, vj = T.axis.remap("SS", [i, j])
                     C[vi, vj] = A[vi, vj]
 
-    @_program
+    @T.prim_func(s_tir=True)
     def column(a: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (16, 16), "float16", align=64, offset_factor=16, scope="shared.dyn")
         C = T.match_buffer(c, (16, 16), "float16", align=64, offset_factor=16, scope=scope)
@@ -58,7 +51,7 @@ def load(side: str, transposed: bool) -> str:
                     vi, vj = T.axis.remap("SS", [i, j])
                     C[vi, vj] = A[vj, vi]
 
-    @_program
+    @T.prim_func(s_tir=True)
     def given(a: T.handle, c: T.handle) -> None:
         s1, s0, d1, d0 = T.int32(), T.int32(), T.int32(), T.int32()
         A = T.match_buffer(
@@ -97,7 +90,7 @@ def load(side: str, transposed: bool) -> str:
 def zero() -> str:
     """The sums of a tile before anything is added."""
 
-    @_program
+    @T.prim_func(s_tir=True)
     def wanted(c: T.handle) -> None:
         C = T.match_buffer(
             c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator"
@@ -110,7 +103,7 @@ def zero() -> str:
                     vi, vj = T.axis.remap("SS", [i, j])
                     C[vi, vj] = T.float32(0)
 
-    @_program
+    @T.prim_func(s_tir=True)
     def given(c: T.handle) -> None:
         d1, d0 = T.int32(), T.int32()
         C = T.match_buffer(
@@ -144,7 +137,7 @@ def zero() -> str:
 def multiply() -> str:
     """The product of two tiles, added to the sums."""
 
-    @_program
+    @T.prim_func(s_tir=True)
     def wanted(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(
             a, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_a"
@@ -165,7 +158,7 @@ def multiply() -> str:
                         "float32", B[vk, vj]
                     )
 
-    @_program
+    @T.prim_func(s_tir=True)
     def given(a: T.handle, b: T.handle, c: T.handle) -> None:
         a1, a0, b1, b0 = T.int32(), T.int32(), T.int32(), T.int32()
         c1, c0 = T.int32(), T.int32()
@@ -220,7 +213,7 @@ def multiply() -> str:
 def store() -> str:
     """The sums of a tile to shared memory."""
 
-    @_program
+    @T.prim_func(s_tir=True)
     def wanted(c: T.handle, s: T.handle) -> None:
         C = T.match_buffer(
             c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator"
@@ -234,7 +227,7 @@ def store() -> str:
                     vi, vj = T.axis.remap("SS", [i, j])
                     S[vi, vj] = C[vi, vj]
 
-    @_program
+    @T.prim_func(s_tir=True)
     def given(c: T.handle, s: T.handle) -> None:
         c1, c0, s1, s0 = T.int32(), T.int32(), T.int32(), T.int32()
         C = T.match_buffer(

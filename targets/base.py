@@ -90,6 +90,8 @@ class Target(ABC):
     """Copies to shared memory that can be under way while a block computes with earlier ones."""
     warp: int = 1
     """Threads of a block that run in step; 1 where they take turns."""
+    half: bool = True
+    """Whether kernels may use float16."""
     multipliers: int = 0
     """Multipliers that a design may be made of; 0 when a device runs programs, and no designs."""
     measured: str = "run"

@@ -76,6 +76,7 @@ class OpenCL(Target):
             shared_bytes=shared,
             thread_registers=THREAD_REGISTERS,
             warp=WARP if device.type & _pyopencl().device_type.GPU else 1,
+            half="cl_khr_fp16" in str(device.extensions).split(),
             index=index,
             name=_name(device),
             platform=str(device.platform.name).strip(),

@@ -12,7 +12,8 @@ import pytest
 
 from flextensor.operators import Workload, parse
 from flextensor.schedulers import schedule, space
-from flextensor.targets import LLVM, OpenCL
+from flextensor.targets import CUDA, LLVM, OpenCL
+from flextensor.targets.cuda_architectures import ARCHITECTURES
 
 FOLDER = Path(__file__).parent / "golden"
 TARGET = LLVM(
@@ -31,6 +32,8 @@ GPU = OpenCL(
     thread_registers=255,
 )  # fmt: skip
 """A fixed device with thread blocks."""
+TENSOR = CUDA._of(ARCHITECTURES["sm_80"])
+"""A fixed device with matrix units."""
 SMALL = {"in_channels": "32", "out_channels": "32", "height": "14", "width": "14"}
 CASES = {
     "gemm": ("gemm", {"m": "64", "n": "96", "k": "128"}, "direct"),
@@ -50,12 +53,20 @@ GPU_CASES = {
     "gpu_conv2d": ("conv2d", {**SMALL, "padding": "1"}, "direct"),
     "gpu_gemv": ("gemv", {"m": "64", "k": "256"}, "direct"),
 }
+TENSOR_CASES = {
+    "tensor_gemm": (
+        "gemm",
+        {"m": "200", "n": "104", "k": "152", "bias": "true", "dtype": "float16"},
+        "direct",
+    ),
+    "tensor_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "float16"}, "direct"),
+}
 
 
-@pytest.mark.parametrize("name", [*CASES, *GPU_CASES])
+@pytest.mark.parametrize("name", [*CASES, *GPU_CASES, *TENSOR_CASES])
 def test_the_first_seed_gives_the_golden_program(name: str, request: pytest.FixtureRequest) -> None:
-    operator, fields, formulation = (CASES | GPU_CASES)[name]
-    target = GPU if name in GPU_CASES else TARGET
+    operator, fields, formulation = (CASES | GPU_CASES | TENSOR_CASES)[name]
+    target = GPU if name in GPU_CASES else TENSOR if name in TENSOR_CASES else TARGET
     func = Workload(parse(operator, fields)).prim_func(formulation)
     config = space(func, target).seeds[0]
     text = f"# {json.dumps(config)}\n{schedule(func, target, config).script()}\n"

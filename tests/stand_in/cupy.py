@@ -56,7 +56,17 @@ class RawModule:
     def get_function(self, name: str) -> Any:
         kernel = self.kernels[name]
 
-        def call(grid: Any, block: Any, arguments: Any) -> None:
-            kernel(Launch(name, (), grid, block), arguments)
+        return Kernel(name, kernel)
 
-        return call
+
+class Kernel:
+    """A function of a module; it has 48 KiB of dynamic shared memory unless told otherwise."""
+
+    max_dynamic_shared_size_bytes = 48 << 10
+
+    def __init__(self, name: str, kernel: Any) -> None:
+        self.name, self.kernel = name, kernel
+
+    def __call__(self, grid: Any, block: Any, arguments: Any, shared_mem: int = 0) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        self.kernel(Launch(self.name, (), grid, block, shared_mem), arguments)

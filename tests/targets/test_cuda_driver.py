@@ -34,6 +34,7 @@ class StandIn:
         self.failure = 0
         self.events = 0
         self.said: list[str] = []
+        self.allowed: dict[int, int] = {}
 
     def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = 1
@@ -65,6 +66,11 @@ class StandIn:
         kernel._obj.value = len(self.names)
         return 0
 
+    def cuFuncSetAttribute(self, kernel: Any, which: int, value: int) -> int:
+        assert which == 8
+        self.allowed[kernel.value] = value
+        return 0
+
     def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
         memory = ctypes.create_string_buffer(size.value)
         pointer._obj.value = ctypes.addressof(memory)
@@ -84,11 +90,13 @@ class StandIn:
         return 0
 
     def cuLaunchKernel(self, kernel: Any, *rest: Any) -> int:
-        grid, block, addresses = rest[:3], rest[3:6], rest[8]
+        grid, block, shared, addresses = rest[:3], rest[3:6], rest[6], rest[8]
+        if shared > self.allowed.get(kernel.value, 48 << 10):
+            return 1
         pointers = [ctypes.c_uint64.from_address(a).value for a in addresses]
         arrays = [np.frombuffer(self.memory[p], np.uint8) for p in pointers]
         name = self.names[kernel.value - 1]
-        self.kernels[name](Launch(name, (), grid, block), arrays)
+        self.kernels[name](Launch(name, (), grid, block, shared), arrays)
         return 0
 
     def cuMemsetD8Async(self, pointer: Any, value: int, size: Any, stream: None) -> int:
