@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,62 @@ class WorkerDied(WorkerError):
 
 
 class RemoteError(WorkerError):
-    """The method raised; `kind` is the name of the exception's class."""
+    """The method raised; `kind` is the name of the exception's class, `reason` its message."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}" if message else kind)
-        self.kind = kind
+        self.kind, self.reason = kind, message
 
 
 class SetupFailed(WorkerError):
     """No worker could be started, or a set-up call failed: no fault of the call."""
 
 
-class Worker:
+class Endpoint(ABC):
+    """Who answers calls one at a time: a process of this machine (`Worker`), or one of another
+    (`flextensor.targets.remote`). `setup` holds the calls that are made after every start."""
+
+    setup: list[Call]
+
+    @property
+    @abstractmethod
+    def fds(self) -> list[int]:
+        """What to `select` on before `collect`, until the `deadline`."""
+
+    @property
+    @abstractmethod
+    def deadline(self) -> float:
+        """When, on the monotonic clock, `collect` has something to say at the latest."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the process and its set-up unless it runs."""
+
+    @abstractmethod
+    def add_setup(self, method: str, payload: Mapping[str, Any]) -> None:
+        """One more set-up call: on a running worker before its next call, and at every start."""
+
+    @abstractmethod
+    def submit(self, method: str, payload: Mapping[str, Any], timeout: float) -> None:
+        """Send a call; its `timeout` (seconds) counts from the end of the set-up."""
+
+    @abstractmethod
+    def collect(self) -> dict[str, Any] | None:
+        """The reply to the submitted call if it is there, else None; raises `WorkerError`."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the process and everything it started; the next call starts a new one."""
+
+    def call(self, method: str, payload: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Call a method and wait for its reply, `timeout` seconds; raises `WorkerError`."""
+        ((_, reply),) = run_all([self], [(method, payload)], timeout)
+        if isinstance(reply, WorkerError):
+            raise reply
+        return reply
+
+
+class Worker(Endpoint):
     """One worker process.
 
     `setup` calls are made after every start; `env` is added to the environment; `memory_bytes`
@@ -192,13 +237,6 @@ class Worker:
             raise WorkerTimeout(f"no reply within {self._timeout:.3g} s")
         return None
 
-    def call(self, method: str, payload: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Call a method and wait for its reply, `timeout` seconds; raises `WorkerError`."""
-        ((_, reply),) = run_all([self], [(method, payload)], timeout)
-        if isinstance(reply, WorkerError):
-            raise reply
-        return reply
-
     def kill(self) -> None:
         """End the process and everything it started; the next call starts a new one."""
         if self._process:
@@ -255,12 +293,12 @@ def _read(fd: int) -> tuple[bytes, bool]:
 
 
 def run_all(
-    workers: Sequence[Worker], calls: Sequence[Call], timeout: float
+    workers: Sequence[Endpoint], calls: Sequence[Call], timeout: float
 ) -> Iterator[tuple[int, dict[str, Any] | WorkerError]]:
     """Spread `calls` over `workers`; yields (index of the call, reply or error) as they end."""
     waiting = list(enumerate(calls))[::-1]
     idle = list(workers)
-    busy: dict[Worker, int] = {}
+    busy: dict[Endpoint, int] = {}
     try:
         while waiting or busy:
             while waiting and idle:
@@ -282,7 +320,7 @@ def run_all(
             worker.kill()
 
 
-def _sleep(busy: Mapping[Worker, int]) -> None:
+def _sleep(busy: Mapping[Endpoint, int]) -> None:
     """Wait until a worker says something or the first deadline passes."""
     fds = [fd for worker in busy for fd in worker.fds]
     wait = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
