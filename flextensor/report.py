@@ -93,7 +93,8 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     ahead = ", weights packed ahead" if values.get("prepacked") else ""
     failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
     error = values["max_rel_error"]
-    speedup = f"{values['speedup']:.2f}x ({duration(torch)})" if torch else "not measured"
+    why = "".join(f": {reason}" for reason in set(values.get("missing", {}).values()))
+    speedup = f"{values['speedup']:.2f}x ({duration(torch)})" if torch else f"not measured{why}"
     return [
         ("workload", values["workload"]),
         ("device", values["device"]),

@@ -245,7 +245,8 @@ class Tuning:
         peer = "torch-prepacked" if self.workload.prepacked else "torch"
         peers = methods([peer]) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
-        times, _ = measurer.compare(finalists, peers)
+        times, missing = measurer.compare(finalists, peers)
+        self.ended |= {"missing": missing} if missing else {}
         for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
             with contextlib.suppress(DeviceError):
                 error = measurer.verify(finalists[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from flextensor import peers
 from flextensor.targets.runtime import Runtime
-from flextensor.timing import Clock, interleave
+from flextensor.timing import Clock, Runner, interleave
 
 
 class Host(Runtime):
@@ -37,6 +38,18 @@ def test_turns_are_shared_and_who_spins_is_given_rest(monkeypatch: pytest.Monkey
     assert {name: len(found) for name, found in times.items()} == {"ours": 6, "blas": 6}
     turns = [now for now, before in zip(order, [None, *order], strict=False) if now != before]
     assert turns == ["ours", 0.0, "blas", 0.5, "blas", 0.5, "ours", 0.0]
+
+
+def test_a_machine_without_pytorch_times_kernels_and_names_the_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    runner = Runner()
+    monkeypatch.setattr(runner, "_clock", lambda path: Clock(lambda: None, Host()))
+    call = {"kernels": {"ours": "k.so"}, "peers": ["torch"], "rounds": 2, "warm": 0.0}
+    reply = runner.interleave(call)
+    assert len(reply["times"]["ours"]) == 6
+    assert reply["missing"] == {"torch": "PyTorch is not installed where the device is"}
 
 
 def test_what_spins_is_a_method_of_a_peer() -> None:
