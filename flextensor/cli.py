@@ -32,6 +32,7 @@ from flextensor.cli_options import (
     stdout_kept,
     workloads_of,
 )
+from flextensor.cli_serve import serve
 from flextensor.errors import (
     DeviceError,
     FlexTensorError,
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.add_typer(db_app, name="db")
 app.command()(bundle)
 app.command()(export)
+app.command()(serve)
 
 
 def run() -> None:
@@ -125,19 +127,20 @@ def tune(
         work = workloads_of(what, fields, einsum, case, suite)
     show = report.json_line if as_json else report.Rows() if suite is not None else report.table
     failed = False
+    device = as_target(target, threads, measure)
     if synth:
         from flextensor.synthesis import as_fpga, synthesised
 
-        as_fpga(as_target(target, threads, measure))
+        as_fpga(device)
     with opened(db) as database:
         for label, operator in work:
             try:
                 with report.Live(label, quiet=as_json) as live, stdout_kept():
                     result = tuner.tune(
-                        operator, target=target, threads=threads, trials=trials, time=time,
+                        operator, target=device, trials=trials, time=time,
                         effort=effort, explorer=explorer, cost_model=cost_model, seed=seed,
                         db=database, fresh=fresh, peers=not no_peers, tolerance=tolerance,
-                        prepacked=prepacked, measure=measure, progress=live.update,
+                        prepacked=prepacked, progress=live.update,
                     )  # fmt: skip
                     if synth:
                         result = synthesised(result, database)

@@ -29,7 +29,8 @@ PrepackedOption = Annotated[
     bool, typer.Option("--prepacked", help="weights packed ahead, compared with those who do so")
 ]
 MeasureOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="run, or on some targets model, rtl")
+    str | None,
+    typer.Option(metavar="HOW", help="run, remote:HOST:PORT, or (some targets) model, rtl"),
 ]
 TrialsOption = Annotated[int | None, typer.Option(help="points to measure in all")]
 TimeOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="seconds to spend")]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flextensor import compiled
 from flextensor.errors import DeviceError
-from flextensor.targets import Status, Target, Trial, dump
+from flextensor.targets import Status, Target, Trial, dump, remote
 from flextensor.targets.process import (
     SetupFailed,
     Worker,
@@ -83,7 +83,7 @@ class Limits:
     """What a candidate may use before it is given up: seconds and bytes.
 
     A build or a run that takes longer is a ``timeout``; memory counts per process, without the
-    workload's own buffers. `builders` is the number of parallel builds (0: `host_threads`).
+    workload's own buffers. `builders` is the number of parallel builds (0: the target's).
     """
 
     build_seconds: float = 15.0
@@ -93,7 +93,8 @@ class Limits:
 
 
 class LocalMeasurer:
-    """Measures on this machine, in worker processes that may crash and hang.
+    """Builds on this machine, and measures on it or on the target's `remote` machine, in worker
+    processes that may crash and hang.
 
     A batch is built in parallel, then run one candidate at a time, so that no build overlaps a
     timing. `tolerance` bounds max|y - y64| / max|y64| of every checked output (integers: exact).
@@ -119,10 +120,11 @@ class LocalMeasurer:
         env = target.environment(self.folder)
         buffers = sum(buffer.nbytes for buffer in workload.buffers)
         memory = self.limits.memory_bytes
-        self._runner = Worker((), env, memory and memory + 16 * buffers, module)
+        most = memory and memory + 16 * buffers
+        self._runner = remote.runner(target, self.folder, most, module)
         self._builders = [
             Worker([("target", {"target": dump(target)})], env, memory, module)
-            for _ in range(self.limits.builders or target.host_threads)
+            for _ in range(self.limits.builders or target.builders)
         ]
         self._programs: set[str] = set()
         self._transfer_seconds = buffers / 1e8

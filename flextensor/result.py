@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.database import Database
-from flextensor.errors import InputError
+from flextensor.errors import DeviceError, InputError
 from flextensor.operators.base import Operator
 from flextensor.operators.workload import Workload
-from flextensor.targets import Target, lookup
+from flextensor.targets import Target, lookup, remote
 
 if TYPE_CHECKING:
     from flextensor.kernel import Kernel
@@ -39,10 +39,15 @@ class Result:
 
 
 def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]) -> Kernel:
-    """Build the kernel of a result, in this process."""
+    """Build the kernel of a result, in this process; `DeviceError` when its device is elsewhere."""
     from flextensor.compiled import build
     from flextensor.kernel import Kernel
 
+    if target.remote:
+        raise DeviceError(
+            f"a kernel for {target.device} runs where that is, at {target.remote}: load it there, "
+            "from this database (flextensor db export, import)"
+        )
     runtime = target.runtime()  # before the build, which is for nothing where nothing runs
     func = workload.prim_func(values["formulation"])
     with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
@@ -65,7 +70,13 @@ def as_workload(what: Any, prepacked: bool = False) -> Workload:
 
 
 def as_target(target: str | Target, threads: int | None, measure: str | None) -> Target:
-    """The target of a specification, or `target` itself, measured as asked or as it is."""
+    """The target of a specification, or `target` itself, measured as asked or as it is; for
+    ``remote:HOST:PORT`` a device of that machine."""
+    where = remote.address(measure)
+    if where is not None:
+        if not isinstance(target, str):
+            raise InputError(f"{measure} needs a target in words, as 'llvm': its device is there")
+        return remote.lookup(target, threads, where)
     if isinstance(target, str):
         return lookup(target, threads).measured_by(measure)
     return target.measured_by(measure or target.measured)

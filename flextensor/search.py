@@ -185,7 +185,7 @@ class Options:
 
 def batch_of(target: Target) -> int:
     """The batch that keeps the host's builders of a target busy."""
-    return min(max(BATCH, target.host_threads), MOST_BATCH)
+    return min(max(BATCH, target.builders), MOST_BATCH)
 
 
 class Search:

@@ -31,6 +31,7 @@ from flextensor.search import (
     lanes,
 )
 from flextensor.targets import Target, Trial
+from flextensor.targets.process import SetupFailed
 
 FINALISTS = 3
 """Best points that are timed again, interleaved, before the winner is named."""
@@ -85,8 +86,9 @@ def tune(
     was solved before is answered from the database, unless `fresh`, or `trials` asks for more
     than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked` packs the weights once,
     ahead of all calls, and compares with PyTorch that does so too. `measure` names how a
-    candidate's time is learnt, one of the target's `measures`. Raises `InputError`,
-    `DeviceError`, `DatabaseError`, and `Interrupted` on Ctrl-C.
+    candidate's time is learnt, one of the target's `measures`, or ``remote:HOST:PORT`` to run it on
+    a device of the machine that serves there. Raises `InputError`, `DeviceError`, `DatabaseError`,
+    and `Interrupted` on Ctrl-C.
     """
     check_positive("trials", trials)
     check_positive("time", time)
@@ -248,13 +250,17 @@ class Tuning:
         times, missing = measurer.compare(finalists, peers)
         self.ended |= {"missing": missing} if missing else {}
         for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
-            with contextlib.suppress(DeviceError):
+            try:
                 error = measurer.verify(finalists[name])
-                if error <= self.workload.tolerance(self.tolerance):
-                    medians = {p: statistics.median(times[p]) for p in peers if p in times}
-                    trial = ranked[int(name)]
-                    result = self._result(trial, times[name], medians, error, True, measurer)
-                    return self._kept(result)
+            except SetupFailed:  # the worker or its machine is gone, whatever the kernel
+                raise
+            except DeviceError:
+                continue
+            if error <= self.workload.tolerance(self.tolerance):
+                medians = {p: statistics.median(times[p]) for p in peers if p in times}
+                trial = ranked[int(name)]
+                result = self._result(trial, times[name], medians, error, True, measurer)
+                return self._kept(result)
         raise DeviceError(
             f"{self.workload.key}: none of the best {len(finalists)} kernels verified"
         )

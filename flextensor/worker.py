@@ -117,6 +117,7 @@ def handlers() -> dict[str, Handler]:
         "program": builder.program,
         "build": builder.build,
         "model": builder.model,
+        "lookup": lookup,
         "peak": peak,
         "library": library,
         "simulate": simulate,
@@ -130,6 +131,14 @@ def library(payload: Payload) -> dict[str, Any]:
     from flextensor import peer_libraries
 
     return peer_libraries.run(payload)
+
+
+def lookup(payload: Payload) -> dict[str, Any]:
+    """{"spec", "threads"} -> {"target": dumped}: a device of this machine, for another."""
+    import_tvm()
+    from flextensor import targets
+
+    return {"target": targets.dump(targets.lookup(payload["spec"], payload["threads"]))}
 
 
 def peak(payload: Payload) -> dict[str, Any]:

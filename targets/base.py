@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from flextensor.errors import unknown
+from flextensor.targets import host
 
 if TYPE_CHECKING:
     from flextensor.targets.runtime import Runtime
@@ -96,6 +97,9 @@ class Target(ABC):
     """Multipliers that a design may be made of; 0 when a device runs programs, and no designs."""
     measured: str = "run"
     """How a candidate's time is learnt, one of `measures`."""
+    remote: str = ""
+    """HOST:PORT of the `flextensor serve` that runs kernels, on the machine that has the device;
+    empty when that is this machine. No part of the fingerprint: the device is the same."""
 
     measures: ClassVar[tuple[str, ...]] = ("run",)
     """Ways to learn a candidate's time, the default first: ``run`` it on the device, ask a
@@ -153,6 +157,11 @@ class Target(ABC):
     def host_threads(self) -> int:
         """Threads of the host that builds and libraries of the CPU may take."""
         return self.cores
+
+    @property
+    def builders(self) -> int:
+        """Builds that this machine makes at a time."""
+        return host.cores() if self.remote else self.host_threads
 
     @property
     def torch_device(self) -> str:

@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flextensor.targets import host
+from flextensor.targets import host, remote
 from flextensor.targets.base import Target
-from flextensor.targets.process import Worker
 
 BANDWIDTH = "bandwidth"
 MEASURE_SECONDS = 1.0
@@ -71,11 +70,12 @@ def _remembered(target: Target, what: str) -> float:
 
 
 def _in_worker(target: Target, what: str) -> float:
-    """Measure in a fresh process: its thread pool is that of the target, and no peer runs."""
+    """Measure in a fresh process, where the device is: its thread pool is that of the target, and
+    no peer runs."""
     from flextensor import targets
 
     with tempfile.TemporaryDirectory(prefix="flextensor-peak-") as folder:
-        worker = Worker(env=target.environment(Path(folder)))
+        worker = remote.runner(target, Path(folder))
         try:
             reply = worker.call("peak", {"target": targets.dump(target), "what": what}, timeout=120)
             return float(reply["value"])

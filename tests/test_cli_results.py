@@ -15,6 +15,7 @@ import pytest
 from flextensor import cli, report, tuner
 from flextensor.errors import DeviceError
 from flextensor.result import Result
+from flextensor.targets import lookup
 from flextensor.tuner import Interrupted, Progress
 
 VALUES: dict[str, Any] = {
@@ -73,7 +74,7 @@ def test_options_reach_the_tuner(call: Call, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 0
     wanted = {
         "trials": 5, "time": 2.5, "explorer": "random", "cost_model": "none", "seed": 3,
-        "fresh": True, "threads": 1, "peers": False, "tolerance": 1e-3, "target": "llvm",
+        "fresh": True, "peers": False, "tolerance": 1e-3, "target": lookup("llvm", threads=1),
     }  # fmt: skip
     assert {k: seen[k] for k in wanted} == wanted
     assert "i=2,j=3,k=4" in seen["what"]
