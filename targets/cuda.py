@@ -30,8 +30,9 @@ NO_CARD = -1
 COPIES_AHEAD = 3
 """Four panels in turn: more hide no more of the way to memory, and leave room for fewer blocks."""
 HOW_WITHOUT = (
-    "tune for an architecture by a model (--target cuda:sm_90 --measure model), or carry kernels "
-    "to a machine with a card (flextensor bundle)"
+    "tune for an architecture by a model (--target cuda:sm_90 --measure model), on the card of a "
+    "machine that serves it (flextensor serve there, --measure remote:HOST:PORT here), or carry "
+    "kernels to a machine with a card (flextensor bundle)"
 )
 
 
