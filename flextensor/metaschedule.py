@@ -20,9 +20,12 @@ _FOREIGN = ("cuda", "rocm", "hexagon", "arm_cpu", "riscv_cpu", "metal")
 
 
 def check(target: Target) -> None:
-    """Raise `DeviceError` for a device with blocks: it would need that device's intrinsics."""
+    """Raise `DeviceError` for a device with blocks, whose intrinsics it would need, and for one
+    elsewhere: it measures in processes of its own."""
     if target.threads_per_block:
         raise DeviceError("metaschedule: a peer on CPUs only")
+    if target.remote:
+        raise DeviceError("metaschedule: measures on this machine only")
 
 
 def limit(trials: int) -> float:
