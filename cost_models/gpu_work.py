@@ -155,6 +155,8 @@ class _Reader:
         self.bound: dict[Any, Any] = {}
         self.bodies: list[_Body] = []
         self.divided: set[tuple[int, bytes]] = set()
+        self.waiting: set[Any] = set()
+        """Variables of loops with a barrier inside, whose iterations do not overlap."""
 
     def statement(self, stmt: Any, place: _Place) -> None:
         """Read one statement."""
@@ -220,6 +222,7 @@ class _Reader:
         name, args = stmt.value.op.name.rpartition(".")[2], stmt.value.args
         if name == "tvm_storage_sync":
             self.work.barriers += place.times * self.work.warps
+            self.waiting.update(var for var, _ in place.loops)
             self._open(place)
         elif name == "tvm_mma_sync":
             self.work.tiles += place.times * self.work.warps
@@ -352,7 +355,9 @@ class _Reader:
                 work.accesses += times * work.warps
                 work.shared_cycles += bank_cycles(address, size) * times
         if loaded:
-            innermost = body.place.loops[-1][1] if body.place.loops else 1
+            var, innermost = body.place.loops[-1] if body.place.loops else (None, 1)
+            if work.tiles and var in self.waiting:
+                innermost = 1  # copies of matrix kernels are unrolled into the loop over panels
             work.rounds += times / min(innermost, UNROLLED)
 
 

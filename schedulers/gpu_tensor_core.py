@@ -34,7 +34,7 @@ from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.layouts import Side, guarded, unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
-from flextensor.schedulers.space import Config, Space, Value, sizes
+from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 
@@ -45,6 +45,10 @@ SEEDS = (
     (2, 2, 2, 2, 2, 1), (1, 2, 2, 2, 4, 3), (1, 4, 2, 2, 2, 1), (1, 1, 2, 2, 2, 2),
     (1, 1, 1, 1, 1, 1),
 )  # fmt: skip
+MOST_LOADS = 32
+"""Loads of a thread that are written one after the other: more take long to compile."""
+PACKERS = 256
+"""Threads of a block that packs."""
 
 
 class GpuTensorCoreScheduler(Scheduler):
@@ -80,14 +84,16 @@ class GpuTensorCoreSchedule(StageSchedule):
         self.sides = {"y": n, "x": m} if last in found.m else {"y": m, "x": n}
         self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
         self.extents["k"] = points(found.k)
-        self.rows = {name: not side.contiguous for name, side in self.sides.items()}
+        self.rows = {name: operands.along_k(side) for name, side in self.sides.items()}
         runs = {
             name: operands.run(side.operand, program.inputs, self._along(name))
             for name, side in self.sides.items()
         }
         self.together = {name: count for name, (count, _) in runs.items()}
         self.widths = {name: width for name, (_, width) in runs.items()}
-        self.written = self._written()
+        self.written = operands.written(found, self.sides["x"])
+        sliding = operands.sliding(self.sides["x"]) if not self.rows["x"] else ()
+        self.taps_first = (*sliding, *(i for i in found.k if i not in sliding))
         self.space = self._space()
 
     def _along(self, which: str) -> tuple[Iterator, ...]:
@@ -95,19 +101,13 @@ class GpuTensorCoreSchedule(StageSchedule):
         side = self.sides[which]
         return side.k if self.rows[which] else side.iterators
 
-    def _written(self) -> int:
-        """The same of the output, along the flat side of X."""
-        terms, pitch = {}, 1
-        for parts in reversed(self.found.outputs):
-            for iterator in reversed(parts):
-                terms[iterator.var] = pitch
-                pitch *= iterator.extent
-        width = operands.walk(terms, [pitch], self.sides["x"].iterators)[1]
-        return min(width, 4)  # a vector of sums has 16 bytes
-
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
         return Plan.of(config, self.extents, self.rows)
+
+    def width(self, plan: Plan, side: str) -> int:
+        """Elements of a vector that is copied into a side's panel."""
+        return operands.WIDTHS[0] if side == "y" and plan.packed else self.widths[side]
 
     def _space(self) -> Space:
         knobs = [
@@ -118,23 +118,22 @@ class GpuTensorCoreSchedule(StageSchedule):
                 sizes(f"{side}_fragments", (1, 2, 3, 4, 6, 8)),
             )
         ]
-        space = Space(
-            (
-                *knobs,
-                sizes("k_steps", (1, 2, 4, 8)),
-                sizes("stages", range(1, self.target.copies_ahead + 2)),
-            ),
-            (self._illegal,),
-        )
+        knobs.append(sizes("k_steps", (1, 2, 4, 8)))
+        knobs.append(sizes("stages", range(1, self.target.copies_ahead + 2)))
+        if self.taps_first != self.found.k:
+            knobs.append(choice("packed", ("y", "none")))
+        space = Space(tuple(knobs), (self._illegal,))
         return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
 
     def _seeds(self, space: Space) -> tuple[Config, ...]:
         found: dict[tuple[Value, ...], Config] = {}
         for y_warps, x_warps, y_fragments, x_fragments, k_steps, stages in SEEDS:
+            if 1 in self.widths.values():
+                stages = min(stages, 2)
             wanted: Config = {
                 "y_warps": y_warps, "y_fragments": y_fragments,
                 "x_warps": x_warps, "x_fragments": x_fragments,
-                "k_steps": k_steps, "stages": stages,
+                "k_steps": k_steps, "stages": stages, "packed": "y",
             }  # fmt: skip
             config = space.config(space.project(wanted))
             if space.reason(config) is None:
@@ -149,6 +148,8 @@ class GpuTensorCoreSchedule(StageSchedule):
             return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
         if plan.registers * plan.threads > (target.block_registers or math.inf):
             return f"a block has {target.block_registers} registers, its threads need more"
+        if plan.stages > 2 and 1 in (self.width(plan, "y"), self.width(plan, "x")):
+            return "what is gathered is not copied further ahead than by one panel"
         if plan.stages > plan.k_blocks:
             return "there are not so many panels"
         limit = target.launch_shared_bytes
@@ -157,8 +158,7 @@ class GpuTensorCoreSchedule(StageSchedule):
         if max(plan.y.blocks, points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
             return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
         for side in ("y", "x"):
-            rows, row = plan.panel(side)
-            if rows * row % (plan.threads * self.widths[side]):
+            if not plan.turns(side, self.width(plan, side)):
                 return "a panel is no whole number of copies by all threads"
             band = plan.band(side)
             if band.block >= 2 * max(band.extent, TILE) and band.block > TILE:
@@ -175,7 +175,9 @@ class GpuTensorCoreSchedule(StageSchedule):
         k = plan.k_blocks * plan.k_tile
         work = batch * plan.y.padded * plan.x.padded * k
         loads = work / plan.y.own + work / plan.x.own
-        copied = sum(blocks * k * plan.band(side).block / self.widths[side] for side in ("y", "x"))
+        copied = sum(
+            blocks * k * plan.band(side).block / self.width(plan, side) for side in ("y", "x")
+        )
         waves = ceil_div(blocks, target.cores) * target.cores / blocks
         gathered = {name for name, side in self.sides.items() if len(side.iterators) > 1}
         seconds = gpu_estimate.matrix_seconds(plan, batch, self.widths, gathered, target)
@@ -244,6 +246,7 @@ class GpuTensorCoreSchedule(StageSchedule):
         """A side's operand as the matrix units read it, y before k and k before x."""
         side, band, name = self.sides[which], plan.band(which), f"{self.stage.name}_{which}"
         batch, k = [self.found.batch[p] for p in own], plan.k_blocks * plan.k_tile
+        order_of_k = self.taps_first if plan.packed else self.found.k
 
         def value(b: Sequence[Any], q: Any, kq: Any) -> Any:
             inside = []
@@ -252,7 +255,7 @@ class GpuTensorCoreSchedule(StageSchedule):
             if k != plan.k_extent:
                 inside.append(kq < plan.k_extent)
             at = {i.var: v for i, v in zip(batch, b, strict=True)}
-            for flat, of in ((q, side.iterators), (kq, self.found.k)):
+            for flat, of in ((q, side.iterators), (kq, order_of_k)):
                 together = self.together[which] if of == self._along(which) else 1
                 at |= operands.places(flat, of, together)
             return guarded(inside, rewrite(side.operand.value, at, tensors.load))
@@ -260,13 +263,18 @@ class GpuTensorCoreSchedule(StageSchedule):
         extents = [i.extent for i in batch]
 
         def order(q: Any, kq: Any) -> tuple[Any, Any]:
-            return (q, kq) if self.rows[which] else (kq, q)
+            return (q, kq) if plan.rows[which] else (kq, q)
 
         def panel(*at: Any) -> Any:
             *b, row, column = at
             return value(b, *order(row, column))  # its own inverse
 
-        p = te.compute([*extents, *order(band.padded, k)], panel, name=f"{name}_panel")
+        shape = [*extents, *order(band.padded, k)]
+        if which == "y" and plan.packed:
+            packed = te.compute(shape, panel, name=f"{name}_packed")
+            p = te.compute(shape, lambda *at: packed(*at), name=f"{name}_panel")
+        else:
+            p = te.compute(shape, panel, name=f"{name}_panel")
 
         def fragment(*at: Any) -> Any:
             if which == "x":
@@ -310,6 +318,8 @@ class GpuTensorCoreSchedule(StageSchedule):
             sch.compute_at(fragment, ks, preserve_unit_loops=True)
             self._copy(plan, sch, side, kb)
         sch.unroll(yf)  # registers have no addresses
+        if plan.packed:
+            self._pack(sch)
         fused = sch.fuse(*sch.get_loops(out)[-2:])
         _, lane, vector = sch.split(fused, [None, WARP, self.written])
         sch.bind(lane, "threadIdx.x")
@@ -325,7 +335,7 @@ class GpuTensorCoreSchedule(StageSchedule):
         sch.storage_align(staged, 0, axis=-2, factor=TILE, offset=SKEW)
         for side in ("y", "x"):
             fragment = sch.get_sblock(f"{name}_{side}_tile")
-            transposed = self.rows[side] != (side == "y")
+            transposed = plan.rows[side] != (side == "y")
             sch.tensorize(self._tiled(sch, fragment), units.load(side, transposed))
         if plan.stages > 1:
             sch.annotate(kb, "software_pipeline_stage", [0, 0, plan.stages - 1])
@@ -333,6 +343,13 @@ class GpuTensorCoreSchedule(StageSchedule):
             sch.annotate(kb, "software_pipeline_async_stages", [0])
         sch.tensorize(sch.get_loops(sch.get_child_blocks(first)[0])[0], units.zero())
         sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply())
+
+    def _pack(self, sch: Any) -> None:
+        """The rows of Y, a kernel of its own: neighbouring threads write neighbours."""
+        loops = sch.get_loops(sch.get_sblock(f"{self.stage.name}_y_packed"))
+        block, thread = sch.split(sch.fuse(*loops), [None, PACKERS])
+        sch.bind(block, "blockIdx.x")
+        sch.bind(thread, "threadIdx.x")
 
     def _sums(self, plan: Plan, sch: Any, acc: Any) -> tuple[Any, Any, Any]:
         """The sums by tiles; the loops of a tile, over panels and over steps of one."""
@@ -362,8 +379,10 @@ class GpuTensorCoreSchedule(StageSchedule):
         sch.set_scope(panel, 0, units.SHARED)
         sch.compute_at(panel, kb, preserve_unit_loops=True)
         fused = sch.fuse(*sch.get_loops(panel)[-2:])
-        parts = [None, plan.x.warps, plan.y.warps, WARP, self.widths[side]]
-        _, xw, yw, lane, vector = sch.split(fused, parts)
+        parts = [None, plan.x.warps, plan.y.warps, WARP, self.width(plan, side)]
+        turns, xw, yw, lane, vector = sch.split(fused, parts)
+        if self.width(plan, side) == 1 and plan.turns(side, 1) <= MOST_LOADS:
+            sch.unroll(turns)  # all loads are under way before the first is stored
         sch.bind(xw, "threadIdx.z")
         sch.bind(yw, "threadIdx.y")
         sch.bind(lane, "threadIdx.x")

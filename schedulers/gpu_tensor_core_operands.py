@@ -8,9 +8,9 @@ from typing import Any
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.analysis import Operand
+from flextensor.schedulers.analysis import Contraction, Operand
 from flextensor.schedulers.expression import Linear, linear
-from flextensor.schedulers.layouts import unflatten
+from flextensor.schedulers.layouts import Side, unflatten
 from flextensor.schedulers.program import Iterator
 
 WIDTHS = (8, 4, 2, 1)
@@ -41,6 +41,30 @@ def run(operand: Operand, inputs: tuple[Any, ...], along: tuple[Iterator, ...]) 
     for form, extent in zip(reversed(operand.access), reversed(operand.buffer.shape), strict=True):
         flat, pitch = flat.plus(form, pitch), pitch * int(extent)
     return walk(dict(flat.terms), [flat.constant, pitch], along)
+
+
+def along_k(side: Side) -> bool:
+    """Whether neighbours in memory differ in the reduction alone."""
+    access, own = side.operand.access, {i.var for i in side.iterators}
+    return access is not None and not own & set(access[-1].terms)
+
+
+def sliding(side: Side) -> tuple[Iterator, ...]:
+    """The iterators of the reduction that share a dimension with the side's own: the taps of a
+    window. Where they are outermost, the elements of a panel differ by a channel, a constant step
+    in memory, and what is inside the image is known once for all of them."""
+    own = {i.var for i in side.iterators}
+    forms = [f for f in side.operand.access or () if own & set(f.terms)]
+    return tuple(i for i in side.k if any(i.var in f.terms for f in forms))
+
+
+def written(found: Contraction, side: Side) -> int:
+    """Elements of the output that lie side by side along a side, as a vector of sums can be."""
+    terms: dict[Any, int] = {}
+    pitch = 1
+    for iterator in reversed([i for parts in found.outputs for i in parts]):
+        terms[iterator.var], pitch = pitch, pitch * iterator.extent
+    return min(walk(terms, [pitch], side.iterators)[1], 4)  # 16 bytes of float32
 
 
 def walk(terms: dict[Any, int], steps: list[int], along: tuple[Iterator, ...]) -> tuple[int, int]:

@@ -58,6 +58,8 @@ class Plan:
     """Panels in shared memory at a time."""
     rows: Mapping[str, bool]
     """Whether a side's panel has its elements as rows, and the reduction along them."""
+    packed: bool = False
+    """Whether a kernel of its own first lays the operand of Y out as rows, zero beyond its end."""
 
     @property
     def k_tile(self) -> int:
@@ -87,6 +89,13 @@ class Plan:
         """Rows of a side's panel, and elements of a row."""
         shape = (self.band(side).block, self.k_tile)
         return shape if self.rows[side] else shape[::-1]
+
+    def turns(self, side: str, width: int) -> int:
+        """How often all threads copy a vector of `width` elements of a side's panel; 0 when that
+        is no whole number."""
+        rows, row = self.panel(side)
+        turns, rest = divmod(rows * row, self.threads * width)
+        return 0 if rest else turns
 
     @property
     def panel_bytes(self) -> int:
@@ -122,10 +131,12 @@ class Plan:
             )
             for side in ("y", "x")
         }
+        packed = config.get("packed") == "y"
         return cls(
             **bands,
             k_extent=extents["k"],
             k_steps=int(config["k_steps"]),
             stages=int(config["stages"]),
-            rows=rows,
+            rows={**rows, "y": True} if packed else rows,
+            packed=packed,
         )
