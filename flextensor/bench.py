@@ -16,6 +16,7 @@ from flextensor.errors import DeviceError, InputError
 from flextensor.results import header, make, now, write
 
 if TYPE_CHECKING:
+    from flextensor.builders import Builders
     from flextensor.database import Database
     from flextensor.operators.suites import Case
     from flextensor.result import Result
@@ -52,6 +53,7 @@ def run(
     Returns the exit code: 1 when a case failed.
     """
     from flextensor import operators, peer_libraries, tuner
+    from flextensor.builders import Builders
     from flextensor.peers import methods
     from flextensor.result import opened
     from flextensor.targets import lookup
@@ -71,12 +73,21 @@ def run(
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]
     code = 0
-    with opened(db) as database:
+    with opened(db) as database, Builders(device) as builders:
         for number, case in enumerate(chosen, 1):
             label = f"[{number}/{len(chosen)}] {case.full_name}"
             try:
                 values = _measure(
-                    case, label, device, trials, time, database, peers, peer_trials, prepacked
+                    case,
+                    label,
+                    device,
+                    trials,
+                    time,
+                    database,
+                    builders,
+                    peers,
+                    peer_trials,
+                    prepacked,
                 )
             except (tuner.Interrupted, KeyboardInterrupt):
                 code = INTERRUPTED
@@ -111,6 +122,7 @@ def _measure(
     trials: int | None,
     time: float | None,
     database: Database,
+    builders: Builders,
     peers: Sequence[str] | None,
     peer_trials: int,
     prepacked: bool,
@@ -122,9 +134,9 @@ def _measure(
         with report.Live(label) as live:
             result = tuner.tune(
                 case.operator, target=device, trials=trials, time=time, db=database,
-                prepacked=prepacked, progress=live.update,
+                prepacked=prepacked, builders=builders, progress=live.update,
             )  # fmt: skip
-        others = {"beside": beside(result, peers, peer_trials)} if peers else {}
+        others = {"beside": beside(result, peers, peer_trials, builders)} if peers else {}
     except tuner.Interrupted:
         raise
     except Exception as error:  # a fault in one case must not cost the others their results
@@ -135,7 +147,9 @@ def _measure(
     return {**values, **others, "case": case.full_name, "date": now()}
 
 
-def beside(result: Result, peers: Sequence[str], trials: int) -> dict[str, Any]:
+def beside(
+    result: Result, peers: Sequence[str], trials: int, builders: Builders | None = None
+) -> dict[str, Any]:
     """A result's kernel and peers, timed in turns: medians in seconds.
 
     {"seconds", "peers": {peer: {"method", "seconds", "ratio"}}, "methods": {method: seconds},
@@ -153,7 +167,7 @@ def beside(result: Result, peers: Sequence[str], trials: int) -> dict[str, Any]:
     libraries: dict[str, Path] = {}
     searches: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    with LocalMeasurer(result.workload, result.target, math.inf) as measurer:
+    with LocalMeasurer(result.workload, result.target, math.inf, builders=builders) as measurer:
         for method in built:
             path = measurer.folder / f"{method}.so"
             try:

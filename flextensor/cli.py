@@ -119,6 +119,7 @@ def tune(
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
     from flextensor import report, tuner
+    from flextensor.builders import Builders
     from flextensor.lean import import_tvm
     from flextensor.result import as_target, opened
 
@@ -132,7 +133,7 @@ def tune(
         from flextensor.synthesis import as_fpga, synthesised
 
         as_fpga(device)
-    with opened(db) as database:
+    with opened(db) as database, Builders(device) as builders:
         for label, operator in work:
             try:
                 with report.Live(label, quiet=as_json) as live, stdout_kept():
@@ -140,7 +141,7 @@ def tune(
                         operator, target=device, trials=trials, time=time,
                         effort=effort, explorer=explorer, cost_model=cost_model, seed=seed,
                         db=database, fresh=fresh, peers=not no_peers, tolerance=tolerance,
-                        prepacked=prepacked, progress=live.update,
+                        prepacked=prepacked, builders=builders, progress=live.update,
                     )  # fmt: skip
                     if synth:
                         result = synthesised(result, database)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flextensor import compiled
+from flextensor.builders import MEMORY_BYTES, Builders
 from flextensor.errors import DeviceError
+from flextensor.folders import private_folder
 from flextensor.targets import Status, Target, Trial, dump, remote
 from flextensor.targets.process import (
     SetupFailed,
-    Worker,
     WorkerError,
     WorkerTimeout,
     run_all,
@@ -32,8 +30,6 @@ PREPARE_SECONDS = 120.0
 """What a method of a peer may take to pack its weights or to compile."""
 TURN_CALLS = 3
 """Calls of one turn of a comparison when each takes long: two to warm up, one to time."""
-PREFIX = "flextensor-"
-"""Temporary folders are called flextensor-<pid>-<random>."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Limits:
 
     build_seconds: float = 15.0
     run_seconds: float = 10.0
-    memory_bytes: int = 4 << 30
+    memory_bytes: int = MEMORY_BYTES
     builders: int = 0
 
 
@@ -98,8 +94,8 @@ class LocalMeasurer:
 
     A batch is built in parallel, then run one candidate at a time, so that no build overlaps a
     timing. `tolerance` bounds max|y - y64| / max|y64| of every checked output (integers: exact).
-    `on_trial` gets every trial as soon as it is known. `DeviceError` when no worker can start or
-    a compiler is missing.
+    `on_trial` gets every trial as soon as it is known. `builders` are another's, or its own.
+    `DeviceError` when no worker can start or a compiler is missing.
     """
 
     def __init__(
@@ -112,21 +108,19 @@ class LocalMeasurer:
         on_trial: OnTrial = ignore,
         seed: int = 0,
         module: str = "flextensor.worker",
+        builders: Builders | None = None,
     ) -> None:
         self.workload, self.target, self.limits = workload, target, limits or Limits()
         self.tolerance, self.on_trial, self.seed = tolerance, on_trial, seed
         self.folder = private_folder()
         self._number = itertools.count()
-        env = target.environment(self.folder)
         buffers = sum(buffer.nbytes for buffer in workload.buffers)
         memory = self.limits.memory_bytes
         most = memory and memory + 16 * buffers
         self._runner = remote.runner(target, self.folder, most, module)
-        self._builders = [
-            Worker([("target", {"target": dump(target)})], env, memory, module)
-            for _ in range(self.limits.builders or target.builders)
-        ]
-        self._programs: set[str] = set()
+        self._shared = builders is not None
+        self._builders = builders or Builders(target, self.limits.builders, memory, module)
+        self._builders.serve(workload)
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
 
@@ -219,9 +213,10 @@ class LocalMeasurer:
         return {}
 
     def close(self) -> None:
-        """Stop every worker process and remove the temporary files."""
-        for worker in (self._runner, *self._builders):
-            worker.kill()
+        """Stop every worker process but those of others, and remove the temporary files."""
+        self._runner.kill()
+        if not self._shared:
+            self._builders.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> LocalMeasurer:
@@ -232,8 +227,7 @@ class LocalMeasurer:
 
     def start(self) -> None:
         """Start every worker at once, for each needs seconds; none starts during a timing."""
-        for worker in self._builders:
-            worker.start()
+        self._builders.start()
         self._prepare_runner()
         self._runner.start()
 
@@ -243,26 +237,12 @@ class LocalMeasurer:
     def _build(
         self, candidates: Sequence[Candidate], paths: Sequence[Path]
     ) -> Iterable[tuple[int, dict[str, Any] | WorkerError]]:
-        self._add_programs(candidates)
-        calls = [
-            ("build", {"program": c.formulation, "config": dict(c.config), "out": str(path)})
+        formulations = [c.formulation for c in candidates]
+        payloads = [
+            {"config": dict(c.config), "out": str(path)}
             for c, path in zip(candidates, paths, strict=True)
         ]
-        return run_all(self._builders, calls, self.limits.build_seconds)
-
-    def _add_programs(self, candidates: Sequence[Candidate]) -> None:
-        for formulation in sorted({c.formulation for c in candidates} - self._programs):
-            self._add_program(formulation)
-
-    def _add_program(self, formulation: str) -> None:
-        """Give a formulation to every builder, now and after every restart."""
-        import tvm
-
-        path = self.folder / f"program{len(self._programs)}.json"
-        path.write_text(tvm.ir.save_json(self.workload.prim_func(formulation)))
-        self._programs.add(formulation)
-        for worker in self._builders:
-            worker.add_setup("program", {"name": formulation, "path": str(path)})
+        return self._builders.call("build", formulations, payloads, self.limits.build_seconds)
 
     def _data(self, seed: int) -> dict[str, Any]:
         """Write the inputs of `seed` and their reference; the payload that names them."""
@@ -327,21 +307,3 @@ def build_failure(candidate: Candidate, reply: Mapping[str, Any] | WorkerError) 
         message=reply["message"],
         build_seconds=reply["seconds"],
     )
-
-
-def private_folder(root: Path | None = None) -> Path:
-    """A new temporary folder of this process; those of dead processes are removed first."""
-    root = root or Path(tempfile.gettempdir())
-    for folder in root.glob(f"{PREFIX}[0-9]*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
-
-
-def _alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        with contextlib.suppress(PermissionError):
-            os.kill(pid, 0)
-        return True
-    return False

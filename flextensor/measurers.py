@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+from flextensor.builders import Builders
 from flextensor.measure import LocalMeasurer, Measurer, OnTrial, ignore
 from flextensor.operators.workload import Workload
 from flextensor.targets import Target
@@ -23,10 +24,16 @@ def create(
     *,
     on_trial: OnTrial = ignore,
     seed: int = 0,
+    builders: Builders | None = None,
 ) -> Measurer:
-    """The measurer that `target.measured` names; `DeviceError` when what it needs is missing."""
+    """The measurer that `target.measured` names; `DeviceError` when what it needs is missing.
+
+    What runs on the device is compiled by `builders`, if they are given.
+    """
     if target.measured == "run":
-        return LocalMeasurer(workload, target, tolerance, on_trial=on_trial, seed=seed)
+        return LocalMeasurer(
+            workload, target, tolerance, on_trial=on_trial, seed=seed, builders=builders
+        )
     module, name = _HOME[target.kind, target.measured]
     found = getattr(importlib.import_module(module), name)
     measurer: Measurer = found(workload, target, tolerance, on_trial=on_trial, seed=seed)

@@ -22,7 +22,6 @@ from flextensor.measure import (
 from flextensor.operators.workload import Workload
 from flextensor.targets import Status, Trial, cuda_compiler, cuda_emulation
 from flextensor.targets.cuda import CUDA
-from flextensor.targets.process import run_all
 
 LIMITS = Limits(build_seconds=20.0, run_seconds=60.0)
 """An emulated call takes seconds where a card takes microseconds."""
@@ -50,8 +49,7 @@ class ModelMeasurer(LocalMeasurer):
 
     def start(self) -> None:
         """Start the builders; the emulation is only started for a winner."""
-        for worker in self._builders:
-            worker.start()
+        self._builders.start()
 
     def measure(
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
@@ -59,12 +57,12 @@ class ModelMeasurer(LocalMeasurer):
         """One trial per candidate, in order: its modelled seconds, and what bounds it."""
         self.start()
         begun = time.monotonic()
-        self._add_programs(candidates)
-        calls = [
-            ("model", {"program": c.formulation, "config": dict(c.config)}) for c in candidates
-        ]
+        formulations = [c.formulation for c in candidates]
+        payloads = [{"config": dict(c.config)} for c in candidates]
         trials: dict[int, Trial] = {}
-        for index, reply in run_all(self._builders, calls, self.limits.build_seconds):
+        for index, reply in self._builders.call(
+            "model", formulations, payloads, self.limits.build_seconds
+        ):
             failure = build_failure(candidates[index], reply)
             if failure is None and isinstance(reply, dict):
                 trials[index] = _modelled(candidates[index], reply)

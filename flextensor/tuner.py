@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flextensor import lessons, measurers
+from flextensor.builders import Builders
 from flextensor.cost_models import Example
 from flextensor.database import Database
 from flextensor.errors import DeviceError, check_positive, unknown
@@ -77,6 +78,7 @@ def tune(
     tolerance: float = 1e-4,
     prepacked: bool = False,
     measure: str | None = None,
+    builders: Builders | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Find, verify and keep the fastest schedule of an operator on a target.
@@ -87,8 +89,9 @@ def tune(
     than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked` packs the weights once,
     ahead of all calls, and compares with PyTorch that does so too. `measure` names how a
     candidate's time is learnt, one of the target's `measures`, or ``remote:HOST:PORT`` to run it on
-    a device of the machine that serves there. Raises `InputError`, `DeviceError`, `DatabaseError`,
-    and `Interrupted` on Ctrl-C.
+    a device of the machine that serves there. `builders` of the target compile for one workload
+    after another, and are the caller's to close. Raises `InputError`, `DeviceError`,
+    `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
     check_positive("trials", trials)
     check_positive("time", time)
@@ -105,7 +108,7 @@ def tune(
         budget = Budget.of(chosen, trials, time)
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
         options = Options(patience=chosen.patience, batch=batch_of(device))
-        return run.run(explorer, cost_model, seed, fresh, options)
+        return run.run(explorer, cost_model, seed, fresh, options, builders)
 
 
 def _check_names(effort: str, explorer: str, cost_model: str) -> None:
@@ -140,12 +143,19 @@ class Tuning:
         self.ended: dict[str, Any] = {}
 
     def run(
-        self, explorer: str, cost_model: str, seed: int, fresh: bool, options: Options
+        self,
+        explorer: str,
+        cost_model: str,
+        seed: int,
+        fresh: bool,
+        options: Options,
+        builders: Builders | None = None,
     ) -> Result:
         """Search, finish, verify, keep."""
         measurer = measurers.create(
-            self.workload, self.target, self.tolerance, on_trial=self._keep, seed=seed
-        )
+            self.workload, self.target, self.tolerance,
+            on_trial=self._keep, seed=seed, builders=builders,
+        )  # fmt: skip
         with contextlib.closing(measurer):
             measurer.start()  # while the spaces are made
             own = self._lanes(explorer, cost_model, seed, fresh)

@@ -196,7 +196,7 @@ def test_other_peers_get_columns_and_a_summary(
         "missing": {},
         "searches": {"blas": {"trials": 64, "seconds": 90.0}},
     }  # fmt: skip
-    monkeypatch.setattr(bench, "beside", lambda result, peers, trials: found)
+    monkeypatch.setattr(bench, "beside", lambda result, peers, trials, builders: found)
     _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas", "dlight"))
     assert cases["paper/GMV1"]["beside"] == found
     page = (tmp_path / "out" / "README.md").read_text()

@@ -13,12 +13,13 @@ import pytest
 
 from flextensor import buffers, targets, timing
 from flextensor.answers import FunctionMeasurer, ReplayMeasurer
+from flextensor.builders import Builders
 from flextensor.errors import DeviceError
+from flextensor.folders import private_folder
 from flextensor.measure import (
     Candidate,
     Limits,
     LocalMeasurer,
-    private_folder,
 )
 from flextensor.operators import Gemm, Workload
 from flextensor.targets import Status, Trial
@@ -206,3 +207,18 @@ def test_a_function_is_a_landscape() -> None:
 )
 def test_relative_error(got: list[float], want: list[float], error: float) -> None:
     assert buffers.relative_error(np.array(got, "float32"), np.array(want)) == error
+
+
+def test_workloads_share_builders_that_survive_a_crash(stubs: None) -> None:
+    target, work = targets.lookup("llvm"), (Gemm(m=8, n=4, k=4), Gemm(m=4, n=8, k=2))
+    pids = []
+    with Builders(target, 1, module="stub_worker") as builders:
+        for operator in (*work, *work):
+            with LocalMeasurer(Workload(operator), target, 1e-4, builders=builders) as own:
+                assert own.measure([GOOD])[0].ok
+                pids += builders.pids
+                if len(pids) == 2:
+                    assert own.measure([build("die")])[0].status is Status.BUILD_ERROR
+        first, second, third, fourth = pids
+        assert first == second != third == fourth
+    assert builders.pids == [None]

@@ -1,0 +1,117 @@
+"""The processes that schedule and compile candidates; they may serve one workload after another."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flextensor.folders import private_folder
+from flextensor.targets import Target, dump
+from flextensor.targets.process import Call, Worker, WorkerError, run_all
+
+if TYPE_CHECKING:
+    from flextensor.operators.workload import Workload
+
+MEMORY_BYTES = 4 << 30
+"""What one of them may allocate."""
+
+
+class Builders:
+    """Worker processes of one target, started at the first use. A process takes seconds to start
+    and more at its first build, which a suite pays once when its workloads share them.
+
+    `count` is the number of processes (0: the target's). Raises `DeviceError` when none can start
+    or a compiler is missing.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        count: int = 0,
+        memory_bytes: int = MEMORY_BYTES,
+        module: str = "flextensor.worker",
+    ) -> None:
+        self.target, self._count = target, count
+        self._memory, self._module = memory_bytes, module
+        self._workload: Workload | None = None
+        self._programs: set[str] = set()
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where the processes have their temporary files."""
+        return private_folder()
+
+    @functools.cached_property
+    def _setup(self) -> list[Call]:
+        return [("target", {"target": dump(self.target)})]
+
+    @functools.cached_property
+    def _workers(self) -> list[Worker]:
+        env = self.target.environment(self.folder)
+        return [
+            Worker(self._setup, env, self._memory, self._module)
+            for _ in range(self._count or self.target.builders)
+        ]
+
+    @property
+    def pids(self) -> list[int | None]:
+        """Of every process; None where one does not run."""
+        return [worker.pid for worker in self._workers]
+
+    def start(self) -> None:
+        """Start every process; returns at once."""
+        for worker in self._workers:
+            worker.start()
+
+    def serve(self, workload: Workload) -> None:
+        """Build for this workload from now on."""
+        self._workload = workload
+        self._programs.clear()
+        for worker in self._begun:
+            worker.setup[:] = self._setup  # what starts anew need not know of older programs
+
+    def call(
+        self, method: str, formulations: Sequence[str], payloads: Sequence[Mapping[str, Any]],
+        seconds: float,
+    ) -> Iterator[tuple[int, dict[str, Any] | WorkerError]]:  # fmt: skip
+        """Call a builder's method for a candidate of each of the formulations, all in parallel and
+        each within `seconds`; (index, reply or why there is none) as they end."""
+        for formulation in sorted(set(formulations) - self._programs):
+            self._add(formulation)
+        calls = [
+            (method, {"program": formulation, **payload})
+            for formulation, payload in zip(formulations, payloads, strict=True)
+        ]
+        return run_all(self._workers, calls, seconds)
+
+    def _add(self, formulation: str) -> None:
+        """Give a formulation to every process, now and after every restart."""
+        import tvm
+
+        assert self._workload is not None
+        path = self.folder / f"program{len(self._programs)}.json"
+        path.write_text(tvm.ir.save_json(self._workload.prim_func(formulation)))
+        self._programs.add(formulation)
+        for worker in self._workers:
+            worker.add_setup("program", {"name": formulation, "path": str(path)})
+
+    def close(self) -> None:
+        """Stop every process."""
+        for worker in self._begun:
+            worker.kill()
+        if "folder" in self.__dict__:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _begun(self) -> list[Worker]:
+        """The processes, if there were any yet."""
+        return self._workers if "_workers" in self.__dict__ else []
+
+    def __enter__(self) -> Builders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
