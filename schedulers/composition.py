@@ -17,6 +17,7 @@ from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
 from flextensor.schedulers.engine import EngineScheduler
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
+from flextensor.schedulers.gpu_reduction import GpuReductionScheduler
 from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
 from flextensor.schedulers.prepack import constants, split
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
@@ -30,6 +31,7 @@ from flextensor.targets.base import Target
 SCHEDULERS = (
     EngineScheduler(),
     GpuContractionScheduler(),
+    GpuReductionScheduler(),
     GpuSpatialScheduler(),
     WindowScheduler(),
     ContractionScheduler(),
