@@ -22,7 +22,7 @@ from tvm.ir.expr import TensorLoad
 from tvm.ir.prim import expr as prim
 
 from flextensor.cost_models.gpu_memory import WARP, Array, bank_cycles, merged, sectors
-from flextensor.schedulers.expression import children
+from flextensor.schedulers.expression import children, loads
 from flextensor.targets.rounding import ceil_div, round_up
 
 WINDOW = 8
@@ -121,6 +121,8 @@ class _Body:
 
     place: _Place
     found: dict[tuple[Any, ...], tuple[Array, int, bool]] = dataclasses.field(default_factory=dict)
+    waits: bool = False
+    """Whether loads of global memory are waited for here, and not fetched for later."""
 
 
 class _Reader:
@@ -141,6 +143,9 @@ class _Reader:
         self.bound: dict[Any, Any] = {}
         self.bodies: list[_Body] = []
         self.divided: set[tuple[int, bytes]] = set()
+        self.synchronised = 0
+        self.fetched: dict[str, tuple[_Body, int]] = {}
+        """What loads into registers go with, and how many barriers stood before."""
 
     def statement(self, stmt: Any, place: _Place) -> None:
         """Read one statement."""
@@ -199,10 +204,27 @@ class _Reader:
         self._arithmetic(stmt.value, place)
         self._loads(stmt.value, place)
         self._access(stmt.buffer, stmt.indices, place, True)
+        self._waits(stmt)
+
+    def _waits(self, stmt: Any) -> None:
+        """A value that is loaded into a register is waited for where it is read: if that is
+        behind another barrier, what stands between hides the wait."""
+        read = [load.source for load in loads(stmt.value)]
+        local = {str(b.name) for b in read if str(b.scope()) == "local"}
+        for name in local & set(self.fetched):
+            body, before = self.fetched[name]
+            body.waits |= before == self.synchronised
+        if any(str(b.scope()) in ("", "global") for b in read):
+            target, own = str(stmt.buffer.name), self.bodies[-1]
+            if str(stmt.buffer.scope()) != "local" or target in local:
+                own.waits = True
+            else:
+                self.fetched[target] = own, self.synchronised
 
     def _evaluate(self, stmt: Any, place: _Place) -> None:
         if isinstance(stmt.value, Call) and stmt.value.op.name == "tirx.tvm_storage_sync":
             self.work.barriers += place.times * self.work.warps
+            self.synchronised += 1
             self._open(place)
 
     def _loads(self, expr: Any, place: _Place) -> None:
@@ -314,7 +336,7 @@ class _Reader:
             for address, size in merged(accesses):
                 work.accesses += times * work.warps
                 work.shared_cycles += bank_cycles(address, size) * times
-        if loaded:
+        if loaded and body.waits:
             innermost = body.place.loops[-1][1] if body.place.loops else 1
             work.rounds += times / min(innermost, UNROLLED)
 

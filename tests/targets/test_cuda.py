@@ -107,7 +107,7 @@ def test_measured_and_modelled_are_kept_apart() -> None:
     target = targets.lookup("cuda:sm_90")
     assert target.measured == "run"
     modelled = target.measured_by("model")
-    assert modelled.fingerprint == f"{target.fingerprint}/model1"
+    assert modelled.fingerprint == f"{target.fingerprint}/model2"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
