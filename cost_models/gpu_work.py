@@ -29,7 +29,7 @@ from flextensor.cost_models.gpu_memory import (
     sectors,
     tile_accesses,
 )
-from flextensor.schedulers.expression import children
+from flextensor.schedulers.expression import children, loads
 from flextensor.targets.rounding import ceil_div, round_up
 
 WINDOW = 8
@@ -135,6 +135,8 @@ class _Body:
 
     place: _Place
     found: dict[tuple[Any, ...], tuple[Array, int, bool]] = dataclasses.field(default_factory=dict)
+    waits: bool = False
+    """Whether loads of global memory are waited for here, and not fetched for later."""
 
 
 class _Reader:
@@ -157,6 +159,9 @@ class _Reader:
         self.divided: set[tuple[int, bytes]] = set()
         self.waiting: set[Any] = set()
         """Variables of loops with a barrier inside, whose iterations do not overlap."""
+        self.synchronised = 0
+        self.fetched: dict[str, tuple[_Body, int]] = {}
+        """What loads into registers go with, and how many barriers stood before."""
 
     def statement(self, stmt: Any, place: _Place) -> None:
         """Read one statement."""
@@ -215,6 +220,22 @@ class _Reader:
         self._arithmetic(stmt.value, place)
         self._loads(stmt.value, place)
         self._access(stmt.buffer, stmt.indices, place, True)
+        self._waits(stmt)
+
+    def _waits(self, stmt: Any) -> None:
+        """A value that is loaded into a register is waited for where it is read: if that is
+        behind another barrier, what stands between hides the wait."""
+        read = [load.source for load in loads(stmt.value)]
+        local = {str(b.name) for b in read if str(b.scope()) == "local"}
+        for name in local & set(self.fetched):
+            body, before = self.fetched[name]
+            body.waits |= before == self.synchronised
+        if any(str(b.scope()) in ("", "global") for b in read):
+            target, own = str(stmt.buffer.name), self.bodies[-1]
+            if str(stmt.buffer.scope()) != "local" or target in local:
+                own.waits = True
+            else:
+                self.fetched[target] = own, self.synchronised
 
     def _evaluate(self, stmt: Any, place: _Place) -> None:
         if not isinstance(stmt.value, Call):
@@ -223,6 +244,7 @@ class _Reader:
         if name == "tvm_storage_sync":
             self.work.barriers += place.times * self.work.warps
             self.waiting.update(var for var, _ in place.loops)
+            self.synchronised += 1
             self._open(place)
         elif name == "tvm_mma_sync":
             self.work.tiles += place.times * self.work.warps
@@ -358,6 +380,8 @@ class _Reader:
             var, innermost = body.place.loops[-1] if body.place.loops else (None, 1)
             if work.tiles and var in self.waiting:
                 innermost = 1  # copies of matrix kernels are unrolled into the loop over panels
+        if loaded and body.waits:
+            innermost = body.place.loops[-1][1] if body.place.loops else 1
             work.rounds += times / min(innermost, UNROLLED)
 
 

@@ -17,6 +17,7 @@ from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
 from flextensor.schedulers.engine import EngineScheduler
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
+from flextensor.schedulers.gpu_reduction import GpuReductionScheduler
 from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
 from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
 from flextensor.schedulers.prepack import constants, split
@@ -32,6 +33,7 @@ SCHEDULERS = (
     EngineScheduler(),
     GpuTensorCoreScheduler(),
     GpuContractionScheduler(),
+    GpuReductionScheduler(),
     GpuSpatialScheduler(),
     WindowScheduler(),
     ContractionScheduler(),

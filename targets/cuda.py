@@ -24,7 +24,7 @@ from flextensor.targets.cuda_architectures import (
 )
 from flextensor.targets.runtime import Runtime
 
-MODEL = 1
+MODEL = 2
 """Counts changes of what the model of kernels says, so that no old prediction answers a new one."""
 NO_CARD = -1
 COPIES_AHEAD = 3

@@ -1,6 +1,7 @@
 // The part of CUDA C that TVM generates, on a CPU: blocks one after the other, the threads of a
-// block as fibers that change places at __syncthreads(). Between two barriers thread 0 runs first,
-// then thread 1, and so on: what a missing barrier leaves unwritten is read unwritten.
+// block as fibers that change places at __syncthreads() and, within a warp, at shuffles. Between two
+// barriers thread 0 runs first, then thread 1, and so on: what a missing barrier leaves unwritten is
+// read unwritten.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -55,6 +56,9 @@ struct Fiber {
   bool started, done;
   std::vector<Copy> copies;
   unsigned groups;  // of copies, committed
+  enum { READY, BLOCK, WARP } waits;  // for whom
+  unsigned shuffles;
+  uint64_t given[2];  // to the last shuffles: one may read while another is in the next
 };
 static const size_t STACK_BYTES = 256 << 10;
 static jmp_buf scheduler;
@@ -63,10 +67,45 @@ static void (*kernel_body)();
 static unsigned char* dynamic_shared;  // shared memory whose size is given at launch
 static const size_t SHARED_GUARD = 4096;
 
-__attribute__((noinline)) static void __syncthreads() {
+static std::vector<Fiber>* block_fibers;
+
+__attribute__((noinline)) static void wait_for(decltype(Fiber::waits) whom) {
   __asm__ volatile("" ::: "memory");
+  running->waits = whom;
   if (!_setjmp(running->at)) _longjmp(scheduler, 1);
   __asm__ volatile("" ::: "memory");
+}
+static inline void __syncthreads() { wait_for(Fiber::BLOCK); }
+static inline void __syncwarp(unsigned = ~0u) { wait_for(Fiber::WARP); }
+static inline unsigned __activemask() { return ~0u; }
+
+// The value that lane `from` of the `width` lanes around this one gave; its own from beyond them.
+template <typename T>
+static T shuffle(T value, long from, int width) {
+  unsigned turn = running->shuffles++ % 2;
+  memcpy(&running->given[turn], &value, sizeof(T));
+  wait_for(Fiber::WARP);
+  size_t own = size_t(running - block_fibers->data()), first = own - own % width;
+  size_t source = from < 0 || from >= width ? own : first + from;
+  if (source < block_fibers->size()) memcpy(&value, &(*block_fibers)[source].given[turn], sizeof(T));
+  return value;
+}
+static inline long lane_of(int width) { return (running - block_fibers->data()) % width; }
+template <typename T>
+static T __shfl_sync(unsigned, T value, int lane, int width = 32) {
+  return shuffle(value, lane & (width - 1), width);
+}
+template <typename T>
+static T __shfl_down_sync(unsigned, T value, unsigned delta, int width = 32) {
+  return shuffle(value, lane_of(width) + delta, width);
+}
+template <typename T>
+static T __shfl_up_sync(unsigned, T value, unsigned delta, int width = 32) {
+  return shuffle(value, lane_of(width) - long(delta), width);
+}
+template <typename T>
+static T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
+  return shuffle(value, lane_of(width) ^ mask, width);
 }
 
 // Copies to shared memory beside the kernel, done as late as they may be: at the wait for their group.
@@ -99,8 +138,17 @@ static void resume(Fiber& fiber) {
   setcontext(&fiber.begin);
 }
 
-// Runs every thread up to the next barrier until all are done; false when some ended at a barrier
-// at which others wait, which hangs on a device.
+// Lets the threads of [begin, end) go on when all of them wait for each other; whether it did.
+static bool release(std::vector<Fiber>& fibers, size_t begin, size_t end,
+                    decltype(Fiber::waits) whom) {
+  for (size_t i = begin; i < end; ++i)
+    if (fibers[i].done || fibers[i].waits != whom) return false;
+  for (size_t i = begin; i < end; ++i) fibers[i].waits = Fiber::READY;
+  return true;
+}
+
+// Runs every thread up to where it waits for others until all are done; false when some wait for
+// ever, which hangs on a device.
 static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
   for (size_t i = 0; i < fibers.size(); ++i) {
     Fiber& fiber = fibers[i];
@@ -111,18 +159,24 @@ static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
     fiber.started = fiber.done = false;
     fiber.copies.clear();
     fiber.groups = 0;
+    fiber.waits = Fiber::READY;
+    fiber.shuffles = 0;
     unsigned t = unsigned(i);
     fiber.place = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
     makecontext(&fiber.begin, fiber_main, 0);
   }
+  block_fibers = &fibers;
   for (;;) {
     size_t done = 0;
     for (Fiber& fiber : fibers) {
-      if (!fiber.done) resume(fiber);
+      if (!fiber.done && fiber.waits == Fiber::READY) resume(fiber);
       done += fiber.done;
     }
     if (done == fibers.size()) return true;
-    if (done) return false;
+    bool released = release(fibers, 0, fibers.size(), Fiber::BLOCK);
+    for (size_t warp = 0; warp < fibers.size(); warp += 32)
+      released |= release(fibers, warp, min(warp + 32, fibers.size()), Fiber::WARP);
+    if (!released) return false;
   }
 }
 

@@ -124,6 +124,35 @@ def test_the_work_of_a_gemm_is_counted(target: CUDA) -> None:
     assert work.rounds == 2 * 16  # the loads of each panel, of each operand
 
 
+def test_what_is_fetched_ahead_is_not_waited_for(target: CUDA) -> None:
+    gemm = Workload(Gemm(m=256, n=256, k=128))
+    ahead, _ = work_of(gemm, target, **TILE | {"prefetch": "register"})
+    plain, _ = work_of(gemm, target, **TILE)
+    assert ahead.missed == plain.missed and ahead.multiply_adds == plain.multiply_adds
+    assert ahead.rounds == 2  # the first panels
+    assert ahead.rounds < plain.rounds
+
+
+def test_parts_of_a_long_sum_fill_the_device(target: CUDA) -> None:
+    gemm = Workload(Gemm(m=64, n=64, k=8192))
+    whole = work_of(gemm, target, **TILE)[1].seconds
+    func = gemm.prim_func()
+    config = space(func, target).seeds[0] | {f"gemm.{k}": v for k, v in TILE.items()}
+    parts = gpu.judge(target, schedule(func, target, config | {"gemm.k_split": 32})).prediction
+    assert len(parts.kernels) == 2 and parts.seconds < whole / 4
+
+
+def test_threads_that_share_a_row_read_it_at_once(target: CUDA) -> None:
+    gemv = Workload(parse("gemv", {"m": "1024", "k": "4096"}))
+    func = gemv.prim_func()
+    seeds = space(func, target).seeds
+    along = next(s for s in seeds if s["gemv.neighbours"] == "k" and s["gemv.vector"] == 4)
+    across = next(s for s in seeds if s["gemv.neighbours"] == "q")
+    fast, slow = (gpu.judge(target, schedule(func, target, s)).prediction for s in (along, across))
+    assert fast.seconds < slow.seconds
+    assert fast.seconds > 1024 * 4096 * 4 / target.bandwidth()
+
+
 def test_reuse_in_registers_pays(target: CUDA) -> None:
     gemm = Workload(Gemm(m=1024, n=1024, k=1024))
     _, small = work_of(gemm, target, **{**TILE, "y_inner": 1, "x_inner": 1})

@@ -109,7 +109,7 @@ def test_measured_and_modelled_are_kept_apart() -> None:
     assert target.measured == "run"
     modelled = target.measured_by("model")
     measured = target.fingerprint.removesuffix("/cold")
-    assert modelled.fingerprint == f"{measured}/model1" != target.fingerprint
+    assert modelled.fingerprint == f"{measured}/model2" != target.fingerprint
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -220,6 +220,34 @@ def test_a_wrong_stride_or_launch_is_caught(staged: launches.Program) -> None:
     fewer = dataclasses.replace(launch, grid=(launch.grid[0] - 1, *launch.grid[1:]))
     short = dataclasses.replace(function, launches=(fewer,))
     assert product(dataclasses.replace(staged, functions={"main": short})) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "want"),
+    [
+        ("__shfl_down_sync(m, v, 2, 8)", lambda t: t + 2 if t % 8 < 6 else t),
+        ("__shfl_up_sync(m, v, 3, 32)", lambda t: t - 3 if t % 32 >= 3 else t),
+        ("__shfl_xor_sync(m, v, 5, 32)", lambda t: t ^ 5),
+        ("__shfl_sync(m, v, t + 33, 16)", lambda t: t // 16 * 16 + (t + 33) % 16),
+    ],
+)
+def test_lanes_of_a_warp_exchange_values(call: str, want: Any) -> None:
+    """Twice in turn, so that none reads what another gives to the next."""
+    body = f"int t = threadIdx.x; unsigned m = __activemask(); float v = t; float w = {call};"
+    run = compiled(KERNEL.format(f"{body} v = 100 + t; a[t] = w; a[64 + t] = {call};"))["f"]
+    a = np.zeros(128, "float32")
+    run(launches.Launch("f", (0,), (1, 1, 1), (64, 1, 1)), [a])
+    assert a[:64].tolist() == [want(t) for t in range(64)]
+    assert a[64:].tolist() == [want(t) + 100 for t in range(64)]
+
+
+def test_a_warp_that_shuffles_holds_nobody_at_a_barrier() -> None:
+    """One warp exchanges values before a barrier at which the other waits."""
+    body = "int t = threadIdx.x; if (t < 32) a[t] = __shfl_xor_sync(~0u, float(t), 1, 32);"
+    run = compiled(KERNEL.format(f"{body} __syncthreads(); if (t >= 32) a[t] = a[t - 32];"))["f"]
+    a = np.zeros(64, "float32")
+    run(launches.Launch("f", (0,), (1, 1, 1), (64, 1, 1)), [a])
+    assert a.tolist() == [t % 32 ^ 1 for t in range(64)]
 
 
 def test_threads_that_disagree_about_a_barrier_are_told() -> None:
