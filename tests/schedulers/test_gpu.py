@@ -123,7 +123,7 @@ def test_an_illegal_config_never_reaches_the_compiler(
     config: dict[str, int | str] = {
         "y_virtual": 1, "y_threads": 4, "y_inner": 4, "x_virtual": 1, "x_threads": 4, "x_inner": 4,
         "k_tile": 8, "k_unroll": 1, "staged": "both", "vector": 1,
-        "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
+        "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1, "k_turn": 0,
     }  # fmt: skip
     func = GEMM.prim_func()
     schedule(func, TINY, {f"gemm.{k}": v for k, v in config.items()})
@@ -136,7 +136,7 @@ def test_only_copies_and_writes_are_guarded() -> None:
     config: dict[str, int | str] = {
         "y_virtual": 2, "y_threads": 4, "y_inner": 2, "x_virtual": 1, "x_threads": 8, "x_inner": 3,
         "k_tile": 8, "k_unroll": 2, "staged": "both", "vector": 1,
-        "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
+        "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1, "k_turn": 0,
     }  # fmt: skip
     module = schedule(GEMM.prim_func(), TINY, {f"gemm.{k}": v for k, v in config.items()})
     source = launches.lower(module, TINY.tvm_target()).source
