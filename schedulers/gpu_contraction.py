@@ -13,8 +13,10 @@ number: a convolution is a GEMM whose panels are gathered. Tiles need not divide
 with zeros while they are copied, and only the copy and the last write are guarded.
 
 Panels may be fetched a step ahead (`gpu_loops.pipeline`), their rows padded against conflicts of
-banks, and copies and outputs be vectors. Where outputs are too few to keep the device busy, blocks
-compute parts of the reduction, and a second kernel adds them, always in the same order.
+banks, and copies and outputs be vectors. The reduction may begin with its last iterators: with
+channels innermost, a panel of a convolution lies at one place of the window. Where outputs are too
+few to keep the device busy, blocks compute parts of the reduction, and a second kernel adds them,
+always in the same order.
 """
 
 from __future__ import annotations
@@ -145,8 +147,9 @@ class GpuContractionSchedule(StageSchedule):
                 q = q if guard else tirx.min(q, tile.extent - 1)
             if plan.k_padded:
                 inside.append(kq < plan.k_extent)
-            ks = unflatten(kq, [i.extent for i in self.found.k])
-            at = {i.var: v for i, v in zip(self.found.k, ks, strict=True)}
+            turned = self.found.k[plan.k_turn :] + self.found.k[: plan.k_turn]
+            ks = unflatten(kq, [i.extent for i in turned])
+            at = {i.var: v for i, v in zip(turned, ks, strict=True)}
             values = unflatten(q, [i.extent for i in side.iterators])
             at |= {i.var: v for i, v in zip(side.iterators, values, strict=True)}
             at |= {self.found.batch[p].var: v for p, v in zip(own, b, strict=True)}

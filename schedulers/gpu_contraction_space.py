@@ -26,6 +26,8 @@ MOST_WAVES = 8
 """Blocks for every core, from which nothing is gained by more."""
 SPLIT_THREADS = 64 << 10
 """Outputs of a core from which a reduction is in one part."""
+UNROLLED = 512
+"""Multiply-adds that seeds unroll, where that is more than eight steps."""
 TILES = (
     # virtual threads, threads and elements of a thread: of Y, of X; k of a panel
     (2, 16, 4, 2, 16, 4, 8), (2, 16, 4, 1, 16, 4, 16), (1, 16, 4, 2, 16, 4, 16),
@@ -97,6 +99,7 @@ class GpuContractionSpace:
                 choice("prefetch", PREFETCH),
                 sizes("out_vector", [v for v in (1, 2, 4) if self.run % v == 0]),
                 sizes("k_split", self._splits()),
+                sizes("k_turn", range(max(len(self.found.k), 1))),
             ),
             (self._illegal,),
         )
@@ -123,13 +126,17 @@ class GpuContractionSpace:
         names = ("y_virtual", "y_threads", "y_inner", "x_virtual", "x_threads", "x_inner", "k_tile")
         for tile in TILES:
             sizes = dict(zip(names, tile, strict=True))
+            own = math.prod(
+                sizes[f"{side}_{what}"] for side in "yx" for what in ("virtual", "inner")
+            )
             wanted: Config = {
-                **sizes, "k_unroll": min(sizes["k_tile"], 8), "staged": "both", "vector": 4,
-                "pad": 4, "prefetch": "register", "out_vector": 4, "k_split": 1,
+                **sizes, "k_unroll": min(sizes["k_tile"], max(UNROLLED // own, 8)),
+                "staged": "both", "vector": 4, "pad": 4, "prefetch": "register", "out_vector": 4,
+                "k_split": 1, "k_turn": 0,
             }  # fmt: skip
-            yield wanted
-            if (split := self._filling(wanted)) > 1:
-                yield wanted | {"k_split": split}
+            for split in sorted({1, self._filling(wanted)}):
+                for turn in range(min(len(self.found.k), 2)):
+                    yield wanted | {"k_split": split, "k_turn": turn}
         for staged in ("both", "none"):
             for y_threads, x_threads, y_inner, x_inner, k_tile in SEEDS:
                 yield {
@@ -137,6 +144,7 @@ class GpuContractionSpace:
                     "x_virtual": 1, "x_threads": x_threads, "x_inner": x_inner,
                     "k_tile": k_tile, "k_unroll": 1, "staged": staged, "vector": 1,
                     "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
+                    "k_turn": 0,
                 }  # fmt: skip
 
     def _filling(self, config: Mapping[str, Value]) -> int:

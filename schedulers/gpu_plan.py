@@ -85,6 +85,8 @@ class Plan:
     """Elements between the rows of a panel, which so begin in different banks."""
     k_split: int
     """Parts of the reduction that blocks of their own compute."""
+    k_turn: int
+    """Iterators of the reduction that are turned from its front to its end."""
     prefetch: bool
     """Whether the next panels are on their way to registers while the present ones are used."""
 
@@ -159,5 +161,6 @@ class Plan:
             staged=("y", "x") if stage == "both" else () if stage == "none" else (str(stage),),
             pad=int(config["pad"]),
             k_split=int(config["k_split"]),
+            k_turn=int(config["k_turn"]),
             prefetch=config["prefetch"] != "none",
         )

@@ -109,7 +109,7 @@ def work_of(workload: Workload, target: CUDA, **knobs: Any) -> tuple[gpu_work.Wo
 TILE: dict[str, Any] = {
     "y_virtual": 1, "y_threads": 16, "y_inner": 4, "x_virtual": 1, "x_threads": 16, "x_inner": 4,
     "k_tile": 8, "k_unroll": 1, "staged": "both", "vector": 1,
-    "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
+    "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1, "k_turn": 0,
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ WORKLOADS = {
 TILE: dict[str, Any] = {
     "y_virtual": 1, "y_threads": 4, "y_inner": 2, "x_virtual": 2, "x_threads": 4, "x_inner": 4,
     "k_tile": 4, "k_unroll": 1, "staged": "both", "vector": 4,
-    "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
+    "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1, "k_turn": 0,
 }  # fmt: skip
 
 
@@ -78,6 +78,15 @@ def test_every_way_to_copy_is_right(name: str, changes: dict[str, Any], target: 
     if found.reason(config(workload, **changes)):
         changes = changes | {"vector": 1}  # a panel of one row of 6
     assert error(workload, lowered(workload, target, **changes)) < 1e-6
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize("k_tile", [1, 8])
+def test_the_reduction_may_begin_anywhere(turn: int, k_tile: int, target: Target) -> None:
+    """Five channels of a 3 x 3 window: a panel lies at one place of it, or at two."""
+    conv = WORKLOADS["conv2d"]
+    changes: dict[str, Any] = {"k_turn": turn, "k_tile": k_tile, "vector": 1}
+    assert error(conv, lowered(conv, target, prefetch="register", **changes)) < 1e-6
 
 
 @pytest.mark.parametrize("barrier", [0, 1, 2])

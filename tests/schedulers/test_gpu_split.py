@@ -27,7 +27,7 @@ WORKLOADS = {
 TILE: dict[str, Any] = {
     "y_virtual": 1, "y_threads": 4, "y_inner": 2, "x_virtual": 1, "x_threads": 4, "x_inner": 4,
     "k_tile": 4, "k_unroll": 1, "staged": "both", "vector": 4,
-    "pad": 4, "prefetch": "register", "out_vector": 1, "k_split": 4,
+    "pad": 4, "prefetch": "register", "out_vector": 1, "k_split": 4, "k_turn": 0,
 }  # fmt: skip
 
 
