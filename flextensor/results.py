@@ -25,7 +25,7 @@ def header(device: Target, command: Sequence[str]) -> dict[str, Any]:
     return {
         "machine": {
             "device": device.device, "fingerprint": device.fingerprint,
-            "system": platform.platform(),
+            "system": platform.platform(), "conditions": device.conditions,
             "peak_gflops": device.peak_flops() / 1e9, "bandwidth_gbs": device.bandwidth() / 1e9,
         },
         "command": shlex.join(command),

@@ -164,6 +164,11 @@ class Target(ABC):
         return host.cores() if self.remote else self.host_threads
 
     @property
+    def conditions(self) -> str:
+        """How it and its peers are timed, in words."""
+        return "warm caches"
+
+    @property
     def torch_device(self) -> str:
         """Where PyTorch computes beside it, in PyTorch's words."""
         return "cpu"

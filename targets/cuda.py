@@ -148,6 +148,11 @@ class CUDA(Target):
         return host.cores()
 
     @property
+    def conditions(self) -> str:
+        """Events of the card around each call."""
+        return "L2 overwritten before each call, PyTorch as CUDA graphs, cuDNN choosing by trial"
+
+    @property
     def torch_device(self) -> str:
         """The card."""
         return f"cuda:{self.index}"

@@ -25,6 +25,7 @@ class Device:
     device: str = "a machine"
     fingerprint: str = "machine-1"
     threads_per_block: int = 256
+    conditions: str = "caches of glass"
 
     def peak_flops(self) -> float:
         return 2e11
