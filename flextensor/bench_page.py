@@ -62,7 +62,8 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
         " GB/s; the share is of the one that binds, and above 100 % where data stays in caches."
         f" Speed-up: {_baseline(data)} over FlexTensor, medians, timed in turns in one process on"
         f" the same inputs ({machine.get('conditions', 'warm caches')}, {_counted(data)})."
-        " Every kernel is verified against a float64 reference; error is max abs(y - y64) / max abs(y64).",
+        " Every kernel is verified against a float64 reference; error is max abs(y - y64) / max"
+        " abs(y64).",
         "",
         *_summary(families, "torch"),
     ]
