@@ -21,13 +21,12 @@ always in the same order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
-from flextensor.schedulers import gpu_loops
+from flextensor.schedulers import gpu_loops, gpu_parts
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
@@ -38,9 +37,6 @@ from flextensor.schedulers.layouts import Side, guarded, unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
-
-SUM_THREADS = 128
-"""Of a block that adds parts of reductions."""
 
 
 class GpuContractionScheduler(Scheduler):
@@ -101,7 +97,7 @@ class GpuContractionSchedule(StageSchedule):
         f = te.compute([*parts, *batch, plan.y.padded, plan.x.padded], flat, name=f"{name}_flat")
 
         if parts:
-            f = self._sum(plan, f)
+            f = gpu_parts.total(f, plan.k_split, self._flat_shape, name)
 
         def out(*indices: Any) -> Any:
             return f(*self._coordinates(indices))
@@ -112,19 +108,11 @@ class GpuContractionSchedule(StageSchedule):
         else:
             tensors.plain(final, name=f"{name}_out")
 
-    def _sum(self, plan: Plan, flat: Any) -> Callable[..., Any]:
-        """The sum of all parts of the reduction, which are written out for it. It has one index,
-        so that threads may add whatever lies together."""
-        shape = [i.extent for i in self.found.batch]
-        shape += [self.decides.extents[side] for side in ("y", "x")]
-        name, part = self.stage.name, te.reduce_axis((0, plan.k_split), "part")
-        parts = te.compute([plan.k_split, *shape], lambda *at: flat(*at), name=f"{name}_part")
-
-        def add(q: Any) -> Any:
-            return te.sum(parts(part.var, *unflatten(q, shape)), axis=part)
-
-        total = te.compute([math.prod(shape)], add, name=f"{name}_sum")
-        return lambda *at: total(flatten(at, shape))
+    @property
+    def _flat_shape(self) -> list[int]:
+        """Batch, and each side as one index."""
+        sides = [self.decides.extents[side] for side in ("y", "x")]
+        return [*(i.extent for i in self.found.batch), *sides]
 
     def _coordinates(self, indices: Sequence[Any]) -> list[Any]:
         """Batch, and the flat index of each side, of an element of the output."""
@@ -174,7 +162,10 @@ class GpuContractionSchedule(StageSchedule):
         flat, acc = sch.get_sblock(f"{name}_flat"), sch.get_sblock(f"{name}_acc")
         out = sch.get_sblock(f"{name}_out")
         if plan.k_split > 1:
-            self._add(sch.get_sblock(f"{name}_sum"), out, int(config["out_vector"]), sch)
+            gpu_parts.arrange(
+                sch, name, self._coordinates, self._flat_shape, len(self.stage.shape),
+                int(config["out_vector"]), self.target,
+            )  # fmt: skip
             out = sch.get_sblock(f"{name}_part")
         else:
             gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
@@ -210,28 +201,6 @@ class GpuContractionSchedule(StageSchedule):
         sch.decompose_reduction(acc, kb)
         if plan.prefetch:
             gpu_loops.pipeline(sch, kb, len(plan.staged))
-
-    def _add(self, total: Any, out: Any, width: int, sch: Any) -> None:
-        """A kernel that adds the parts of every output, neighbours by neighbouring threads."""
-        extents = [i.extent for i in self.found.batch]
-        extents += [self.decides.extents[side] for side in ("y", "x")]
-
-        def place(*at: Any) -> list[Any]:
-            return [flatten(self._coordinates(at), extents)]
-
-        gpu_loops.relayout(sch, out, place, len(self.stage.shape))
-        threads = min(SUM_THREADS, self.target.threads_per_block)
-        block, thread, vector = sch.split(*sch.get_loops(out), [None, threads, width])
-        sch.bind(block, "blockIdx.x")
-        sch.bind(thread, "threadIdx.x")
-        sch.set_scope(total, 0, "local")
-        sch.compute_at(total, thread, preserve_unit_loops=True)
-        own, part = sch.get_loops(total)[-2:]
-        sch.reorder(part, own)
-        sch.unroll(part)
-        for loop in (vector, own):
-            sch.vectorize(loop)
-        sch.decompose_reduction(total, part)
 
     def _copy(self, plan: Plan, side: str, kb: Any, width: int, sch: Any) -> None:
         """A panel in shared memory, copied by all threads of the block at every step of `kb`."""

@@ -108,9 +108,13 @@ def seconds(
     block = Block(busy, latency, plan.threads, plan.registers, WORD * plan.shared)
     found = block.seconds(blocks, target)
     if plan.k_split > 1:
-        moved = WORD * outputs * 2 * plan.k_split  # written and read
-        found += LAUNCH_SECONDS + moved / (target.cores * FILL_BYTES * CLOCK)
+        found += moving_seconds(WORD * outputs * 2 * plan.k_split, target)  # written and read
     return found
+
+
+def moving_seconds(size: int, target: Target) -> float:
+    """A kernel more, for which so many bytes come and go."""
+    return LAUNCH_SECONDS + size / (target.cores * FILL_BYTES * CLOCK)
 
 
 def _in_turns(plan: Plan, blocks: int, vector: int, target: Target) -> float:
@@ -195,7 +199,7 @@ def matrix_seconds(
     hidden = (plan.stages - 1) * busy / plan.k_blocks
     latency = FAR + plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
     block = Block(busy, latency, plan.threads, plan.registers, plan.shared_bytes)
-    return block.seconds(batch * plan.y.blocks * plan.x.blocks, target)
+    return block.seconds(plan.k_split * batch * plan.y.blocks * plan.x.blocks, target)
 
 
 def spatial_seconds(points: int, steps: int, loads: int, threads: int, target: Target) -> float:

@@ -19,36 +19,27 @@ vectors of up to 16 bytes where these stay whole.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 
-from flextensor.schedulers import gpu_estimate, gpu_loops
+from flextensor.schedulers import gpu_loops, gpu_parts
 from flextensor.schedulers import gpu_tensor_core_operands as operands
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_loops import flatten
+from flextensor.schedulers.gpu_tensor_core_pack import Rows, Weights
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
+from flextensor.schedulers.gpu_tensor_core_space import GpuTensorCoreSpace
 from flextensor.schedulers.layouts import Side, guarded, unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
-from flextensor.schedulers.space import Config, Space, Value, choice, sizes
+from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
-from flextensor.targets.rounding import ceil_div
 
-SEEDS = (
-    # warps of Y and X, fragments of each that a warp has, steps of a panel, panels at a time
-    (2, 2, 4, 4, 2, 3), (2, 4, 4, 4, 2, 3), (4, 2, 4, 4, 2, 3), (2, 2, 4, 4, 4, 2),
-    (2, 2, 2, 4, 2, 4), (2, 2, 4, 2, 2, 4), (2, 2, 2, 2, 4, 3), (4, 2, 2, 4, 2, 1),
-    (2, 2, 2, 2, 2, 1), (1, 2, 2, 2, 4, 3), (1, 4, 2, 2, 2, 1), (1, 1, 2, 2, 2, 2),
-    (1, 1, 1, 1, 1, 1),
-)  # fmt: skip
 MOST_LOADS = 32
 """Loads of a thread that are written one after the other: more take long to compile."""
-PACKERS = 256
-"""Threads of a block that packs."""
 
 
 class GpuTensorCoreScheduler(Scheduler):
@@ -82,140 +73,34 @@ class GpuTensorCoreSchedule(StageSchedule):
         n = Side(found.b, found.n, found.batch, found.k)
         last = [parts for parts in found.outputs if parts][-1][-1]
         self.sides = {"y": n, "x": m} if last in found.m else {"y": m, "x": n}
-        self.extents = {name: points(side.iterators) for name, side in self.sides.items()}
-        self.extents["k"] = points(found.k)
-        self.rows = {name: operands.along_k(side) for name, side in self.sides.items()}
-        runs = {
-            name: operands.run(side.operand, program.inputs, self._along(name))
-            for name, side in self.sides.items()
-        }
-        self.together = {name: count for name, (count, _) in runs.items()}
-        self.widths = {name: width for name, (_, width) in runs.items()}
-        self.written = operands.written(found, self.sides["x"])
-        sliding = operands.sliding(self.sides["x"]) if not self.rows["x"] else ()
-        self.taps_first = (*sliding, *(i for i in found.k if i not in sliding))
-        self.space = self._space()
-
-    def _along(self, which: str) -> tuple[Iterator, ...]:
-        """What varies along the rows of a side's panel."""
-        side = self.sides[which]
-        return side.k if self.rows[which] else side.iterators
-
-    def plan(self, config: Mapping[str, Value]) -> Plan:
-        """All sizes that follow from a config."""
-        return Plan.of(config, self.extents, self.rows)
-
-    def width(self, plan: Plan, side: str) -> int:
-        """Elements of a vector that is copied into a side's panel."""
-        return operands.WIDTHS[0] if side == "y" and plan.packed else self.widths[side]
-
-    def _space(self) -> Space:
-        knobs = [
-            knob
-            for side in ("y", "x")
-            for knob in (
-                sizes(f"{side}_warps", (1, 2, 4, 8)),
-                sizes(f"{side}_fragments", (1, 2, 3, 4, 6, 8)),
-            )
-        ]
-        knobs.append(sizes("k_steps", (1, 2, 4, 8)))
-        knobs.append(sizes("stages", range(1, self.target.copies_ahead + 2)))
-        if self.taps_first != self.found.k:
-            knobs.append(choice("packed", ("y", "none")))
-        space = Space(tuple(knobs), (self._illegal,))
-        return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
-
-    def _seeds(self, space: Space) -> tuple[Config, ...]:
-        found: dict[tuple[Value, ...], Config] = {}
-        for y_warps, x_warps, y_fragments, x_fragments, k_steps, stages in SEEDS:
-            if 1 in self.widths.values():
-                stages = min(stages, 2)
-            wanted: Config = {
-                "y_warps": y_warps, "y_fragments": y_fragments,
-                "x_warps": x_warps, "x_fragments": x_fragments,
-                "k_steps": k_steps, "stages": stages, "packed": "y",
-            }  # fmt: skip
-            config = space.config(space.project(wanted))
-            if space.reason(config) is None:
-                found.setdefault(tuple(config.values()), config)
-        return tuple(found.values())
-
-    def _illegal(self, config: Mapping[str, Value]) -> str | None:
-        plan, target = self.plan(config), self.target
-        if plan.threads > target.threads_per_block:
-            return f"{plan.threads} threads a block, limit {target.threads_per_block}"
-        if plan.registers > target.thread_registers:
-            return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
-        if plan.registers * plan.threads > (target.block_registers or math.inf):
-            return f"a block has {target.block_registers} registers, its threads need more"
-        if plan.stages > 2 and 1 in (self.width(plan, "y"), self.width(plan, "x")):
-            return "what is gathered is not copied further ahead than by one panel"
-        if plan.stages > plan.k_blocks:
-            return "there are not so many panels"
-        limit = target.launch_shared_bytes
-        if plan.shared_bytes > limit:
-            return f"a block needs {plan.shared_bytes} bytes of shared memory, limit {limit}"
-        if max(plan.y.blocks, points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
-            return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
-        for side in ("y", "x"):
-            if not plan.turns(side, self.width(plan, side)):
-                return "a panel is no whole number of copies by all threads"
-            band = plan.band(side)
-            if band.block >= 2 * max(band.extent, TILE) and band.block > TILE:
-                return "a block is twice as long as the side"
-        if plan.k_tile >= 2 * max(plan.k_extent, TILE):
-            return "a panel is twice as long as the reduction"
-        return None
-
-    def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
-        """Sizes that decide the time. `estimate` is a guess in seconds on a device of 1 GHz."""
-        plan, target = self.plan(config), self.target
-        batch = points(self.found.batch)
-        blocks = batch * plan.y.blocks * plan.x.blocks
-        k = plan.k_blocks * plan.k_tile
-        work = batch * plan.y.padded * plan.x.padded * k
-        loads = work / plan.y.own + work / plan.x.own
-        copied = sum(
-            blocks * k * plan.band(side).block / self.width(plan, side) for side in ("y", "x")
-        )
-        waves = ceil_div(blocks, target.cores) * target.cores / blocks
-        gathered = {name for name, side in self.sides.items() if len(side.iterators) > 1}
-        seconds = gpu_estimate.matrix_seconds(plan, batch, self.widths, gathered, target)
-        log = math.log2
-        return {
-            "estimate": seconds,
-            "log_estimate": log(seconds),
-            "waste": work / batch / (self.extents["y"] * self.extents["x"] * self.extents["k"]),
-            "blocks": log(blocks),
-            "waves": waves,
-            "threads": log(plan.threads),
-            "shared": log(plan.shared_bytes),
-            "loads": log(loads),
-            "copied": log(copied),
-            "registers": log(plan.registers),
-        }
+        self.decides = GpuTensorCoreSpace(program, found, self.sides, target)
+        self.space = self.decides.space()
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Panels P[batch, y, k] or P[batch, k, y] of each side, their fragments, the sums
         Z[batch, fragment, warp, 16, x], the same staged, and the output. The fragments of a warp
-        lie apart, so that one of each is dense in what is staged at a time."""
-        plan, name = self.plan(config), self.stage.name
+        lie apart, so that one of each is dense in what is staged at a time. With parts of the
+        reduction, they are the first index of Z and of what is staged, and the output adds them."""
+        plan, name = self.decides.plan(config), self.stage.name
         batch = [i.extent for i in self.found.batch]
+        parts = [plan.k_split] if plan.k_split > 1 else []
         own = {
             s: [p for p, b in enumerate(self.found.batch) if b in side.own_batch]
             for s, side in self.sides.items()
         }
         y, x = (self._fragment(plan, side, own[side], tensors) for side in ("y", "x"))
-        k = te.reduce_axis((0, plan.k_blocks * plan.k_tile), "k")
+        part = plan.k_blocks * plan.k_tile
+        k = te.reduce_axis((0, part), "k")
 
         def accumulate(*at: Any) -> Any:
             *b, yf, yw, yi, xq = at
-            left = y(*(b[p] for p in own["y"]), yf, yw, yi, k.var)
-            right = x(*(b[p] for p in own["x"]), k.var, xq)
+            kq = b.pop(0) * part + k.var if parts else k.var
+            left = y(*(b[p] for p in own["y"]), yf, yw, yi, kq)
+            right = x(*(b[p] for p in own["x"]), kq, xq)
             return te.sum(left.astype("float32") * right.astype("float32"), axis=k)
 
         rows = [plan.y.blocks * plan.y.fragments, plan.y.warps, TILE]
-        shape = [*batch, *rows, plan.x.padded]
+        shape = [*parts, *batch, *rows, plan.x.padded]
         z = te.compute(shape, accumulate, name=f"{name}_acc")
         s = te.compute(shape, lambda *at: z(*at), name=f"{name}_staged")
 
@@ -223,7 +108,10 @@ class GpuTensorCoreSchedule(StageSchedule):
             *b, yq, xq = at
             return s(*b, *unflatten(yq, rows), xq)
 
-        f = te.compute([*batch, plan.y.padded, plan.x.padded], flat, name=f"{name}_flat")
+        sums = [*parts, *batch, plan.y.padded, plan.x.padded]
+        f = te.compute(sums, flat, name=f"{name}_flat")
+        if parts:
+            f = gpu_parts.total(f, plan.k_split, self._flat_shape, name)
 
         def out(*indices: Any) -> Any:
             return f(*self._coordinates(indices))
@@ -233,6 +121,12 @@ class GpuTensorCoreSchedule(StageSchedule):
             tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
         else:
             tensors.plain(final, name=f"{name}_out")
+
+    @property
+    def _flat_shape(self) -> list[int]:
+        """Batch, and each side as one index."""
+        sides = [self.decides.extents[side] for side in ("y", "x")]
+        return [*(i.extent for i in self.found.batch), *sides]
 
     def _coordinates(self, indices: Sequence[Any]) -> list[Any]:
         """Batch, and the flat index of each side, of an element of the output."""
@@ -244,37 +138,24 @@ class GpuTensorCoreSchedule(StageSchedule):
 
     def _fragment(self, plan: Plan, which: str, own: list[int], tensors: Tensors) -> Any:
         """A side's operand as the matrix units read it, y before k and k before x."""
-        side, band, name = self.sides[which], plan.band(which), f"{self.stage.name}_{which}"
-        batch, k = [self.found.batch[p] for p in own], plan.k_blocks * plan.k_tile
-        order_of_k = self.taps_first if plan.packed else self.found.k
-
-        def value(b: Sequence[Any], q: Any, kq: Any) -> Any:
-            inside = []
-            if band.padded != band.extent:
-                inside.append(q < band.extent)
-            if k != plan.k_extent:
-                inside.append(kq < plan.k_extent)
-            at = {i.var: v for i, v in zip(batch, b, strict=True)}
-            for flat, of in ((q, side.iterators), (kq, order_of_k)):
-                together = self.together[which] if of == self._along(which) else 1
-                at |= operands.places(flat, of, together)
-            return guarded(inside, rewrite(side.operand.value, at, tensors.load))
-
+        band, name = plan.band(which), f"{self.stage.name}_{which}"
+        batch, rows = [self.found.batch[p] for p in own], plan.rows[which]
         extents = [i.extent for i in batch]
 
         def order(q: Any, kq: Any) -> tuple[Any, Any]:
-            return (q, kq) if plan.rows[which] else (kq, q)
+            return (q, kq) if rows else (kq, q)
 
-        def panel(*at: Any) -> Any:
-            *b, row, column = at
-            return value(b, *order(row, column))  # its own inverse
-
-        shape = [*extents, *order(band.padded, k)]
         if which == "y" and plan.packed:
-            packed = te.compute(shape, panel, name=f"{name}_packed")
-            p = te.compute(shape, lambda *at: packed(*at), name=f"{name}_panel")
+            packed = self._packed(plan, batch, tensors)
+        elif plan.laid:
+            packed = self._copied(plan, batch, tensors)
         else:
-            p = te.compute(shape, panel, name=f"{name}_panel")
+            taps_first = self.decides.taps_first if plan.packed else self.found.k
+            ks = self._ordered(plan, which, taps_first)
+            value = self._value(plan, which, batch, tensors, ks)
+            packed = lambda *at: value(*at[:-2], *order(*at[-2:]))  # noqa: E731  its own inverse
+        shape = [*extents, *order(band.padded, plan.k_padded)]
+        p = te.compute(shape, lambda *at: packed(*at), name=f"{name}_panel")
 
         def fragment(*at: Any) -> Any:
             if which == "x":
@@ -284,19 +165,124 @@ class GpuTensorCoreSchedule(StageSchedule):
                 q = (f * band.warps + w) * TILE + i
             return p(*b, *order(q, kq))
 
-        rows = [band.blocks * band.fragments, band.warps, TILE]
-        shape = [k, band.padded] if which == "x" else [*rows, k]
+        tiles, k = [band.blocks * band.fragments, band.warps, TILE], plan.k_padded
+        shape = [k, band.padded] if which == "x" else [*tiles, k]
         return te.compute([*extents, *shape], fragment, name=f"{name}_tile")
+
+    def _value(
+        self,
+        plan: Plan,
+        which: str,
+        batch: Sequence[Iterator],
+        tensors: Tensors,
+        ks: Callable[[Any], tuple[dict[Any, Any], list[Any]]],
+        clamped: bool = False,
+    ) -> Callable[..., Any]:
+        """(batch, q, k) -> a side's operand where it lies; `ks` gives the reduction's iterators,
+        and what holds inside of it. It is zero beyond its ends. Beyond that of the side anything
+        would do, for it is dropped: `clamped`, the last element."""
+        side, band = self.sides[which], plan.band(which)
+        together = 1 if self.decides.rows[which] else self.decides.together[which]
+
+        def value(*given: Any) -> Any:
+            *b, q, kq = given
+            at, inside = ks(kq)
+            if band.padded != band.extent and clamped:
+                q = tirx.min(q, band.extent - 1)
+            elif band.padded != band.extent:
+                inside = [q < band.extent, *inside]
+            at |= {i.var: v for i, v in zip(batch, b, strict=True)}
+            at |= operands.places(q, side.iterators, together)
+            return guarded(inside, rewrite(side.operand.value, at, tensors.load))
+
+        return value
+
+    def _ordered(
+        self, plan: Plan, which: str, order: tuple[Iterator, ...]
+    ) -> Callable[[Any], tuple[dict[Any, Any], list[Any]]]:
+        """The reduction's iterators at a flat index in an order, and what holds inside of it."""
+        decides = self.decides
+        together = decides.together[which] if order == decides.along(which) else 1
+
+        def ks(kq: Any) -> tuple[dict[Any, Any], list[Any]]:
+            return operands.places(kq, order, together), self._inside(plan, kq)
+
+        return ks
+
+    def _packed(self, plan: Plan, batch: Sequence[Iterator], tensors: Tensors) -> Any:
+        """The operand of Y as rows in the order of X's copy, or else with its taps outermost."""
+        decides, laid = self.decides, self.decides.laid
+        ks = self._ordered(plan, "y", decides.taps_first)
+        if plan.laid and laid is not None:
+            ks = laid.k
+        turned = self._value(plan, "y", batch, tensors, ks)
+        natural = self._ordered(plan, "y", self.found.k)
+        plain = self._value(plan, "y", batch, tensors, natural, clamped=True)
+        copy = self._weights(plan).write([i.extent for i in batch], plain, turned)
+
+        def value(*given: Any) -> Any:
+            return guarded(self._inside(plan, given[-1]), copy(*given))
+
+        return value if plan.laid else copy
+
+    def _inside(self, plan: Plan, kq: Any) -> list[Any]:
+        """What holds of an index of the reduction that is not beyond it."""
+        return [kq < plan.k_extent] if plan.k_padded != plan.k_extent else []
+
+    def _weights(self, plan: Plan) -> Weights:
+        """The kernel that packs Y: by way of a tile where its taps lie side by side."""
+        decides, laid = self.decides, self.decides.laid
+        taps = operands.sliding(self.sides["x"])
+        inner = tuple(i for i in self.found.k if i not in taps)
+        row = laid.row if plan.laid and laid is not None else points(inner)
+        length = plan.k_extent if plan.laid else plan.k_padded
+        turned = decides.rows["y"] and self.found.k == (*inner, *taps)
+        turned = turned and length == decides.extents["k"]
+        return Weights(
+            f"{self.stage.name}_y_packed", plan.y.padded, row, points(taps) if turned else 1,
+            length, decides.widths["y"],
+        )  # fmt: skip
+
+    def _copied(
+        self, plan: Plan, batch: Sequence[Iterator], tensors: Tensors
+    ) -> Callable[..., Any]:
+        """(batch, q, k) -> the operand of X from its copy. What lies beyond X is computed, and
+        dropped: the last element is as good as any."""
+        laid, side, band = self.decides.laid, self.sides["x"], plan.x
+        assert laid is not None
+        copy = Rows(laid, f"{self.stage.name}_x_copy").write(tensors)
+        together = laid.together(side.iterators)
+
+        def value(*given: Any) -> Any:
+            *b, q, kq = given
+            if band.padded != band.extent:
+                q = tirx.min(q, band.extent - 1)
+            at = {i.var: v for i, v in zip(batch, b, strict=True)}
+            at |= operands.places(q, side.iterators, together)
+            *taps, along = unflatten(kq, [*(i.extent for i in laid.taps), laid.row])
+            at |= {i.var: v for i, v in zip(laid.taps, taps, strict=True)}
+            found = copy(*(at[i.var] for i in laid.leading), laid.place(at), along)
+            return guarded(self._inside(plan, kq), found)
+
+        return value
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Blocks and warps over the output, panels shared, sums and operands in fragments."""
         from flextensor.schedulers import matrix_intrinsics as units
 
-        plan, name = self.plan(config), self.stage.name
+        plan, name = self.decides.plan(config), self.stage.name
         flat, acc, staged, out = (
             sch.get_sblock(f"{name}_{part}") for part in ("flat", "acc", "staged", "out")
         )
-        gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
+        if plan.k_split > 1:
+            width = min(self.decides.written(plan), operands.written(self.found, self.sides["x"]))
+            gpu_parts.arrange(
+                sch, name, self._coordinates, self._flat_shape, len(self.stage.shape), width,
+                self.target,
+            )  # fmt: skip
+            out = sch.get_sblock(f"{name}_part")
+        else:
+            gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
         *batch, y, x = sch.get_loops(flat)
         yb, yf, yw, yi = sch.split(y, [plan.y.blocks, plan.y.fragments, plan.y.warps, TILE])
         xb, xw, xf, xi = sch.split(x, [plan.x.blocks, plan.x.warps, plan.x.fragments, TILE])
@@ -319,9 +305,11 @@ class GpuTensorCoreSchedule(StageSchedule):
             self._copy(plan, sch, side, kb)
         sch.unroll(yf)  # registers have no addresses
         if plan.packed:
-            self._pack(sch)
+            self._weights(plan).arrange(sch)
+        if plan.laid and self.decides.laid is not None:
+            Rows(self.decides.laid, f"{name}_x_copy").arrange(sch)
         fused = sch.fuse(*sch.get_loops(out)[-2:])
-        _, lane, vector = sch.split(fused, [None, WARP, self.written])
+        _, lane, vector = sch.split(fused, [None, WARP, self.decides.written(plan)])
         sch.bind(lane, "threadIdx.x")
         sch.vectorize(vector)
         # at last: what an intrinsic does is opaque to TVM, and is moved no more
@@ -344,16 +332,11 @@ class GpuTensorCoreSchedule(StageSchedule):
         sch.tensorize(sch.get_loops(sch.get_child_blocks(first)[0])[0], units.zero())
         sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply())
 
-    def _pack(self, sch: Any) -> None:
-        """The rows of Y, a kernel of its own: neighbouring threads write neighbours."""
-        loops = sch.get_loops(sch.get_sblock(f"{self.stage.name}_y_packed"))
-        block, thread = sch.split(sch.fuse(*loops), [None, PACKERS])
-        sch.bind(block, "blockIdx.x")
-        sch.bind(thread, "threadIdx.x")
-
     def _sums(self, plan: Plan, sch: Any, acc: Any) -> tuple[Any, Any, Any]:
         """The sums by tiles; the loops of a tile, over panels and over steps of one."""
-        *units, yf, yw, yi, x, k = sch.get_loops(acc)[-(len(self.found.batch) + 5) :]
+        *units, yf, yw, yi, x, k = sch.get_loops(acc)[
+            -(len(self.found.batch) + 5 + (plan.k_split > 1)) :
+        ]
         xf, xi = sch.split(x, [None, TILE])
         kb, ks, ki = sch.split(k, [None, plan.k_steps, TILE])
         sch.reorder(kb, ks, *units, yw, yf, xf, yi, xi, ki)
@@ -379,9 +362,9 @@ class GpuTensorCoreSchedule(StageSchedule):
         sch.set_scope(panel, 0, units.SHARED)
         sch.compute_at(panel, kb, preserve_unit_loops=True)
         fused = sch.fuse(*sch.get_loops(panel)[-2:])
-        parts = [None, plan.x.warps, plan.y.warps, WARP, self.width(plan, side)]
+        parts = [None, plan.x.warps, plan.y.warps, WARP, self.decides.width(plan, side)]
         turns, xw, yw, lane, vector = sch.split(fused, parts)
-        if self.width(plan, side) == 1 and plan.turns(side, 1) <= MOST_LOADS:
+        if self.decides.width(plan, side) == 1 and plan.turns(side, 1) <= MOST_LOADS:
             sch.unroll(turns)  # all loads are under way before the first is stored
         sch.bind(xw, "threadIdx.z")
         sch.bind(yw, "threadIdx.y")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.analysis import Contraction, Operand
+from flextensor.schedulers.analysis import Contraction, Operand, points
 from flextensor.schedulers.expression import Linear, linear
+from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.layouts import Side, unflatten
 from flextensor.schedulers.program import Iterator
+from flextensor.targets.rounding import round_up
 
 WIDTHS = (8, 4, 2, 1)
 """Elements of a vector that is copied into a panel."""
@@ -56,6 +59,106 @@ def sliding(side: Side) -> tuple[Iterator, ...]:
     own = {i.var for i in side.iterators}
     forms = [f for f in side.operand.access or () if own & set(f.terms)]
     return tuple(i for i in side.k if any(i.var in f.terms for f in forms))
+
+
+@dataclasses.dataclass(frozen=True)
+class Laid:
+    """An operand copied such that what the reduction sums beside a window's taps lies together,
+    a whole number of vectors, zero beyond its end.
+
+        data[n, c, y + r, x + s]   ->   L[batch, (n, y + r, x + s), c]
+
+    A panel of it has its elements as rows, for one tap or a few, and is copied in vectors.
+    """
+
+    operand: Operand
+    leading: tuple[Iterator, ...]
+    """Of the batch, those that are addressed together with what is summed: groups."""
+    outer: tuple[int, ...]
+    """Dimensions of the operand's buffer that are rows of the copy."""
+    taps: tuple[Iterator, ...]
+    inner: tuple[Iterator, ...]
+    """Of the reduction: what moves a row, and what moves along a row."""
+
+    @classmethod
+    def of(cls, side: Side) -> Laid | None:
+        """The copy of a side's operand; None where there is no such one."""
+        access, taps = side.operand.access, sliding(side)
+        if access is None or side.own_k != side.k:
+            return None
+        inner = tuple(i for i in side.k if i not in taps)
+        moved, along = {i.var for i in (*side.iterators, *taps)}, {i.var for i in inner}
+        outer = tuple(d for d, form in enumerate(access) if not along & set(form.terms))
+        rest = [form for d, form in enumerate(access) if d not in outer]
+        if not inner or any(moved & set(form.terms) for form in rest):
+            return None
+        leading = tuple(b for b in side.own_batch if any(b.var in f.terms for f in rest))
+        return cls(side.operand, leading, outer, taps, inner)
+
+    @property
+    def depth(self) -> int:
+        """Elements of a row that are of the operand."""
+        return points(self.inner)
+
+    @property
+    def row(self) -> int:
+        """Elements of a row."""
+        return round_up(self.depth, WIDTHS[0])
+
+    @property
+    def shape(self) -> list[int]:
+        """Extents of the dimensions that are rows."""
+        return [int(self.operand.buffer.shape[d]) for d in self.outer]
+
+    @property
+    def rows(self) -> int:
+        """Rows of one of the batch."""
+        return math.prod(self.shape)
+
+    @property
+    def order(self) -> tuple[Iterator, ...]:
+        """The reduction in the order of the copy, the last one a row."""
+        return (*self.taps, *self.inner)
+
+    def k(self, flat: Any) -> tuple[dict[Any, Any], list[Any]]:
+        """The iterators of the reduction at a flat index of it, and what holds inside of a row."""
+        *taps, along = unflatten(flat, [*(i.extent for i in self.taps), self.row])
+        inner, inside = self.along(along)
+        return {i.var: v for i, v in zip(self.taps, taps, strict=True)} | inner, inside
+
+    def along(self, index: Any) -> tuple[dict[Any, Any], list[Any]]:
+        """The iterators of the reduction at an element of a row, and what holds there."""
+        values = unflatten(index, [i.extent for i in self.inner])
+        at = {i.var: v for i, v in zip(self.inner, values, strict=True)}
+        return at, [index < self.depth] if self.row != self.depth else []
+
+    def place(self, at: dict[Any, Any]) -> Any:
+        """The row that iterators address."""
+        assert self.operand.access is not None
+        forms = (self.operand.access[d] for d in self.outer)
+        indices = [sum((c * at[v] for v, c in f.terms.items()), f.constant) for f in forms]
+        return flatten(indices, self.shape)
+
+    def together(self, own: tuple[Iterator, ...]) -> int:
+        """How many of the last iterators of a side walk the rows as one would."""
+        assert self.operand.access is not None
+        flat, pitch = Linear({}), 1
+        for dimension in reversed(self.outer):
+            flat = flat.plus(self.operand.access[dimension], pitch)
+            pitch *= int(self.operand.buffer.shape[dimension])
+        return walk(dict(flat.terms), [], own)[0]
+
+    def value(self, batch: dict[Any, Any], row: Any, along: Any, load: Any) -> Any:
+        """The operand at an element of the copy."""
+        assert self.operand.access is not None
+        places = dict(zip(self.outer, unflatten(row, self.shape), strict=True))
+        at, inside = self.along(along)
+        at |= batch
+        indices = [
+            places[d] if d in places else sum((c * at[v] for v, c in f.terms.items()), f.constant)
+            for d, f in enumerate(self.operand.access)
+        ]
+        return inside, load(self.operand.buffer, indices)
 
 
 def written(found: Contraction, side: Side) -> int:

@@ -60,6 +60,10 @@ class Plan:
     """Whether a side's panel has its elements as rows, and the reduction along them."""
     packed: bool = False
     """Whether a kernel of its own first lays the operand of Y out as rows, zero beyond its end."""
+    laid: bool = False
+    """Whether a kernel of its own also lays the operand of X out, as `Laid` tells."""
+    k_split: int = 1
+    """Parts of the reduction that blocks of their own compute."""
 
     @property
     def k_tile(self) -> int:
@@ -68,8 +72,13 @@ class Plan:
 
     @property
     def k_blocks(self) -> int:
-        """Panels along the reduction."""
-        return ceil_div(self.k_extent, self.k_tile)
+        """Panels along one part of the reduction."""
+        return ceil_div(ceil_div(self.k_extent, self.k_tile), self.k_split)
+
+    @property
+    def k_padded(self) -> int:
+        """Elements of the reduction in all panels of all parts."""
+        return self.k_split * self.k_blocks * self.k_tile
 
     @property
     def warps(self) -> int:
@@ -124,19 +133,22 @@ class Plan:
     def of(
         cls, config: Mapping[str, Value], extents: Mapping[str, int], rows: Mapping[str, bool]
     ) -> Plan:
-        """The plan of a config; `extents` are those of ``y``, ``x`` and ``k``."""
+        """The plan of a config; `extents` are those of ``y``, ``x``, ``k`` and, where X may be
+        laid out, of ``laid``, the reduction as it then is."""
         bands = {
             side: Band(
                 extents[side], int(config[f"{side}_warps"]), int(config[f"{side}_fragments"])
             )
             for side in ("y", "x")
         }
-        packed = config.get("packed") == "y"
+        packed, laid = config.get("packed") in ("y", "both"), config.get("packed") == "both"
         return cls(
             **bands,
-            k_extent=extents["k"],
+            k_extent=extents["laid" if laid else "k"],
             k_steps=int(config["k_steps"]),
             stages=int(config["stages"]),
-            rows={**rows, "y": True} if packed else rows,
+            rows={"y": packed or rows["y"], "x": laid or rows["x"]},
             packed=packed,
+            laid=laid,
+            k_split=int(config.get("k_split", 1)),
         )

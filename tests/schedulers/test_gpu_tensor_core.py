@@ -14,6 +14,7 @@ from flextensor.buffers import relative_error
 from flextensor.cost_models import gpu
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import Operator, Workload, parse
+from flextensor.schedulers import gpu_tensor_core_operands as operands
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.composition import Composition
@@ -77,7 +78,7 @@ def test_who_takes_float16(tmp_path: Path) -> None:
     conv = half("conv2d", {**IMAGE, "bias": "true", "relu": "true"})
     assert takers(conv, card("sm_75")) == ["GpuTensorCore"]
     assert takers(parse("conv2d", IMAGE), card("sm_75")) == ["GpuContraction"]
-    assert takers(half("gemm", {"n": "1"}), card("sm_80")) == ["GpuSpatial", "GpuSpatial"]
+    assert takers(half("gemm", {"n": "1"}), card("sm_80")) == ["GpuReduction"]
 
 
 @pytest.mark.parametrize("workload", [GEMM, CONV], ids=["gemm", "conv2d"])
@@ -105,7 +106,7 @@ def test_seeds_become_machine_code_without_spills(workload: Workload, arch: str)
         (part,) = (p for p, _ in Composition.of(func, target).parts)
         assert isinstance(part, GpuTensorCoreSchedule)
         own = {k.partition(".")[2]: v for k, v in config.items()}
-        assert launch.shared <= part.plan(own).shared_bytes <= target.launch_shared_bytes
+        assert launch.shared <= part.decides.plan(own).shared_bytes <= target.launch_shared_bytes
 
 
 def test_products_are_instructions_of_matrix_units() -> None:
@@ -179,11 +180,13 @@ def test_less_shared_memory_than_needed_is_caught(staged: launches.Program) -> N
             {"k_steps": 1, "y_warps": 8, "y_fragments": 1, "x_fragments": 1},
             "whole number of copies",
         ),
+        ({"k_split": 6, "k_steps": 8}, "a part of the reduction is empty"),
     ],
 )
 def test_an_illegal_config_never_reaches_the_compiler(change: dict[str, int], reason: str) -> None:
     config = {
         "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 2, "k_steps": 2, "stages": 1,
+        "k_split": 1,
     }  # fmt: skip
     workload = Workload(half("gemm", {"m": "250", "n": "1024", "k": "1024"}))
     target, func = card("sm_80"), workload.prim_func()
@@ -198,7 +201,7 @@ def test_panels_are_copied_in_vectors_where_memory_allows() -> None:
             Workload(half(name, fields)).prim_func(), card("sm_80")
         ).parts
         assert isinstance(part, GpuTensorCoreSchedule)
-        return part.widths | {"out": part.written}
+        return part.decides.widths | {"out": operands.written(part.found, part.sides["x"])}
 
     assert widths("gemm", m="64", n="64", k="64") == {"y": 8, "x": 8, "out": 4}
     assert widths("gemm", m="64", n="63", k="36") == {"y": 4, "x": 1, "out": 1}
@@ -237,3 +240,47 @@ def test_what_a_source_is_left_with() -> None:
     assert all(p.functions["main"].launches[-1].shared for p in found.values())
     again = launches.Program.loads(found[GEMM.key].dumps())
     assert again == found[GEMM.key]
+
+
+WINDOW = {**IMAGE, "in_channels": "64", "stride": "2"}
+WAYS = {
+    "groups": ("conv2d", {**WINDOW, "groups": "2", "bias": "true", "relu": "true"}),
+    "odd channels": ("conv2d", {**IMAGE, "in_channels": "35", "batch": "2"}),
+    "few channels": ("conv2d", {**IMAGE, "in_channels": "3", "kernel": "5", "height": "30"}),
+    "pixels": ("conv2d", {**WINDOW, "kernel": "1", "padding": "0", "in_channels": "264"}),
+    "batch_gemm": ("batch_gemm", {"batch": "3", "m": "33", "n": "18", "k": "266"}),
+}
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_what_is_laid_out_first_and_summed_in_parts_is_right(case: str, tmp_path: Path) -> None:
+    workload, target = Workload(half(*WAYS[case])), card("sm_80", emulated=True)
+    func = workload.prim_func()
+    found, name = space(func, target), workload.operator.name
+    tile = {
+        "y_warps": 1, "y_fragments": 1, "x_warps": 2, "x_fragments": 1, "k_steps": 2, "stages": 2,
+        "packed": "both", "k_split": 2,
+    }  # fmt: skip
+    config = found.config(found.project({f"{name}.{k}": v for k, v in tile.items()}))
+    assert config[f"{name}.packed"] == "both" and found.reason(config) is None
+    module, path = schedule(func, target, config), tmp_path / "kernel"
+    target.build(module, path)
+    inputs = workload.inputs(0)
+    want = workload.reference(inputs)
+    got = np.full(want.shape, np.nan, "float16")
+    target.runtime().load(path)["main"](*inputs, got)
+    assert relative_error(got, want) < workload.tolerance(1e-4)
+
+
+def test_a_convolution_is_copies_of_vectors_where_its_channels_lie_together() -> None:
+    """Panels of pixels come as those of weights do: 16 bytes each, asynchronously."""
+    conv = Workload(half("conv2d", {**IMAGE, "in_channels": "64"}))
+    target, func = card("sm_80"), conv.prim_func()
+    config = space(func, target).seeds[0]
+    assert config["conv2d.packed"] == "both" and int(config["conv2d.k_split"]) > 1
+    program = launches.lower(schedule(func, target, config), target.tvm_target())
+    assert len(program.functions["main"].launches) == 4  # weights, pixels, products, their sums
+    product = program.source.split("__launch_bounds__")[-2]
+    copies = re.findall(r"cp_async_\w*cg_16\w*\(buf_dyn_shmem_ptr.*(x_copy|y_packed)_ptr", product)
+    assert set(copies) == {"x_copy", "y_packed"}
+    assert "if_then_else" not in product and "condval" not in product
