@@ -36,6 +36,9 @@ SPARE_REGISTERS = 20
 """What a compiler takes beside those of the plan."""
 HALF_BYTES, MATRIX_CYCLES = 2, 3.0
 """Bytes of half an element, and cycles of a core for 16 x 16 x 16 of them."""
+GATHER, CHAIN = 24, 60.0
+"""Instructions of half an element that is gathered, its address and what guards it, and cycles that
+a warp takes for them alone."""
 ISSUES = 4
 """Warp instructions in a cycle."""
 ORDER = 3
@@ -185,11 +188,14 @@ def matrix_seconds(
     multiply = plan.warps * steps * plan.y.fragments * plan.x.fragments * MATRIX_CYCLES
     local = plan.warps * steps * fragments * HALF_BYTES * TILE * TILE / LINE
     issue, moved = float(plan.warps * steps * (fragments + 2)), 0.0
+    chain = 0.0
     for side in ("y", "x"):
         copied = steps * TILE * plan.band(side).block
         lines = HALF_BYTES * copied / LINE
-        address = Access(True, side in gathered).address
+        address = GATHER if side in gathered else 1
         issue += copied / widths[side] * (3 + address) / target.warp
+        if side in gathered and widths[side] == 1:
+            chain += copied / plan.threads * CHAIN
         local += lines * (1 if widths[side] * HALF_BYTES >= WORD else 2)
         moved += HALF_BYTES * copied
     stored = plan.y.block * plan.x.block
@@ -197,7 +203,7 @@ def matrix_seconds(
     issue += stored * 8 / target.warp
     busy = together(issue / ISSUES, multiply, local, moved / FILL_BYTES)
     hidden = (plan.stages - 1) * busy / plan.k_blocks
-    latency = FAR + plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
+    latency = FAR + chain + plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
     block = Block(busy, latency, plan.threads, plan.registers, plan.shared_bytes)
     return block.seconds(plan.k_split * batch * plan.y.blocks * plan.x.blocks, target)
 

@@ -13,7 +13,9 @@
 Sides and their gathered panels are those of `flextensor.schedulers.gpu_contraction`: a convolution
 is a GEMM, tiles need not divide, only copies and the last write are guarded. A side's panel has
 its elements as rows, or as columns, by which of them are neighbours in memory, and is copied in
-vectors of up to 16 bytes where these stay whole.
+vectors of up to 16 bytes where these stay whole. Where they do not, as in convolutions, kernels may
+lay both operands out before (`gpu_tensor_core_pack`), and where tiles are few, blocks may sum parts
+of the reduction, which another kernel adds (`gpu_parts`).
 """
 
 from __future__ import annotations

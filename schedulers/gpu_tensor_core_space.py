@@ -158,14 +158,13 @@ class GpuTensorCoreSpace:
                 plan = self.plan(wanted)
                 if 1 in (self.width(plan, "y"), self.width(plan, "x")):
                     wanted["stages"] = min(stages, 2)
-                if (split := self._filling(plan)) > 1:
-                    yield wanted | {"k_split": split}
-                yield wanted
+                for blocks in (1, 2):
+                    yield wanted | {"k_split": self._filling(plan, blocks)}
 
-    def _filling(self, plan: Plan) -> int:
-        """Parts of the reduction that give every core two blocks at most."""
+    def _filling(self, plan: Plan, blocks: int) -> int:
+        """Parts of the reduction that give every core so many blocks at most."""
         panels = ceil_div(plan.k_extent, plan.k_tile)
-        most = min(2 * self.target.cores // self._tiles(plan), panels // plan.stages)
+        most = min(blocks * self.target.cores // self._tiles(plan), panels // plan.stages)
         fitting = [n for n in self._splits() if n == 1 or n <= most]
         whole = [n for n in fitting if panels % n == 0]
         return whole[-1] if 2 * whole[-1] > fitting[-1] else fitting[-1]

@@ -31,8 +31,6 @@ CASES = {
     "gemm of vectors": ("gemm", {"m": "72", "n": "104", "k": "88", "bias": "true"}),
     "batch_gemm": ("batch_gemm", {"batch": "3", "m": "33", "n": "18", "k": "34"}),
     "conv2d": ("conv2d", {**IMAGE, "stride": "2", "groups": "2", "bias": "true"}),
-    "conv2d of a batch": ("conv2d", {**IMAGE, "batch": "2", "relu": "true"}),
-    "conv2d of pixels": ("conv2d", {**IMAGE, "kernel": "1", "padding": "0", "height": "8"}),
     "conv3d": ("conv3d", {**IMAGE, "depth": "3", "height": "4", "width": "5"}),
 }
 
@@ -62,6 +60,7 @@ class TestTensorCores(SchedulerCase):
 
 GEMM = Workload(half("gemm", {"m": "200", "n": "104", "k": "152"}))
 CONV = Workload(half("conv2d", IMAGE))
+DEEP = Workload(half("conv2d", {**IMAGE, "in_channels": "64"}))
 
 
 def seeds(workload: Workload, target: Target) -> tuple[Config, ...]:
@@ -95,14 +94,14 @@ def test_without_matrix_units_half_is_computed_in_float(
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
-@pytest.mark.parametrize("workload", [GEMM, CONV], ids=["gemm", "conv2d"])
+@pytest.mark.parametrize("workload", [GEMM, DEEP], ids=["gemm", "conv2d"])
 def test_seeds_become_machine_code_without_spills(workload: Workload, arch: str) -> None:
     target, func = card(arch), workload.prim_func()
-    for config in seeds(workload, target)[:4]:
+    for config in seeds(workload, target)[:3]:
         program = launches.lower(schedule(func, target, config), target.tvm_target())
-        *_, launch = program.functions["main"].launches  # before it, weights may be packed
-        kernel = compile_cuda(program.source, arch).resources[launch.kernel]
-        assert not kernel.spill_stores + kernel.spill_loads, config
+        found = compile_cuda(program.source, arch).resources.values()
+        assert not sum(kernel.spill_stores + kernel.spill_loads for kernel in found), config
+        (launch,) = (x for x in program.functions["main"].launches if x.shared)
         (part,) = (p for p, _ in Composition.of(func, target).parts)
         assert isinstance(part, GpuTensorCoreSchedule)
         own = {k.partition(".")[2]: v for k, v in config.items()}
@@ -274,8 +273,7 @@ def test_what_is_laid_out_first_and_summed_in_parts_is_right(case: str, tmp_path
 
 def test_a_convolution_is_copies_of_vectors_where_its_channels_lie_together() -> None:
     """Panels of pixels come as those of weights do: 16 bytes each, asynchronously."""
-    conv = Workload(half("conv2d", {**IMAGE, "in_channels": "64"}))
-    target, func = card("sm_80"), conv.prim_func()
+    target, func = card("sm_80"), DEEP.prim_func()
     config = space(func, target).seeds[0]
     assert config["conv2d.packed"] == "both" and int(config["conv2d.k_split"]) > 1
     program = launches.lower(schedule(func, target, config), target.tvm_target())
