@@ -69,7 +69,7 @@ def run(
     peer_libraries.check(wanted, device)
     make(out)
     device.remeasure()
-    data = {**header(device, command), "prepacked": prepacked, "cases": []}
+    data = {**header(device, command, dtype or "float32"), "prepacked": prepacked, "cases": []}
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]
     code = 0

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 PACKAGES = ("flextensor", "apache-tvm", "apache-tvm-ffi", "torch", "xgboost", "numpy")
 
 
-def header(device: Target, command: Sequence[str]) -> dict[str, Any]:
-    """Machine, command, date and versions: what every file of results begins with."""
+def header(device: Target, command: Sequence[str], dtype: str = "float32") -> dict[str, Any]:
+    """Machine, command, date and versions: what every file of results begins with. The peak is
+    that of `dtype`."""
     return {
         "machine": {
             "device": device.device, "fingerprint": device.fingerprint,
             "system": platform.platform(), "conditions": device.conditions,
-            "peak_gflops": device.peak_flops() / 1e9, "bandwidth_gbs": device.bandwidth() / 1e9,
+            "peak_gflops": device.peak_flops(dtype) / 1e9,
+            "bandwidth_gbs": device.bandwidth() / 1e9,
         },
         "command": shlex.join(command),
         "date": now(),

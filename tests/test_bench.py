@@ -27,7 +27,7 @@ class Device:
     threads_per_block: int = 256
     conditions: str = "caches of glass"
 
-    def peak_flops(self) -> float:
+    def peak_flops(self, dtype: str) -> float:
         return 2e11
 
     def bandwidth(self) -> float:
