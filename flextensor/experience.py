@@ -2,7 +2,7 @@
 
 The shipped trials are one file per kind of target and operator, made from any database by
 
-    python -m flextensor.experience TRIALS.db
+    python -m flextensor.experience TRIALS.db [TARGET]
 
 They guide a search on every device of the kind: ratios between schedules travel further than
 seconds. The shape that is tuned itself is never among them.
@@ -115,9 +115,9 @@ def by_formulation(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
     return found
 
 
-def ship(database: Database, folder: Path, kind: str = "llvm") -> dict[str, int]:
-    """Write what is worth keeping of every trial of a database on one kind of target, into a
-    folder of the kind's name; the number of lines by operator.
+def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]:
+    """Write what is worth keeping of every trial of a database that was measured on a target's
+    kind of device, into a folder of the kind's name; the number of lines by operator.
 
     Trials that this version's spaces do not know are left out, and those with weights packed
     ahead too, whose packing costs nothing.
@@ -125,10 +125,10 @@ def ship(database: Database, folder: Path, kind: str = "llvm") -> dict[str, int]
     from flextensor.schedulers import space
     from flextensor.targets import lookup as target
 
-    device = target(kind)
+    device = target(spec)
     lines: dict[str, list[str]] = defaultdict(list)
     for row in database.workloads():
-        if row.target.partition("/")[0] != kind:
+        if not row.target.startswith(f"{device.kind}/") or "/model" in row.target:
             continue
         workload = workload_of(row)
         if workload is None or workload.prepacked:
@@ -145,23 +145,24 @@ def ship(database: Database, folder: Path, kind: str = "llvm") -> dict[str, int]
                 seconds = float(f"{trial.seconds:.4g}") if trial.ok else None
                 entry = [plain(workload.params), formulation, dict(trial.config), seconds]
                 lines[row.operator].append(json.dumps(entry, separators=(",", ":")))
-    (folder / kind).mkdir(parents=True, exist_ok=True)
+    (folder / device.kind).mkdir(parents=True, exist_ok=True)
     for operator, own_lines in lines.items():
         text = "\n".join(sorted(own_lines)) + "\n"
         data = gzip.compress(text.encode(), mtime=0)
-        (folder / kind / f"{operator}.jsonl.gz").write_bytes(data)
+        (folder / device.kind / f"{operator}.jsonl.gz").write_bytes(data)
     return {operator: len(own_lines) for operator, own_lines in lines.items()}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m flextensor.experience TRIALS.db``: renew the shipped trials."""
+    """``python -m flextensor.experience TRIALS.db [TARGET]``: renew the shipped trials of a kind of
+    target, by default llvm."""
     from flextensor.database import Database
 
-    if len(arguments) != 1:
-        raise InputError("name one database: python -m flextensor.experience TRIALS.db")
-    (path,) = arguments
+    if len(arguments) not in (1, 2):
+        raise InputError("name one database: python -m flextensor.experience TRIALS.db [TARGET]")
+    path, *spec = arguments
     with Database(path) as database:
-        for operator, count in sorted(ship(database, FOLDER).items()):
+        for operator, count in sorted(ship(database, FOLDER, *spec).items()):
             print(f"{operator}: {count} trials")
 
 
