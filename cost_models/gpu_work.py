@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
-from tvm.ir.prim import expr as prim
 
 from flextensor.cost_models.gpu_memory import (
     WARP,
@@ -29,7 +27,9 @@ from flextensor.cost_models.gpu_memory import (
     sectors,
     tile_accesses,
 )
+from flextensor.cost_models.gpu_values import value
 from flextensor.schedulers.expression import children, loads
+from flextensor.targets.launches import item_bytes
 from flextensor.targets.rounding import ceil_div, round_up
 
 WINDOW = 8
@@ -47,20 +47,6 @@ TILE_INSTRUCTIONS = 2
 SPECIAL = frozenset("exp exp2 log log2 tanh sqrt rsqrt erf pow sigmoid".split())
 """Functions that the special units compute, or several instructions."""
 
-_BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
-    tirx.Add: np.add, tirx.Sub: np.subtract, tirx.Mul: np.multiply,
-    tirx.FloorDiv: np.floor_divide, tirx.FloorMod: np.mod,
-    tirx.Div: lambda a, b: np.fix(a / b).astype(np.int64), tirx.Mod: np.fmod,
-    tirx.Min: np.minimum, tirx.Max: np.maximum,
-    tirx.EQ: np.equal, tirx.NE: np.not_equal, tirx.LT: np.less, tirx.LE: np.less_equal,
-    tirx.GT: np.greater, tirx.GE: np.greater_equal,
-    tirx.And: np.logical_and, tirx.Or: np.logical_or,
-    prim.RShift: np.right_shift, prim.LShift: np.left_shift, prim.BitwiseAnd: np.bitwise_and,
-    prim.BitwiseOr: np.bitwise_or, prim.BitwiseXor: np.bitwise_xor,
-}  # fmt: skip
-_CALLS: Mapping[str, Callable[..., Any]] = {
-    "prim.if_then_else": np.where, "prim.likely": lambda a: a, "prim.abs": np.abs,
-}  # fmt: skip
 _FLOAT = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 
 
@@ -251,7 +237,7 @@ class _Reader:
         elif name in ("tvm_load_matrix_sync", "tvm_store_matrix_sync"):
             (load,), pitch = args[5].args, int(args[6])
             buffer, store = load.source, name == "tvm_store_matrix_sync"
-            size = np.dtype(str(buffer.dtype)).itemsize
+            size = item_bytes(buffer)
             start = self.value(load.indices[0]) * size
             for offset, width in tile_accesses(self.threads, pitch * size, size):
                 self._found(buffer, start + offset, width, place, store)
@@ -260,7 +246,7 @@ class _Reader:
             reads = place.where(inside[0], True) if inside else place
             for pointer, index, where in ((to, at, place), (source, start, reads)):
                 (buffer,) = pointer.args
-                address = self.value(index) * np.dtype(str(buffer.dtype)).itemsize
+                address = self.value(index) * item_bytes(buffer)
                 self._found(buffer, address, int(width), where, pointer is to, waits=False)
 
     def _loads(self, expr: Any, place: _Place) -> None:
@@ -281,7 +267,7 @@ class _Reader:
             return
         (index,) = indices
         wide = isinstance(index, tirx.Ramp)
-        size = np.dtype(str(buffer.dtype)).itemsize
+        size = item_bytes(buffer)
         start = self.value(index.base if wide else index) * size
         self._found(buffer, start, size * int(index.lanes) if wide else size, place, store)
 
@@ -313,28 +299,7 @@ class _Reader:
 
     def value(self, expr: Any) -> Any:
         """An integer or boolean expression, for every iteration and thread."""
-        if isinstance(expr, tirx.IntImm | tirx.FloatImm):
-            return np.asarray(expr.value)
-        if isinstance(expr, tirx.Var):
-            return self.value(self.bound[expr]) if expr in self.bound else self.values[expr]
-        if isinstance(expr, tirx.Cast | tirx.Broadcast):
-            return self.value(expr.value)
-        if isinstance(expr, tirx.Ramp):
-            return self.value(expr.base)  # the first lane stands for all
-        if isinstance(expr, tirx.Not):
-            return np.logical_not(self.value(expr.a))
-        if isinstance(expr, tirx.Select):
-            return np.where(*(self.value(c) for c in children(expr)))
-        if isinstance(expr, Call) and expr.op.name in _CALLS:
-            return _CALLS[expr.op.name](*(self.value(a) for a in expr.args))
-        if type(expr) in _BINARY:
-            found = _BINARY[type(expr)](self.value(expr.a), self.value(expr.b))
-            if isinstance(expr, tirx.FloorDiv | tirx.FloorMod | tirx.Div | tirx.Mod):
-                self._divide(found)
-            return found
-        if isinstance(expr, TensorLoad):
-            return np.int64(0)  # data decides: any element is as likely
-        raise ValueError(f"cannot read the address {expr}")
+        return value(expr, self.values, self.bound, self._divide)
 
     def _divide(self, found: Any) -> None:
         """Count a division once a body, and once a window where it is the same in all of it."""

@@ -191,10 +191,14 @@ def _function_of(program: Any, lowered: Any) -> Function:
 
 
 def _bytes(buffer: Any) -> int:
-    """Of a buffer, whose elements may be vectors."""
+    return math.prod(map(int, buffer.shape)) * item_bytes(buffer)
+
+
+def item_bytes(buffer: Any) -> int:
+    """Of an element of a buffer, which may be a vector."""
     import tvm_ffi
 
-    return math.prod(map(int, buffer.shape)) * int(tvm_ffi.dtype(str(buffer.dtype)).itemsize)
+    return int(tvm_ffi.dtype(str(buffer.dtype)).itemsize)
 
 
 def _launch(node: Any, position: Any) -> Launch:
