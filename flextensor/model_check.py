@@ -99,7 +99,7 @@ def _modelled(
 
     def learn(trial: Trial) -> None:
         program = _program(trial, spaces)
-        if program is not None and trial.status in (Status.OK, Status.ILLEGAL):
+        if program is not None and trial.status in (Status.OK, Status.ILLEGAL, Status.BUILD_ERROR):
             known[program] = trial
 
     def keep(trial: Trial) -> None:

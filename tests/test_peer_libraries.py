@@ -82,11 +82,13 @@ def test_a_wrong_result_is_no_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_peer_of_other_devices_is_known_before_anything_is_tuned(
     method: str, spec: str, said: str, tmp_path: Path
 ) -> None:
-    budget: Mapping[str, Any] = {"time": None, "trials": 1, "threads": None, "db": None}
+    given: Mapping[str, Any] = {
+        "names": None, "time": None, "trials": 1, "threads": None, "db": None,
+    }  # fmt: skip
     with pytest.raises(DeviceError, match=said):
         bench.run(
             "smoke", family="gemm", target=spec, out=tmp_path / "out", peers=(method,),
-            command=["flextensor"], **budget,
+            command=["flextensor"], **given,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
     with pytest.raises(DeviceError, match=said):
