@@ -1,4 +1,4 @@
-"""``flextensor export``: a tuned design for an FPGA, in a folder."""
+"""``flextensor export``: what was tuned for a GPU or an FPGA, in a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flextensor.cli_options import (
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="folder of the design")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
     what: What = None,
     fields: Fields = None,
     einsum: EinsumOption = None,
@@ -29,7 +29,7 @@ def export(
     measure: MeasureOption = None,
     db: DbOption = None,
 ) -> None:
-    """Write a tuned FPGA design: Verilog with a testbench, OpenCL for HLS, a report."""
+    """Write a tuned kernel with a host (cuda, opencl), or an FPGA design with a testbench."""
     from flextensor import export as writer
     from flextensor.lean import import_tvm
     from flextensor.result import load

@@ -119,6 +119,7 @@ def _search(
         finish="no-finish" not in variant.left_out,
         patience=math.inf,
         batch=batch_of(target),
+        first=target.builders,
     )
     budget = Budget(trials or sys.maxsize, seconds or math.inf, start)
     measurer = measurers.create(workload, target, 1e-4, on_trial=record, seed=seed)

@@ -1,4 +1,6 @@
-"""A tuned design for an FPGA as files: RTL with a testbench, OpenCL for HLS, and a report."""
+"""What was tuned as files: for an FPGA RTL with a testbench, OpenCL for HLS, and a report; a kernel
+of a GPU with a host (`flextensor.export_kernel`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flextensor import export_kernel
 from flextensor.engines import Engines, integers
 from flextensor.errors import InputError
 from flextensor.measure import Candidate
@@ -30,10 +33,14 @@ obj_dir/testbench: testbench.cpp $(wildcard *.v)
 
 
 def write(result: Result, out: Path) -> list[Path]:
-    """Write a result into a folder; the paths. `InputError` when it is no design."""
+    """Write a result into a folder; the paths. `InputError` for a CPU's, which is a library."""
     target = result.target
+    if target.threads_per_block:
+        return export_kernel.write(result, out)
     if not isinstance(target, FPGA):
-        raise InputError(f"a {target.kind} kernel is no design; `show --source` prints its code")
+        raise InputError(
+            f"a {target.kind} kernel is a library of this machine; `show --source` prints its code"
+        )
     make(out)
     engines = Engines(result.workload, target)
     candidate = Candidate(result.values["formulation"], result.values["config"])

@@ -181,6 +181,8 @@ class Options:
     """Trials without a gain of 1 % after which the search stops."""
     batch: int = BATCH
     """Candidates built and measured together."""
+    first: int = BATCH
+    """The same before it is known what one takes."""
 
 
 def batch_of(target: Target) -> int:
@@ -204,6 +206,7 @@ class Search:
         self.since_gain = 0
         self.rounds = 0
         self.exhausted = False
+        self._each: float | None = None
 
     @property
     def trials(self) -> int:
@@ -294,12 +297,25 @@ class Search:
                 return
 
     def _measure(self, lane: Lane, points: Sequence[Point], phase: str) -> None:
+        """Measure points, as many at a time as there is time for."""
         left = self.budget.trials - self.trials
-        points = list(points)[: max(left, 0)]
-        if not points or self.budget.elapsed >= self.budget.seconds:
-            return
-        before = self.best
-        candidates = [Candidate(lane.name, lane.space.config(p)) for p in points]
-        lane.learn(self.measurer.measure(candidates, before))
-        self.since_gain = 0 if self.best < 0.99 * before else self.since_gain + len(points)
-        self.report(phase)
+        waiting = list(points)[: max(left, 0)]
+        while waiting and self.budget.elapsed < self.budget.seconds:
+            count = self._fitting(len(waiting))
+            now, waiting = waiting[:count], waiting[count:]
+            before, begun = self.best, self.budget.elapsed
+            candidates = [Candidate(lane.name, lane.space.config(p)) for p in now]
+            lane.learn(self.measurer.measure(candidates, before))
+            self._each = (self.budget.elapsed - begun) / len(now)
+            self.since_gain = 0 if self.best < 0.99 * before else self.since_gain + len(now)
+            self.report(phase)
+
+    def _fitting(self, most: int) -> int:
+        """Candidates that the time left is enough for, by what each of the last ones took; one for
+        every builder while that is not known, for a trial may take as long as the budget."""
+        if math.isinf(self.budget.seconds):
+            return most
+        if self._each is None:
+            return min(most, self.options.first)
+        left = self.budget.seconds - self.budget.elapsed
+        return max(1, min(most, int(left / max(self._each, 1e-6))))

@@ -107,7 +107,7 @@ def tune(
         chosen = (MODEL_EFFORTS if device.measured == "model" else EFFORTS)[effort]
         budget = Budget.of(chosen, trials, time)
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
-        options = Options(patience=chosen.patience, batch=batch_of(device))
+        options = Options(patience=chosen.patience, batch=batch_of(device), first=device.builders)
         return run.run(explorer, cost_model, seed, fresh, options, builders)
 
 

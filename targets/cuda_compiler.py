@@ -33,12 +33,16 @@ HALF = re.compile(r"\b(?:half|__half|nvcuda)\b")
 FOREIGN = re.compile(r"\b(?:nv_bfloat|__nv_)|\bh(?:exp|log|sqrt|rsqrt|sin|cos|tanh|pow)\b")
 """What only CUDA's own headers have."""
 TYPES = """
-typedef unsigned int uint; typedef unsigned char uchar; typedef unsigned short ushort;
+#ifdef __CUDACC_RTC__
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t;
 typedef unsigned short uint16_t; typedef int int32_t; typedef unsigned int uint32_t;
 typedef long long int64_t; typedef unsigned long long uint64_t;
 #define __asm__ asm
 #define __volatile__ volatile
+#else
+#include <cstdint>
+#endif
+typedef unsigned int uint; typedef unsigned char uchar; typedef unsigned short ushort;
 """
 
 
@@ -88,6 +92,18 @@ def compile_cuda(source: str, arch: str) -> Binary:
     return Binary(cubin, resources(log))
 
 
+def ptx(source: str, arch: str) -> str:
+    """The same as PTX, which a driver compiles for later architectures too."""
+    library, virtual = _nvrtc(), arch.replace("sm_", "compute_")
+    if library is not None and not FOREIGN.search(body(source)):
+        text, _ = _by_nvrtc(library, trimmed(source), virtual, "PTX")
+    elif shutil.which("nvcc"):
+        text, _ = _by_nvcc(source, virtual, "ptx")
+    else:
+        raise DeviceError(NEEDED)
+    return text.rstrip(b"\0").decode()
+
+
 def body(source: str) -> str:
     """The functions of what TVM generates, without the includes before them."""
     found = BODY.search(source)
@@ -115,11 +131,11 @@ def resources(log: str) -> dict[str, Resources]:
     return found
 
 
-def _by_nvcc(source: str, arch: str) -> tuple[bytes, str]:
+def _by_nvcc(source: str, arch: str, kind: str = "cubin") -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory(prefix="flextensor-nvcc-") as folder:
-        code, out = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
+        code, out = Path(folder) / "kernel.cu", Path(folder) / f"kernel.{kind}"
         code.write_text(source)
-        command = ["nvcc", "--cubin", f"-arch={arch}", "-Xptxas", "-v", "-diag-suppress=177"]
+        command = ["nvcc", f"--{kind}", f"-arch={arch}", "-Xptxas", "-v", "-diag-suppress=177"]
         command += ["-o", str(out), str(code)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         if done.returncode:
@@ -163,7 +179,9 @@ def _version(path: Path) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _by_nvrtc(library: ctypes.CDLL, source: str, arch: str) -> tuple[bytes, str]:
+def _by_nvrtc(
+    library: ctypes.CDLL, source: str, arch: str, kind: str = "CUBIN"
+) -> tuple[bytes, str]:
     program = ctypes.c_void_p()
     name = b"kernel.cu"
     _ask(library.nvrtcCreateProgram, ctypes.byref(program), source.encode(), name, 0, None, None)
@@ -174,7 +192,7 @@ def _by_nvrtc(library: ctypes.CDLL, source: str, arch: str) -> tuple[bytes, str]
         log = _bytes(library, program, "ProgramLog").decode(errors="replace")
         if code:
             raise CompileError(_first_error(log))
-        return _bytes(library, program, "CUBIN"), log
+        return _bytes(library, program, kind), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -1,6 +1,7 @@
 """A stand-in for CuPy on a machine without a card: the `.cu` beside a cubin runs in emulation.
 
-Only what `flextensor.bundle_runner` uses. Arrays are NumPy's, events take a millisecond.
+Only what `flextensor.bundle_runner` and `flextensor.hosts.cuda_host` use. Arrays are NumPy's,
+events take a millisecond.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from flextensor.targets.cuda_emulation import compiled
 from flextensor.targets.launches import Launch
 
-asarray, full, zeros, asnumpy = np.array, np.full, np.zeros, np.asarray
+asarray, asnumpy = np.array, np.asarray
+full, zeros, empty = np.full, np.zeros, np.empty
 
 
 class Event:

@@ -1,0 +1,1 @@
+"""Programs that run exported kernels; `flextensor export` copies them, nothing imports them."""
