@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from flextensor.errors import InputError
 from flextensor.explorers.q_method import QMethod
 from flextensor.measure import Candidate
 from flextensor.schedulers.space import Space, choice, sizes
-from flextensor.search import Budget, Lane, Search
+from flextensor.search import Budget, Lane, Options, Search
 from flextensor.targets import Status, Trial
 from flextensor.testing import CostModelCase, ExplorerCase, bowl, bowl_space
 
@@ -175,3 +175,24 @@ def test_same_seed_same_proposals_in_a_fresh_process() -> None:
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
+
+
+def test_a_batch_is_no_longer_than_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sizes = [0.0], []
+
+    class Slow(FunctionMeasurer):
+        """A candidate takes three seconds."""
+
+        def measure(
+            self, candidates: Sequence[Candidate], best_seconds: float = math.inf
+        ) -> list[Trial]:
+            now[0] += 3.0 * len(candidates)
+            sizes.append(len(candidates))
+            return super().measure(candidates, best_seconds)
+
+    monkeypatch.setattr("flextensor.search.time.monotonic", lambda: now[0])
+    lane = Lane("bowl", bowl_space(), "random", "none", 0)
+    options = Options(seeds=False, first=2)
+    Search([lane], Slow(seconds), Budget(1000, 32.0, 0.0), lambda phase: None, options).run({})
+    assert sizes[:2] == [2, 6]  # the first batch in two, since nothing was known of it
+    assert now[0] <= 32.0 + 3.0
