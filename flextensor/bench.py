@@ -69,7 +69,13 @@ def run(
     peer_libraries.check(wanted, device)
     make(out)
     device.remeasure()
-    data = {**header(device, command, dtype or "float32"), "prepacked": prepacked, "cases": []}
+    peak = dtype if dtype and device.matrix_tile(dtype) else "float32"  # as `result.roofline`
+    data = {
+        **header(device, command, peak),
+        "prepacked": prepacked,
+        "dtype": dtype or "float32",
+        "cases": [],
+    }
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
     order = [c.full_name for c in operators.cases(suite)]
     code = 0
@@ -202,6 +208,7 @@ def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:
             old["machine"]["fingerprint"] == today["machine"]["fingerprint"]
             and old["versions"] == today["versions"]
             and old.get("prepacked", False) == today["prepacked"]
+            and old.get("dtype", "float32") == today["dtype"]
         )
         return [dict(c) for c in old["cases"] if "case" in c] if same else []
     except (OSError, ValueError, KeyError, TypeError):

@@ -258,7 +258,10 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
     peers: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="torch, torch-best, blas, metaschedule, dlight"),
+        typer.Option(
+            metavar="NAMES",
+            help="torch, torch-best, torch-prepacked, torch-tf32, blas, metaschedule, dlight",
+        ),
     ] = None,
     peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,
     prepacked: PrepackedOption = False,

@@ -161,6 +161,8 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) not in (1, 2):
         raise InputError("name one database: python -m flextensor.experience TRIALS.db [TARGET]")
     path, *spec = arguments
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such database")
     with Database(path) as database:
         for operator, count in sorted(ship(database, FOLDER, *spec).items()):
             print(f"{operator}: {count} trials")

@@ -5,7 +5,7 @@
 judges every trial of the database that worked on the target: by the schedulers' own estimate, and
 on CUDA by the model of kernels, for the very card that measured it. Writes data.json, README.md
 and scatter.png. What the model of kernels says is kept in the database as trials, those that
-tuning by the model has left there are taken, and a second run compiles nothing.
+tuning by the model has left there are taken, and a second run compiles only what took too long.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _modelled(
 
     def keep(trial: Trial) -> None:
         learn(trial)
-        if not database.readonly:
+        if trial.status is not Status.TIMEOUT and not database.readonly:
             w = workload
             database.add(w.key, w.operator.name, w.params, target.fingerprint, trial)
 
@@ -129,7 +129,6 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
     path = given.db or default_path()
     if not path.is_file():
         raise InputError(f"{path}: no such database")
-    make(given.out)
     rows = []
     with Database(path) as database:
         for row in check(database, target):
@@ -145,9 +144,11 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
         **header(target, ["python", "-m", "flextensor.model_check", *command]),
         "modelled": "model" in target.measures, "rows": rows,
     }  # fmt: skip
-    write(given.out / "data.json", json.dumps(data, allow_nan=False) + "\n")
-    write(given.out / "README.md", model_page.markdown(data))
-    model_page.plot(data, given.out / "scatter.png")
+    out = given.out or Path("results") / target.kind / "model"
+    make(out)
+    write(out / "data.json", json.dumps(data, allow_nan=False) + "\n")
+    write(out / "README.md", model_page.markdown(data))
+    model_page.plot(data, out / "scatter.png")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m flextensor.model_check")
     parser.add_argument("--db", type=Path, help="trials of the device, by default the user's own")
     parser.add_argument("--target", default="opencl", help="opencl, cuda:sm_90, ...")
-    parser.add_argument("--out", type=Path, default=Path("results/opencl/model"))
+    parser.add_argument("--out", type=Path, help="folder, by default results/KIND/model")
     given = parser.parse_args(arguments)
     return exit_code(lambda: run(given, arguments))
 

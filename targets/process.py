@@ -36,7 +36,7 @@ ROOT = Path(flextensor.__file__).resolve().parent.parent
 STARTUP_SECONDS = 120.0
 """Time that a worker may need for its imports and its set-up calls on a busy machine."""
 NOT_INHERITED = ("OPENBLAS_", "GOTO_", "MKL_", "OMP_", "GOMP_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_")
-"""Variables of libraries that would take threads or instructions away from them in a worker."""
+"""Prefixes of variables of libraries that would take threads or instructions away from them in a worker."""
 NOISE = ('File "', "!!!!", "Fatal Python error")
 TAIL_BYTES = 4096
 """Bytes of a worker's own output that are kept."""
@@ -128,9 +128,8 @@ class Worker(Endpoint):
         module: str = "flextensor.worker",
     ) -> None:
         self.setup = list(setup)
-        self._env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED} | dict(
-            env or {}
-        )
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
+        self._env = kept | dict(env or {})
         paths = (str(ROOT), self._env.get("PYTHONPATH"))
         self._env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._arguments = [sys.executable, "-P", "-m", module]

@@ -1,7 +1,7 @@
 """Running kernels on another machine: the tuning side of `flextensor.targets.rpc_server`.
 
 A `RemoteWorker` is a worker process of that machine. Files that a payload names are sent before it,
-each once. Workers of one machine share a session of TVM's RPC; a server has one at a time.
+each once, and stay there until the worker ends. Workers of one machine share a session of TVM's RPC; a server has one at a time.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def runner(
     target: Target, folder: Path, memory_bytes: int = 0, module: str = "flextensor.worker"
 ) -> Endpoint:
     """The worker that runs kernels of `target`, on this machine with files in `folder`, or on the
-    machine that has the device."""
+    machine that has the device; that one runs `flextensor.worker` whatever `module` says."""
     if target.remote:
         return RemoteWorker(target.remote, target, memory_bytes)
     return Worker((), target.environment(folder), memory_bytes, module)
@@ -346,8 +346,8 @@ def _shake_hands(host: str, port: int) -> None:
             f"{where} does not answer: another tuner has the device, or there is no "
             "`flextensor serve` there"
         ) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # the latter for what can be no host's name
+        reason = getattr(error, "strerror", None) or error
         raise DeviceError(
             f"nobody listens at {where} ({reason}): start `flextensor serve` on the machine with "
             "the device, and forward the port (ssh -L)"

@@ -111,7 +111,7 @@ def serve(host: str, port: int) -> None:
         found = [spec for spec, target in targets.present().items() if "run" in target.measures]
         print(f"serving {', '.join(found)} at {host}:{port}, for --measure remote:HOST:{port}")
         print(
-            "RPC is remote code execution: keep the port on loopback (ssh -L "
+            "RPC is remote code execution, for every user of this machine too: keep the port on loopback (ssh -L "
             f"{port}:localhost:{port} THIS-MACHINE) or in a network that you trust",
             flush=True,
         )
@@ -138,7 +138,7 @@ def _check_port(host: str, port: int) -> None:
         family = socket.getaddrinfo(host, port)[0][0]
         with socket.create_server((host, port), family=family):
             pass
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen at {host}:{port}: {reason}") from None
 

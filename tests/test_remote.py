@@ -195,7 +195,7 @@ def test_another_service_is_told_from_a_server() -> None:
                "made.accept()[0].sendall(b'SSH-2.0-x')"  # fmt: skip
         fd = made.fileno()
         other = subprocess.Popen([sys.executable, "-c", talk, str(fd)], pass_fds=[fd])
-        with pytest.raises(DeviceError, match="is no `flextensor serve`|connection reset"):
+        with pytest.raises(DeviceError, match="is no `flextensor serve`|[Cc]onnection reset"):
             as_target("llvm", None, f"remote:127.0.0.1:{port}")
         other.wait(60)
 

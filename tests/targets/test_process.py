@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flextensor.targets.process import (
+    NOT_INHERITED,
     Call,
     RemoteError,
     SetupFailed,
@@ -198,3 +199,11 @@ def test_no_worker_outlives_a_killed_parent(where: str) -> None:
 def test_an_interrupt_from_the_terminal_does_not_reach_workers(worker: Worker) -> None:
     pid = worker.call("echo", {}, 10)["pid"]
     assert os.getpgid(pid) == os.getsid(pid) == pid
+
+
+def test_a_worker_inherits_no_thread_count_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.setenv(name, "1")
+    worker = Worker([], {"OMP_NUM_THREADS": "2"})
+    inherited = {k: v for k, v in worker._env.items() if k.startswith(NOT_INHERITED)}
+    assert inherited == {"OMP_NUM_THREADS": "2"}
