@@ -260,7 +260,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="torch, torch-best, torch-prepacked, torch-tf32, blas, metaschedule, dlight",
+            help="torch, torch-best, torch-tf32, blas, metaschedule, dlight",
         ),
     ] = None,
     peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,

@@ -36,7 +36,7 @@ ROOT = Path(flextensor.__file__).resolve().parent.parent
 STARTUP_SECONDS = 120.0
 """Time that a worker may need for its imports and its set-up calls on a busy machine."""
 NOT_INHERITED = ("OPENBLAS_", "GOTO_", "MKL_", "OMP_", "GOMP_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_")
-"""Prefixes of variables of libraries that would take threads or instructions away from them in a worker."""
+"""Prefixes of variables that would take threads or instructions from libraries in a worker."""
 NOISE = ('File "', "!!!!", "Fatal Python error")
 TAIL_BYTES = 4096
 """Bytes of a worker's own output that are kept."""

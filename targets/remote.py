@@ -1,7 +1,8 @@
 """Running kernels on another machine: the tuning side of `flextensor.targets.rpc_server`.
 
 A `RemoteWorker` is a worker process of that machine. Files that a payload names are sent before it,
-each once, and stay there until the worker ends. Workers of one machine share a session of TVM's RPC; a server has one at a time.
+each once, and stay there until the worker ends. Workers of one machine share a session of TVM's
+RPC; a server has one at a time.
 """
 
 from __future__ import annotations

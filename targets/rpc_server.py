@@ -111,7 +111,8 @@ def serve(host: str, port: int) -> None:
         found = [spec for spec, target in targets.present().items() if "run" in target.measures]
         print(f"serving {', '.join(found)} at {host}:{port}, for --measure remote:HOST:{port}")
         print(
-            "RPC is remote code execution, for every user of this machine too: keep the port on loopback (ssh -L "
+            "RPC is remote code execution, for every user of this machine too: keep the port on "
+            "loopback (ssh -L "
             f"{port}:localhost:{port} THIS-MACHINE) or in a network that you trust",
             flush=True,
         )

@@ -68,7 +68,7 @@ def run(
         command=["flextensor", "bench", "--out", "a b"],
     )  # fmt: skip
     data = json.loads((out / "data.json").read_text())
-    assert set(data) == {"machine", "command", "date", "versions", "prepacked", "cases"}
+    assert set(data) == {"machine", "command", "date", "versions", "prepacked", "dtype", "cases"}
     assert data["command"] == "flextensor bench --out 'a b'"
     assert data["machine"]["peak_gflops"] == 200
     return code, {c["case"]: c for c in data["cases"]}
