@@ -201,7 +201,11 @@ class LocalMeasurer:
         seed = self.seed + 1 + next(self._number) if seed is None else seed
         payload = {"path": str(path), **self._data(seed)}
         self._prepare_runner()
-        error = self._runner.call("verify", payload, self._run_limit(math.inf))["error"]
+        try:
+            error = self._runner.call("verify", payload, self._run_limit(math.inf))["error"]
+        except WorkerError:
+            self._runner.kill()  # as in `_run`
+            raise
         return math.inf if error is None else float(error)
 
     def proven(self, trial: Trial) -> float | None:
@@ -270,6 +274,7 @@ class LocalMeasurer:
         limit = self._run_limit(best_seconds)
         ((_, reply),) = run_all([self._runner], [("run", {"path": str(path), "best": best})], limit)
         if isinstance(reply, WorkerError):
+            self._runner.kill()  # an error of a card stays with the process that had it
             return failed(candidate, Status.RUN_ERROR, reply)
         return Trial(
             candidate.formulation,

@@ -223,9 +223,8 @@ class CUDA(Target):
         if self.measured == "run" and self.index != NO_CARD:
             return super().peak_flops(dtype)
         data = self.data
-        if dtype == "float16":
-            return data.tensor_flops
-        return data.flops * self.cores / data.multiprocessors
+        whole = data.tensor_flops if dtype == "float16" else data.flops
+        return whole * self.cores / data.multiprocessors
 
     def bandwidth(self) -> float:
         """Bytes/s of the card's memory, measured or by the data sheet alike."""
