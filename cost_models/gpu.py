@@ -23,6 +23,7 @@ from flextensor.cost_models import gpu_work
 from flextensor.cost_models.gpu_memory import SECTOR
 from flextensor.cost_models.gpu_work import Work
 from flextensor.errors import IllegalConfigError
+from flextensor.schedulers.gpu_estimate import together as together
 from flextensor.targets import cuda_compiler, launches
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.cuda_architectures import (
@@ -46,20 +47,10 @@ FILL_BYTES = 64
 L2_BYTES = 48
 """Bytes that L2 gives in a cycle for every multiprocessor, all reading: 5120 of 108 on an A100."""
 BARRIER_CYCLES = 30
-OVERLAP = 3.0
-"""The order of the norm by which overlapping times combine, an assumption; infinity is a roofline,
-which calls all balanced kernels equal."""
 EXPOSED = 1.2
 """Cycles over the busy ones from which waiting is named as the bound."""
 L1_CYCLES, L2_CYCLES = 33, 260
 """From a load to its value."""
-
-
-def together(*times: float) -> float:
-    """The time of what overlaps, though never wholly: the norm of order `OVERLAP` of the times,
-    between their maximum and their sum; two equal ones take 1.26 times as long as one."""
-    most = max(times)
-    return most * sum((t / most) ** OVERLAP for t in times) ** (1 / OVERLAP) if most else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

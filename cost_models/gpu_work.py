@@ -143,8 +143,6 @@ class _Reader:
         self.bound: dict[Any, Any] = {}
         self.bodies: list[_Body] = []
         self.divided: set[tuple[int, bytes]] = set()
-        self.waiting: set[Any] = set()
-        """Variables of loops with a barrier inside, whose iterations do not overlap."""
         self.synchronised = 0
         self.fetched: dict[str, tuple[_Body, int]] = {}
         """What loads into registers go with, and how many barriers stood before."""
@@ -229,7 +227,6 @@ class _Reader:
         name, args = stmt.value.op.name.rpartition(".")[2], stmt.value.args
         if name == "tvm_storage_sync":
             self.work.barriers += place.times * self.work.warps
-            self.waiting.update(var for var, _ in place.loops)
             self.synchronised += 1
             self._open(place)
         elif name == "tvm_mma_sync":
@@ -341,10 +338,6 @@ class _Reader:
             for address, size in merged(accesses):
                 work.accesses += times * work.warps
                 work.shared_cycles += bank_cycles(address, size) * times
-        if loaded:
-            var, innermost = body.place.loops[-1] if body.place.loops else (None, 1)
-            if work.tiles and var in self.waiting:
-                innermost = 1  # copies of matrix kernels are unrolled into the loop over panels
         if loaded and body.waits:
             innermost = body.place.loops[-1][1] if body.place.loops else 1
             work.rounds += times / min(innermost, UNROLLED)

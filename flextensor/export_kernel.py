@@ -3,7 +3,7 @@
 OUT/kernel.cl                   OpenCL C; or
 OUT/kernel.cu, .cubin, .ptx     CUDA C, machine code of the architecture, and PTX for later ones
 OUT/launch.json                 buffers, workspaces, and what to launch on them
-OUT/run.py                      a host in 40 lines: pyopencl, or CuPy, and NumPy
+OUT/run.py                      a short host: pyopencl, or CuPy, and NumPy
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write(result: Result, out: Path) -> list[Path]:
         binary = cuda_compiler.compile_cuda(program.source, target.arch)
         (out / "kernel.cubin").write_bytes(binary.cubin)
         (out / "kernel.ptx").write_text(cuda_compiler.ptx(program.source, target.arch))
-        source = cuda_compiler.trimmed(program.source)
+        source = cuda_compiler.self_contained(program.source)
     else:
         info["source"] = "kernel.cl"
         source = program.source

@@ -42,11 +42,13 @@ a warp takes for them alone."""
 ISSUES = 4
 """Warp instructions in a cycle."""
 ORDER = 3
-"""Of the norm by which overlapping times combine."""
+"""Of the norm by which overlapping times combine, an assumption; infinity is a roofline, which
+calls all balanced kernels equal."""
 
 
 def together(*times: float) -> float:
-    """The time of what overlaps, though never wholly: between the maximum and the sum."""
+    """The time of what overlaps, though never wholly: the norm of order `ORDER` of the times,
+    between their maximum and their sum; two equal ones take 1.26 times as long as one."""
     most = max(times)
     return most * sum((t / most) ** ORDER for t in times) ** (1 / ORDER) if most else 0.0
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flextensor.errors import DeviceError
@@ -80,28 +80,31 @@ def compile_cuda(source: str, arch: str) -> Binary:
 
     Raises `CompileError`, and `DeviceError` without a compiler.
     """
-    library = _nvrtc()
-    if library is not None and not FOREIGN.search(body(source)):
-        cubin, log = _by_nvrtc(library, trimmed(source), arch)
-    elif shutil.which("nvcc"):
-        cubin, log = _by_nvcc(source, arch)
-    elif library is not None:
-        raise DeviceError("kernels with such types or functions need CUDA's headers: install nvcc")
-    else:
-        raise DeviceError(NEEDED)
+    cubin, log = _compiled(source, arch, "cubin")
     return Binary(cubin, resources(log))
 
 
 def ptx(source: str, arch: str) -> str:
     """The same as PTX, which a driver compiles for later architectures too."""
-    library, virtual = _nvrtc(), arch.replace("sm_", "compute_")
-    if library is not None and not FOREIGN.search(body(source)):
-        text, _ = _by_nvrtc(library, trimmed(source), virtual, "PTX")
-    elif shutil.which("nvcc"):
-        text, _ = _by_nvcc(source, virtual, "ptx")
-    else:
-        raise DeviceError(NEEDED)
+    text, _ = _compiled(source, arch.replace("sm_", "compute_"), "ptx")
     return text.rstrip(b"\0").decode()
+
+
+def self_contained(source: str) -> str:
+    """What any CUDA compiler takes: without the headers of TVM's preamble, where that can be."""
+    return source if FOREIGN.search(body(source)) else trimmed(source)
+
+
+def _compiled(source: str, arch: str, kind: str) -> tuple[bytes, str]:
+    """(a ``cubin`` or ``ptx``, what the compiler said), by NVRTC where no header is needed."""
+    library = _nvrtc()
+    if library is not None and not FOREIGN.search(body(source)):
+        return _by_nvrtc(library, trimmed(source), arch, kind.upper())
+    if shutil.which("nvcc"):
+        return _by_nvcc(source, arch, kind)
+    if library is None:
+        raise DeviceError(NEEDED)
+    raise DeviceError("kernels with such types or functions need CUDA's headers: install nvcc")
 
 
 def body(source: str) -> str:
@@ -131,13 +134,16 @@ def resources(log: str) -> dict[str, Resources]:
     return found
 
 
-def _by_nvcc(source: str, arch: str, kind: str = "cubin") -> tuple[bytes, str]:
+def _by_nvcc(source: str, arch: str, kind: str) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory(prefix="flextensor-nvcc-") as folder:
         code, out = Path(folder) / "kernel.cu", Path(folder) / f"kernel.{kind}"
         code.write_text(source)
         command = ["nvcc", f"--{kind}", f"-arch={arch}", "-Xptxas", "-v", "-diag-suppress=177"]
         command += ["-o", str(out), str(code)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise CompileError(f"nvcc took more than {SECONDS} s") from None
         if done.returncode:
             raise CompileError(_first_error(done.stderr))
         return out.read_bytes(), done.stderr
@@ -179,9 +185,7 @@ def _version(path: Path) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _by_nvrtc(
-    library: ctypes.CDLL, source: str, arch: str, kind: str = "CUBIN"
-) -> tuple[bytes, str]:
+def _by_nvrtc(library: ctypes.CDLL, source: str, arch: str, kind: str) -> tuple[bytes, str]:
     program = ctypes.c_void_p()
     name = b"kernel.cu"
     _ask(library.nvrtcCreateProgram, ctypes.byref(program), source.encode(), name, 0, None, None)
@@ -209,9 +213,3 @@ def _ask(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
     code = function(*arguments)
     if code:
         raise DeviceError(f"NVRTC: {function.__name__} failed with code {code}")
-
-
-def names(source: str) -> Sequence[str]:
-    """The kernels that a source defines, in order."""
-    found = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)", source)
-    return list(dict.fromkeys(found))
