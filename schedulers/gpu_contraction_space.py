@@ -193,6 +193,9 @@ class GpuContractionSpace:
             return "a thread's outputs are no whole number of vectors"
         if vector > 1 and any(plan.k_tile * getattr(plan, s).block % vector for s in plan.staged):
             return "a panel is no whole number of vectors"
+        if vector > 1 and plan.x.threads == 1 < plan.threads and target.warp == 1:
+            # PoCL compiles some of these wrongly, which the emulation of CUDA runs as they should
+            return "a column of threads that take turns copies no vectors"
         if vector > 1 and not plan.staged:
             return "only panels are loaded in vectors"
         return None

@@ -35,16 +35,11 @@ def total(length: int = 997) -> list[Any]:
     return [a, te.compute((1,), lambda i: te.sum(a[k], axis=k), name="total")]
 
 
-# Sizes at which no config is drawn of one thread along x with twelve elements, and copies in
-# vectors: PoCL compiles such kernels wrongly, which the emulation of CUDA runs as they should.
 CASES: list[tuple[Operator, str]] = [
     (parse("gemm", {"m": "13", "n": "37", "k": "11", "bias": "true", "relu": "true"}), "direct"),
-    (parse("batch_gemm", {"batch": "3", "m": "7", "n": "20", "k": "5"}), "direct"),
+    (parse("batch_gemm", {"batch": "3", "m": "7", "n": "19", "k": "5"}), "direct"),
     (parse("gemv", {"m": "13", "k": "71"}), "direct"),
-    (
-        parse("conv2d", {**SMALL, "height": "5", "stride": "2", "groups": "2", "bias": "true"}),
-        "direct",
-    ),
+    (parse("conv2d", {**SMALL, "stride": "2", "groups": "2", "bias": "true"}), "direct"),
     (parse("conv2d", {**SMALL, "batch": "2"}), "direct"),
     (parse("conv_transpose2d", {**SMALL, "stride": "2"}), "subpixel"),
     (parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}), "winograd4"),
