@@ -68,8 +68,8 @@ def run(
     device = lookup(target, threads)
     peer_libraries.check(wanted, device)
     make(out)
-    device.remeasure()
     peak = dtype if dtype and device.matrix_tile(dtype) else "float32"  # as `result.roofline`
+    device.remeasure(peak)
     data = {
         **header(device, command, peak),
         "prepacked": prepacked,

@@ -216,8 +216,8 @@ class Target(ABC):
 
         return peaks.bandwidth(self)
 
-    def remeasure(self) -> None:
+    def remeasure(self, dtype: str = "float32") -> None:
         """Measure both again and keep what is higher, before they are reported with results."""
         from flextensor.targets import peaks
 
-        peaks.remeasure(self)
+        peaks.remeasure(self, dtype)

@@ -232,7 +232,7 @@ class CUDA(Target):
             return super().bandwidth()
         return self.data.bandwidth
 
-    def remeasure(self) -> None:
+    def remeasure(self, dtype: str = "float32") -> None:
         """Measure again; the data sheet does not change."""
         if self.measured == "run" and self.index != NO_CARD:
-            super().remeasure()
+            super().remeasure(dtype)

@@ -150,7 +150,7 @@ class FPGA(Target):
         """The memory's, from its data sheet."""
         return self.memory_bytes
 
-    def remeasure(self) -> None:
+    def remeasure(self, dtype: str = "float32") -> None:
         """Nothing here is measured."""
 
     def measure(self, what: str) -> float:

@@ -40,11 +40,11 @@ def bandwidth(target: Target) -> float:
     return _remembered(target, BANDWIDTH)
 
 
-def remeasure(target: Target) -> None:
+def remeasure(target: Target, dtype: str = "float32") -> None:
     """Measure both again and remember what is higher: a reading beside a busy neighbour is low."""
     path = _path(target)
     known = _read(path)
-    for what in ("float32", BANDWIDTH):
+    for what in (dtype, BANDWIDTH):
         known[what] = max(_in_worker(target, what), float(known.get(what, 0.0)))
     _write(path, {**known, "fingerprint": target.fingerprint})
 

@@ -33,7 +33,7 @@ class Device:
     def bandwidth(self) -> float:
         return 3e10
 
-    def remeasure(self) -> None:
+    def remeasure(self, dtype: str = "float32") -> None:
         pass
 
 
