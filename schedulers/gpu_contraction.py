@@ -27,13 +27,13 @@ from typing import Any
 from tvm import te, tirx
 
 from flextensor.schedulers import gpu_loops, gpu_parts
-from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
+from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_contraction_space import GpuContractionSpace
-from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_plan import Plan
-from flextensor.schedulers.layouts import Side, guarded, unflatten
+from flextensor.schedulers.gpu_two_sided import TwoSidedSchedule
+from flextensor.schedulers.layouts import guarded, unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
@@ -54,17 +54,11 @@ class GpuContractionScheduler(Scheduler):
         return GpuContractionSchedule(found, target)
 
 
-class GpuContractionSchedule(StageSchedule):
+class GpuContractionSchedule(TwoSidedSchedule):
     """One contraction of a program on a device with thread blocks."""
 
-    fuses = True
-
     def __init__(self, found: Contraction, target: Target) -> None:
-        self.stage, self.found, self.target = found.stage, found, target
-        m = Side(found.a, found.m, found.batch, found.k)
-        n = Side(found.b, found.n, found.batch, found.k)
-        last = [parts for parts in found.outputs if parts][-1][-1]
-        self.sides = {"y": n, "x": m} if last in found.m else {"y": m, "x": n}
+        super().__init__(found, target)
         self.decides = GpuContractionSpace(found, self.sides, target)
         self.space = self.decides.space()
 
@@ -95,32 +89,7 @@ class GpuContractionSchedule(StageSchedule):
             return z(*b, ys, xs, yi, xi)
 
         f = te.compute([*parts, *batch, plan.y.padded, plan.x.padded], flat, name=f"{name}_flat")
-
-        if parts:
-            f = gpu_parts.total(f, plan.k_split, self._flat_shape, name)
-
-        def out(*indices: Any) -> Any:
-            return f(*self._coordinates(indices))
-
-        tensors.set(self.stage.buffer, out)
-        if final is self.stage:
-            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
-        else:
-            tensors.plain(final, name=f"{name}_out")
-
-    @property
-    def _flat_shape(self) -> list[int]:
-        """Batch, and each side as one index."""
-        sides = [self.decides.extents[side] for side in ("y", "x")]
-        return [*(i.extent for i in self.found.batch), *sides]
-
-    def _coordinates(self, indices: Sequence[Any]) -> list[Any]:
-        """Batch, and the flat index of each side, of an element of the output."""
-        at = iterators(self.found.outputs, indices)
-        sides = (self.sides[s].iterators for s in ("y", "x"))
-        return [at[i.var] for i in self.found.batch] + [
-            flatten([at[i.var] for i in side], [i.extent for i in side]) for side in sides
-        ]
+        self.finish(f, plan.k_split, tensors, final)
 
     def _element(self, plan: Plan, which: str, tensors: Tensors) -> Callable[..., Any]:
         """(batch, block, element, block of k, k) -> a side's operand, from its panel if staged."""
@@ -163,12 +132,12 @@ class GpuContractionSchedule(StageSchedule):
         out = sch.get_sblock(f"{name}_out")
         if plan.k_split > 1:
             gpu_parts.arrange(
-                sch, name, self._coordinates, self._flat_shape, len(self.stage.shape),
+                sch, name, self.coordinates, self.flat_shape, len(self.stage.shape),
                 int(config["out_vector"]), self.target,
             )  # fmt: skip
             out = sch.get_sblock(f"{name}_part")
         else:
-            gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
+            gpu_loops.relayout(sch, out, lambda *at: self.coordinates(at), len(self.stage.shape))
         *batch, y, x = sch.get_loops(flat)
         yb, yv, yt, yi = sch.split(y, plan.y.factors)
         xb, xv, xt, xi = sch.split(x, plan.x.factors)

@@ -103,7 +103,9 @@ class GpuContractionSpace:
             ),
             (self._illegal,),
         )
-        return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
+        return dataclasses.replace(
+            space, seeds=space.starts(self._wanted()), features=self._features
+        )
 
     def _splits(self) -> list[int]:
         """Parts of the reduction that may go to blocks of their own: none where the outputs
@@ -112,14 +114,6 @@ class GpuContractionSpace:
         longest = self.extents["k"] // SHORTEST_PART
         most = min(longest, SPLIT_THREADS * self.target.cores // outputs)
         return [1, *(n for n in (2, 4, 8, 16, 32, 64) if n <= most)]
-
-    def _seeds(self, space: Space) -> tuple[Config, ...]:
-        found: dict[tuple[Value, ...], Config] = {}
-        for wanted in self._wanted():
-            config = space.config(space.project(wanted))
-            if space.reason(config) is None:
-                found.setdefault(tuple(config.values()), config)
-        return tuple(found.values())
 
     def _wanted(self) -> Iterator[Config]:
         """Good configs, not all of which are of the space."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from collections.abc import Iterator as Items
 from typing import Any
 
 import tvm
@@ -86,21 +87,18 @@ class GpuReductionSchedule(StageSchedule):
             ),
             (self._illegal,),
         )  # fmt: skip
-        self.space = Space(space.knobs, space.constraints, self._seeds(space), self._features)
+        seeds = space.starts(self._wanted())
+        self.space = Space(space.knobs, space.constraints, seeds, self._features)
 
-    def _seeds(self, space: Space) -> tuple[Config, ...]:
-        found: dict[tuple[Value, ...], Config] = {}
+    def _wanted(self) -> Items[Config]:
+        """Good configs, not all of which are of the space."""
         for k_threads, q_threads, vector, unroll, neighbours in SEEDS:
-            wanted = {
-                "k_threads": k_threads, "q_threads": q_threads, "vector": vector,
-                "k_unroll": unroll, "neighbours": neighbours,
-            }  # fmt: skip
             blocks = ceil_div(self.outputs, q_threads)
             for split in (1, max(4 * self.target.cores // blocks, 1)):
-                config = space.config(space.project({**wanted, "k_split": split}))
-                if space.reason(config) is None:
-                    found.setdefault(tuple(config.values()), config)
-        return tuple(found.values())
+                yield {
+                    "k_threads": k_threads, "q_threads": q_threads, "vector": vector,
+                    "k_unroll": unroll, "neighbours": neighbours, "k_split": split,
+                }  # fmt: skip
 
     def _illegal(self, config: Mapping[str, Value]) -> str | None:
         threads = int(config["k_threads"]) * int(config["q_threads"])

@@ -28,14 +28,14 @@ from tvm import te, tirx
 
 from flextensor.schedulers import gpu_loops, gpu_parts
 from flextensor.schedulers import gpu_tensor_core_operands as operands
-from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
+from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
-from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.gpu_tensor_core_pack import Rows, Weights
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.gpu_tensor_core_space import GpuTensorCoreSpace
-from flextensor.schedulers.layouts import Side, guarded, unflatten
+from flextensor.schedulers.gpu_two_sided import TwoSidedSchedule
+from flextensor.schedulers.layouts import guarded, unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
@@ -64,17 +64,11 @@ class GpuTensorCoreScheduler(Scheduler):
         return GpuTensorCoreSchedule(program, dataclasses.replace(found, a=a, b=b), target)
 
 
-class GpuTensorCoreSchedule(StageSchedule):
+class GpuTensorCoreSchedule(TwoSidedSchedule):
     """One contraction of a program on matrix units."""
 
-    fuses = True
-
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
-        self.stage, self.found, self.target = found.stage, found, target
-        m = Side(found.a, found.m, found.batch, found.k)
-        n = Side(found.b, found.n, found.batch, found.k)
-        last = [parts for parts in found.outputs if parts][-1][-1]
-        self.sides = {"y": n, "x": m} if last in found.m else {"y": m, "x": n}
+        super().__init__(found, target)
         self.decides = GpuTensorCoreSpace(program, found, self.sides, target)
         self.space = self.decides.space()
 
@@ -112,31 +106,7 @@ class GpuTensorCoreSchedule(StageSchedule):
 
         sums = [*parts, *batch, plan.y.padded, plan.x.padded]
         f = te.compute(sums, flat, name=f"{name}_flat")
-        if parts:
-            f = gpu_parts.total(f, plan.k_split, self._flat_shape, name)
-
-        def out(*indices: Any) -> Any:
-            return f(*self._coordinates(indices))
-
-        tensors.set(self.stage.buffer, out)
-        if final is self.stage:
-            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
-        else:
-            tensors.plain(final, name=f"{name}_out")
-
-    @property
-    def _flat_shape(self) -> list[int]:
-        """Batch, and each side as one index."""
-        sides = [self.decides.extents[side] for side in ("y", "x")]
-        return [*(i.extent for i in self.found.batch), *sides]
-
-    def _coordinates(self, indices: Sequence[Any]) -> list[Any]:
-        """Batch, and the flat index of each side, of an element of the output."""
-        at = iterators(self.found.outputs, indices)
-        sides = (self.sides[s].iterators for s in ("y", "x"))
-        return [at[i.var] for i in self.found.batch] + [
-            flatten([at[i.var] for i in side], [i.extent for i in side]) for side in sides
-        ]
+        self.finish(f, plan.k_split, tensors, final)
 
     def _fragment(self, plan: Plan, which: str, own: list[int], tensors: Tensors) -> Any:
         """A side's operand as the matrix units read it, y before k and k before x."""
@@ -279,12 +249,12 @@ class GpuTensorCoreSchedule(StageSchedule):
         if plan.k_split > 1:
             width = min(self.decides.written(plan), operands.written(self.found, self.sides["x"]))
             gpu_parts.arrange(
-                sch, name, self._coordinates, self._flat_shape, len(self.stage.shape), width,
+                sch, name, self.coordinates, self.flat_shape, len(self.stage.shape), width,
                 self.target,
             )  # fmt: skip
             out = sch.get_sblock(f"{name}_part")
         else:
-            gpu_loops.relayout(sch, out, lambda *at: self._coordinates(at), len(self.stage.shape))
+            gpu_loops.relayout(sch, out, lambda *at: self.coordinates(at), len(self.stage.shape))
         *batch, y, x = sch.get_loops(flat)
         yb, yf, yw, yi = sch.split(y, [plan.y.blocks, plan.y.fragments, plan.y.warps, TILE])
         xb, xw, xf, xi = sch.split(x, [plan.x.blocks, plan.x.warps, plan.x.fragments, TILE])

@@ -123,7 +123,9 @@ class GpuTensorCoreSpace:
         if (splits := self._splits()) != [1]:
             knobs.append(sizes("k_split", splits))
         space = Space(tuple(knobs), (self._illegal,))
-        return dataclasses.replace(space, seeds=self._seeds(space), features=self._features)
+        return dataclasses.replace(
+            space, seeds=space.starts(self._wanted()), features=self._features
+        )
 
     def _packed(self) -> list[str]:
         """What kernels of their own may lay out, the default first."""
@@ -137,14 +139,6 @@ class GpuTensorCoreSpace:
         longest = self.extents["k"] // SHORTEST_PART
         most = min(longest, SPLIT_OUTPUTS * self.target.cores // outputs)
         return [1, *(n for n in SPLITS if n <= most)]
-
-    def _seeds(self, space: Space) -> tuple[Config, ...]:
-        found: dict[tuple[Value, ...], Config] = {}
-        for wanted in self._wanted():
-            config = space.config(space.project(wanted))
-            if space.reason(config) is None:
-                found.setdefault(tuple(config.values()), config)
-        return tuple(found.values())
 
     def _wanted(self) -> Items[Config]:
         """Good configs, not all of which are of the space."""

@@ -118,6 +118,11 @@ class Space:
         at their first value. What a warm start from another workload becomes here."""
         return tuple(k.nearest(config[k.name]) if k.name in config else 0 for k in self.knobs)
 
+    def starts(self, wanted: Iterable[Mapping[str, Any]]) -> tuple[Config, ...]:
+        """Seeds: the legal ones among wanted configs, each at its nearest point, and once."""
+        points = dict.fromkeys(map(self.project, wanted))
+        return tuple(self.config(point) for point in points if self.legal(point))
+
     def reason(self, config: Mapping[str, Value]) -> str | None:
         """Why a config is illegal, or None when it is legal."""
         for constraint in self.constraints:
