@@ -247,12 +247,11 @@ class Search:
 
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
-        batch = self.options.batch
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         for lane in sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name])):
-            for first in range(0, 2 * BATCH, batch):
+            for first in range(0, 2 * BATCH, BATCH):
                 if not first or lane.best < HOPELESS * self.best:
-                    self._measure(lane, starts[lane.name][first : first + batch], "seeds")
+                    self._measure(lane, starts[lane.name][first : first + BATCH], "seeds")
         self.since_gain = 0  # seeds are no search
         while not self._closing and self.since_gain < self.options.patience:
             chosen = self._next()
