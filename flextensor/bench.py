@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flextensor import report
-from flextensor.bench_page import markdown, plot
+from flextensor import bench_plots, convergence, report
+from flextensor.bench_page import markdown
 from flextensor.errors import DeviceError, InputError
 from flextensor.results import header, make, now, write
 
@@ -109,7 +109,8 @@ def run(
             write(out / "data.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     data["cases"] = [done[name] for name in order if name in done]
     write(out / "README.md", markdown(suite, data))
-    plot(data["cases"], out / "speedup.png")
+    bench_plots.speedups(data["cases"], out / "speedup.png")
+    bench_plots.roofline(data, out / "roofline.png")
     return code
 
 
@@ -143,6 +144,8 @@ def _measure(
                 prepacked=prepacked, builders=builders, progress=live.update,
             )  # fmt: skip
         others = {"beside": beside(result, peers, peer_trials, builders)} if peers else {}
+        if others:
+            _race(others["beside"], result, database)
     except tuner.Interrupted:
         raise
     except Exception as error:  # a fault in one case must not cost the others their results
@@ -198,6 +201,16 @@ def beside(
         "missing": missing | failed,
         "searches": searches,
     }
+
+
+def _race(found: dict[str, Any], result: Result, database: Database) -> None:
+    """Add to what a peer's search took when the search of a result had a kernel as fast as the
+    peer's: "overtaken", wall seconds since it began; None where it never had, or is not known."""
+    for method, took in found["searches"].items():
+        slower = found["methods"][method] / found["seconds"] if method in found["methods"] else 0
+        runs = convergence.searches(database.everything(), result.target.fingerprint)
+        own = next((run for run in runs if run["case"] == result.workload.key), None)
+        took["overtaken"] = convergence.overtakes(own, slower) if own and slower else None
 
 
 def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:

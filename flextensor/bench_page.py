@@ -1,20 +1,15 @@
-"""What `bench` makes of its data: a Markdown page, and a picture of the speed-ups."""
+"""What `bench` makes of its data: a Markdown page."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flextensor.peers import PEERS
 
 Case = Mapping[str, Any]
-
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""One per family in turn, told apart by the colour-blind too; none is like `SLOWER`."""
-SLOWER = "#9a9a9a"
 
 
 def geomean(values: Sequence[float]) -> float:
@@ -33,6 +28,11 @@ def by_family(cases: Iterable[Case]) -> dict[str, list[Case]]:
 def compared(cases: Iterable[Case]) -> list[Case]:
     """The cases that were measured beside PyTorch."""
     return [c for c in cases if c.get("speedup")]
+
+
+def placed(cases: Iterable[Case]) -> list[Case]:
+    """The cases whose place under the roof is known."""
+    return [c for c in cases if c.get("intensity")]
 
 
 def peers_of(cases: Iterable[Case]) -> list[str]:
@@ -75,6 +75,10 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for c in data["cases"]:
         for method, reason in c.get("beside", {}).get("missing", {}).items():
             lines += ["", f"{c['case']}: `{method}` failed, {reason.rstrip('.')}."]
+    if compared(data["cases"]):
+        lines += ["", "![speed-up over PyTorch, one bar per case](speedup.png)"]
+    if placed(data["cases"]):
+        lines += ["", "![GFLOP/s under the measured roof](roofline.png)"]
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"
@@ -137,18 +141,29 @@ def _methods(cases: Iterable[Case], peer: str) -> list[str]:
 def _search(cases: Iterable[Case], peer: str) -> list[str]:
     """What a peer that searches took for it, beside our own search."""
     both = [
-        (found["trials"], found["seconds"], c["tuning_seconds"])
-        for c in cases
-        if (found := c.get("beside", {}).get("searches", {}).get(peer))
+        (c, found) for c in cases if (found := c.get("beside", {}).get("searches", {}).get(peer))
     ]
     if not both:
         return []
-    trials, theirs, ours = (statistics.median(values) for values in zip(*both, strict=True))
-    return [
+    rows = [
+        (found["trials"], found["seconds"], c["tuning_seconds"], found.get("overtaken"))
+        for c, found in both
+    ]
+    trials, theirs, ours = (statistics.median(r[i] for r in rows) for i in range(3))
+    lines = [
         "",
         f"Medians: its search measured {trials:.0f} candidates in {theirs:.0f} s, FlexTensor's"
-        f" took {ours:.0f} s.",
+        f" took {ours:.0f} s. As fast after: when FlexTensor's search had a kernel as fast as the"
+        " one that the other ended with.",
+        "",
+        f"| case | {peer}: trials | s | FlexTensor: s | as fast after s | share of its time |",
+        "| --- |" + " ---: |" * 5,
     ]
+    for (c, _), (count, seconds, own, after) in zip(both, rows, strict=True):
+        when = ["never", "-"] if after is None else [f"{after:.1f}", f"{after / seconds:.1%}"]
+        cells = [c["case"], str(count), f"{seconds:.0f}", f"{own:.0f}", *when]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _table(cases: Sequence[Case]) -> list[str]:
@@ -178,55 +193,3 @@ def _table(cases: Sequence[Case]) -> list[str]:
             cells.append(f"{entry['ratio']:.2f} ({entry['method']})" if entry else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def plot(cases: Iterable[Case], path: Path) -> None:
-    """A bar per case, grouped by family, on a logarithmic axis of speed-up over PyTorch.
-
-    Without a case to show there is no picture; one of an older run is removed.
-    """
-    families = by_family(compared(cases))
-    if not families:
-        path.unlink(missing_ok=True)
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    count = sum(map(len, families.values()))
-    width = min(max(6.0, 0.1 * count + 0.3 * len(families) + 1.5), 20.0)
-    figure, axes = plt.subplots(figsize=(width, 5.0), layout="constrained")
-    start, ticks, tops, every = 0.0, [], [], [0.5, 2.0]  # an axis from 0.5x to 2x at least
-    for index, (family, members) in enumerate(families.items()):
-        own = ratios(members, "torch")
-        every += own
-        places = [start + i for i in range(len(own))]
-        colours = [COLOURS[index % len(COLOURS)] if r >= 1 else SLOWER for r in own]
-        axes.bar(places, [r - 1 for r in own], bottom=1, width=0.85, color=colours)
-        mean, middle = geomean(own), start + (len(own) - 1) / 2
-        axes.hlines(mean, start - 0.5, places[-1] + 0.5, color="black", linewidth=1.2)
-        tops.append((middle, max(*own, mean, 1.0), f"{mean:.2g}x"))
-        ticks.append((middle, family))
-        start += len(own) + 1.5
-    for middle, top, text in tops:
-        axes.annotate(
-            text, (middle, top), (0, 3), textcoords="offset points", ha="center", fontsize=8
-        )
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_locator(LogLocator(base=2))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.set_ylim(min(every) / 1.15, max(every) * 1.4)
-    axes.margins(x=0.01)
-    axes.set_xticks([t for t, _ in ticks], [n for _, n in ticks], rotation=35, ha="right")
-    axes.set_ylabel("speed-up over PyTorch eager")
-    axes.set_title("One bar per case; black: geomean of the family; grey: slower", fontsize=9)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

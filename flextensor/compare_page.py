@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextensor.bench_page import COLOURS, geomean
+from flextensor.bench_page import geomean
+from flextensor.bench_plots import COLOURS
 
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the best known speed that are waited for."""
@@ -91,14 +92,15 @@ def _at(rows: Sequence[tuple[float, float]], axis: str, place: float) -> float:
 
 
 def plot(data: Mapping[str, Any], path: Path) -> None:
-    """Share of the best known speed over trials and over wall time: median and quartiles."""
+    """Share of the best known speed, of these runs or said, over trials and over wall time: median
+    and quartiles."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     runs = data["runs"]
-    best = best_known(runs)
+    best = data.get("best") or best_known(runs)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     for panel, axis in zip(axes, ("trials", "seconds"), strict=True):
         for index, variant in enumerate(dict.fromkeys(r["variant"] for r in runs)):

@@ -17,7 +17,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TextIO
@@ -230,6 +230,10 @@ class Database:
         )
         return Stats(str(self.path), schema.SCHEMA, status=dict(map(tuple, status)), **dict(row))
 
+    def everything(self) -> Iterator[records.Record]:
+        """Every trial, then every result, in the order in which they came, as of one moment."""
+        return self._store.everything()
+
     def export(self, file: str | Path | TextIO) -> int:
         """Write every trial and result as JSON lines below a header line; returns their number."""
         if not isinstance(file, str | Path):
@@ -256,7 +260,7 @@ class Database:
     def merge(self, path: str | Path) -> Added:
         """Add the records of another database; those already here are skipped."""
         with Database(path, readonly=True, timeout=self._store.timeout) as other:
-            return self._store.add(other._store.everything())
+            return self._store.add(other.everything())
 
     def prune(self, keep: int = KEEP) -> Pruned:
         """Drop failed trials, and of every workload all but the `keep` fastest; shrink the file.
@@ -294,7 +298,7 @@ class Database:
     def _export(self, stream: TextIO) -> int:
         stream.write(records.dump(records.header(schema.SCHEMA)) + "\n")
         count = 0
-        for record in self._store.everything():
+        for record in self.everything():
             stream.write(records.dump(record) + "\n")
             count += 1
         return count

@@ -324,6 +324,7 @@ class Tuning:
             "gflops": self.workload.flops / best / 1e9,
             "peak_fraction": share,
             "bound": bound,
+            "intensity": self.workload.flops / self.target.traffic(self.workload.buffers),
             "trials": len(self.trials),
             "failures": self._failures(),
             "tuning_seconds": self.budget.elapsed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ def result(what: Any, speedup: float | None = 2.0) -> Result:
     values: Any = {
         "workload": what.key(), "operator": what.name, "params": {}, "best_seconds": 2e-3,
         "spread": 0.01, "gflops": 12.5, "peak_fraction": 0.5, "bound": "compute", "trials": 7,
+        "intensity": 0.5,
         "failures": {}, "tuning_seconds": 3.0, "reused": False, "verified": True,
         "max_rel_error": 1e-6, "speedup": speedup,
     }  # fmt: skip
@@ -85,6 +87,8 @@ def test_data_page_and_picture(
     assert "| paper/GMV4 | 2 | 1.0% | 12.5 | 50% peak | 2.00 | 1.0e-06 | 7 | 3 |" in page
     assert "geomean of their geomeans 1.41" in page
     assert (tmp_path / "out" / "speedup.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "out" / "roofline.png").read_bytes().startswith(PNG)
+    assert "(speedup.png)" in page and "(roofline.png)" in page
     said = capsys.readouterr()
     assert said.out == ""
     assert len(said.err.splitlines()) == 6
@@ -197,15 +201,23 @@ def test_other_peers_get_columns_and_a_summary(
         "missing": {},
         "searches": {"blas": {"trials": 64, "seconds": 90.0}},
     }  # fmt: skip
-    monkeypatch.setattr(bench, "beside", lambda result, peers, trials, builders: found)
+    monkeypatch.setattr(bench, "beside", lambda *_: copy.deepcopy(found))
+    after = {"gemv(m=128, k=128)": 4.5}
+    monkeypatch.setattr(
+        bench, "_race", lambda found, result, _: found["searches"]["blas"].update(
+            overtaken=after.get(result.values["workload"])
+        )
+    )  # fmt: skip
     _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas", "dlight"))
-    assert cases["paper/GMV1"]["beside"] == found
+    assert cases["paper/GMV1"]["beside"]["peers"] == found["peers"]
     page = (tmp_path / "out" / "README.md").read_text()
     assert "Over the fastest method of `blas`" in page
     assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 6 | 0 | 0 |" in page
     assert "`dlight` 2.00 (geomean 2.00, 6 cases), `dlight-fallback` 8.00 (geomean 8.00," in page
     assert page.count("Medians over each method") == 1
     assert "its search measured 64 candidates in 90 s" in page
+    assert "| paper/GMV1 | 64 | 90 | 3 | 4.5 | 5.0% |" in page
+    assert "| paper/GMV2 | 64 | 90 | 3 | never | - |" in page
     assert "| over blas |" in page and "| 2.00 (blas) |" in page
 
 

@@ -1,0 +1,188 @@
+"""How soon searches came near the best kernel known, from the trials that they left behind.
+
+    python -m flextensor.convergence TRIALS.db [--beside OTHER.db ...] [--out FOLDER]
+
+reads what `bench` or `tune --suite` kept in a database: the first search of every workload, trial
+by trial, with the wall time since it began. The best known kernel of a workload is the fastest
+that any search found, in this database or beside it. Writes data.json, README.md and curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flextensor.compare_page import plot, progress, reached
+from flextensor.database import Database
+from flextensor.database_records import Record, to_trial
+from flextensor.errors import InputError, exit_code
+from flextensor.results import header, make, write
+from flextensor.targets import lookup
+
+AIMS = ((0.95, 8, math.inf), (0.95, 32, 30.0), (0.99, 64, 60.0))
+"""Shares of the best known speed, with the trials and the wall seconds they may take."""
+
+SPENT = ("build", "run")
+"""What a trial's own seconds go into, on one core and on all."""
+
+
+def searches(records: Iterable[Record], fingerprint: str) -> list[dict[str, Any]]:
+    """The first search of every workload on a device, whose result was kept.
+
+    {"case": workload, "operator", "variant": "search", "trace": [(wall seconds since the search
+    began, median seconds per call or None)], "build", "run": median seconds of its trials,
+    "shares": of the wall time}.
+    """
+    trials: dict[str, list[Record]] = defaultdict(list)
+    results: dict[str, Record] = {}
+    for record in records:
+        if record["target"] != fingerprint:
+            continue
+        if record["record"] == "trial":
+            trials[record["workload"]].append(record)
+        else:
+            results.setdefault(record["workload"], record)
+    found = []
+    for key, result in results.items():
+        begun = result["created"] - result["result"]["tuning_seconds"]
+        own = [t for t in trials[key] if begun <= t["created"] <= result["created"]]
+        trace = [(t["created"] - begun, _seconds(t)) for t in own]
+        if any(seconds is not None for _, seconds in trace):
+            found.append(
+                {
+                    "case": key, "operator": own[0]["operator"], "variant": "search",
+                    "trace": trace, "shares": result["result"].get("shares", {}),
+                    **{w: statistics.median(t[f"{w}_seconds"] for t in own) for w in SPENT},
+                }
+            )  # fmt: skip
+    return found
+
+
+def best_known(records: Iterable[Record], fingerprint: str) -> dict[str, float]:
+    """Seconds of the fastest trial of every workload on a device."""
+    best: dict[str, float] = {}
+    for record in records:
+        if record["record"] == "trial" and record["target"] == fingerprint:
+            seconds = _seconds(record)
+            if seconds is not None:
+                best[record["workload"]] = min(seconds, best.get(record["workload"], math.inf))
+    return best
+
+
+def overtakes(run: Mapping[str, Any], slower: float) -> float | None:
+    """Wall seconds after which a search had a kernel that takes at most `slower` times as long as
+    its best in the end; None below 1, where it never had one."""
+    best = min(seconds for _, seconds in run["trace"] if seconds is not None)
+    found = reached(progress(run, best), 1 / slower)
+    return None if found is None else found[1]
+
+
+def _seconds(record: Record) -> float | None:
+    trial = to_trial(record)
+    return trial.seconds if trial.ok else None
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The page: how many searches met each aim, and how they went, by operator."""
+    runs, best, machine = data["runs"], data["best"], data["machine"]
+    wall = [run["shares"] for run in runs if run["shares"]]
+    lines = [
+        "# How soon a search is near the best",
+        "",
+        f"`{data['command']}` on {machine['device']}, {data['date']}. {len(runs)} workloads, one"
+        " search each, as a user's, from the trials that the package ships. The best known kernel"
+        " of a workload is the fastest trial in these databases; trials are medians of short runs,"
+        " on a machine where one differs from the next by a few per cent, so that the fastest of"
+        " many is a little too fast, and 99 % of it is hard to reach for any search. First trial,"
+        " last: the share of the best known speed that was reached, medians; seconds a trial are"
+        " of wall time, with everything, and so is the wall time of the aims.",
+        "",
+        "| operator | n | first trial | last | trials | s a trial | "
+        + " | ".join(map(_title, AIMS))
+        + " |",
+        "| --- |" + " ---: |" * (5 + len(AIMS)),
+    ]
+    by_operator: dict[str, list[Any]] = defaultdict(list)
+    for run in runs:
+        by_operator[run["operator"]].append(progress(run, best[run["case"]]))
+    groups = {**by_operator, "all": [rows for own in by_operator.values() for rows in own]}
+    for name, own in groups.items():
+        first, last = (statistics.median(rows[place][1] for rows in own) for place in (0, -1))
+        trials = statistics.median(map(len, own))
+        pace = statistics.median(rows[-1][0] / len(rows) for rows in own)
+        cells = [name, str(len(own)), f"{first:.0%}", f"{last:.0%}", f"{trials:.0f}"]
+        cells += [f"{pace:.2f}", *(_met(own, *aim) for aim in AIMS)]
+        lines.append("| " + " | ".join(cells) + " |")
+    build, ran = (statistics.median(run[w] for run in runs) for w in SPENT)
+    lines += [
+        "",
+        f"To build a candidate takes {build:.2f} s of a core, to run it {ran:.2f} s (medians).",
+    ]
+    if wall:
+        spent = (f"{name} {statistics.median(w[name] for w in wall):.0%}" for name in wall[0])
+        lines += ["", f"Shares of the wall time, medians: {', '.join(spent)}."]
+    lines += ["", "![curves](curves.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _title(aim: tuple[float, int, float]) -> str:
+    share, trials, seconds = aim
+    when = f" and {seconds:.0f} s" if math.isfinite(seconds) else ""
+    return f"{share:.0%} within {trials} trials{when}"
+
+
+def _met(
+    own: Sequence[Sequence[tuple[float, float]]], share: float, trials: int, most: float
+) -> str:
+    found = [reached(rows, share) for rows in own]
+    hits = sum(f is not None and f[0] <= trials and f[1] <= most for f in found)
+    return f"{hits / len(own):.0%}"
+
+
+def run(given: argparse.Namespace, command: Sequence[str]) -> None:
+    """Read the databases; write the folder."""
+    target = lookup(given.target)
+    runs: list[dict[str, Any]] = []
+    best: dict[str, float] = {}
+    for path in [given.trials, *given.beside]:
+        if not path.is_file():
+            raise InputError(f"{path}: no such database")
+        with Database(path, readonly=True) as database:
+            if path == given.trials:
+                runs = searches(database.everything(), target.fingerprint)
+            for key, seconds in best_known(database.everything(), target.fingerprint).items():
+                best[key] = min(seconds, best.get(key, math.inf))
+    if not runs:
+        raise InputError(f"{given.trials}: no finished search on {target.device}")
+    data = {
+        **header(target, ["python", "-m", "flextensor.convergence", *command]),
+        "best": {run["case"]: best[run["case"]] for run in runs}, "runs": runs,
+    }  # fmt: skip
+    make(given.out)
+    write(given.out / "data.json", json.dumps(data, allow_nan=False) + "\n")
+    write(given.out / "README.md", markdown(data))
+    plot(data, given.out / "curves.png")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flextensor.convergence")
+    parser.add_argument("trials", type=Path, help="the database that the searches left")
+    parser.add_argument(
+        "--beside", type=Path, nargs="*", default=[], help="databases that may know better kernels"
+    )
+    parser.add_argument("--target", default="llvm")
+    parser.add_argument("--out", type=Path, default=Path("results/convergence"))
+    given = parser.parse_args(arguments)
+    return exit_code(lambda: run(given, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

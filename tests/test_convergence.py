@@ -1,0 +1,108 @@
+"""convergence: what it reads from a database, and what its page says of known searches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flextensor import convergence
+from flextensor.database import Database
+from flextensor.targets import Status, Trial, lookup
+
+HERE = lookup("llvm").fingerprint
+
+
+def trial(tile: int, seconds: float | None) -> Trial:
+    if seconds is None:
+        return Trial("direct", {"tile": tile}, Status.RUN_ERROR, message="it crashed")
+    return Trial("direct", {"tile": tile}, Status.OK, (seconds,), error=1e-7)
+
+
+def searched(path: Path, clock: Any, n: int, *times: float | None, result: bool = True) -> str:
+    """A search of a second a trial, kept as `tune` keeps it; the workload's key."""
+    key = f"gemm(m={n}, n={n}, k={n})"
+    with Database(path) as database:
+        for tile, seconds in enumerate(times):
+            clock.now += 1
+            params = {"m": n, "n": n, "k": n}
+            database.add(key, "gemm", params, HERE, trial(tile, seconds))
+        if result:
+            clock.now += 1
+            spent = {"build": 0.5, "run": 0.3, "search": 0.2}
+            values = {"tuning_seconds": len(times) + 1.0, "shares": spent}
+            database.add_result(key, HERE, values)
+    return key
+
+
+class Clock:
+    now = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("flextensor.database.time", made)
+    return made
+
+
+def test_the_first_search_of_every_workload_is_read_with_its_wall_time(
+    tmp_path: Path, clock: Clock
+) -> None:
+    path = tmp_path / "t.db"
+    first = searched(path, clock, 8, 4.0, None, 2.0)
+    searched(path, clock, 8, 1.0)  # later, and warm: no part of the first
+    searched(path, clock, 9, 1.0, result=False)  # killed before it ended
+    with Database(path) as database:
+        (run,) = convergence.searches(database.everything(), HERE)
+        best = convergence.best_known(database.everything(), HERE)
+        assert convergence.searches(database.everything(), "elsewhere") == []
+    assert run["case"] == first and run["operator"] == "gemm"
+    assert run["trace"] == [(1.0, 4.0), (2.0, None), (3.0, 2.0)]
+    assert best[first] == 1.0
+
+
+def test_a_search_overtakes_when_it_has_a_kernel_as_fast() -> None:
+    run = {"case": "g", "trace": [(1.0, None), (2.0, 4.0), (3.0, 1.5), (4.0, 1.0)]}
+    assert [convergence.overtakes(run, r) for r in (0.9, 1.0, 1.5, 2.0, 9.0)] == [
+        None, 4.0, 3.0, 3.0, 2.0,
+    ]  # fmt: skip
+
+
+def main(*arguments: object) -> int:
+    return convergence.main([str(a) for a in arguments])
+
+
+def test_the_page_counts_the_searches_that_met_an_aim(tmp_path: Path, clock: Clock) -> None:
+    own, other = tmp_path / "own.db", tmp_path / "other.db"
+    searched(own, clock, 8, 1.0, *[1.0] * 9)  # at once
+    searched(own, clock, 16, *[2.0] * 19, 1.0)  # after 20 trials and seconds
+    searched(own, clock, 32, *[2.0] * 39, 1.0)  # after 40: too late but for 99 %
+    searched(own, clock, 64, 2.0, 1.0)  # of what is known elsewhere, half
+    searched(other, clock, 64, 0.5, result=False)
+    assert main(own, "--beside", other, "--out", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| gemm |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["gemm", "4", "50%", "100%"]
+    assert cells[6:] == ["25%", "50%", "75%"]
+    assert "build 50%, run 30%, search 20%" in page
+    data = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert len(data["runs"]) == 4 and min(data["best"].values()) == 0.5
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+def test_without_a_search_there_is_one_line(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tmp_path / "none.db", "--out", tmp_path) == 2
+    searched(tmp_path / "t.db", clock, 8, 1.0, result=False)
+    assert main(tmp_path / "t.db", "--out", tmp_path) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "none.db: no such database" in lines[0] and "no finished search" in lines[1]
