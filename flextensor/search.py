@@ -29,8 +29,9 @@ BATCH, MOST_BATCH = 8, 16
 two batches, so that they stay small."""
 DRAFT = 256
 """Points that the cost model ranks for one batch."""
-HOPELESS = 4.0
-"""A formulation this many times slower than another after its first seeds gets no more of them."""
+SEEDS = ((0, 2, math.inf), (2, 8, 2.0), (8, 16, 1.5))
+"""Instalments of a formulation's seeds: from, to, and how many times slower than the best of all a
+formulation may be to get it. Where a trial takes a second, a whole batch for each is the budget."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
 
@@ -248,10 +249,11 @@ class Search:
     def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
-        for lane in sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name])):
-            for first in range(0, 2 * BATCH, BATCH):
-                if not first or lane.best < HOPELESS * self.best:
-                    self._measure(lane, starts[lane.name][first : first + BATCH], "seeds")
+        ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
+        for first, last, slowest in SEEDS:
+            for lane in ranked:
+                if not first or lane.best < slowest * self.best:
+                    self._measure(lane, starts[lane.name][first:last], "seeds")
         self.since_gain = 0  # seeds are no search
         while not self._closing and self.since_gain < self.options.patience:
             chosen = self._next()

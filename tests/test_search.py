@@ -196,3 +196,20 @@ def test_a_batch_is_no_longer_than_the_time_left(monkeypatch: pytest.MonkeyPatch
     Search([lane], Slow(seconds), Budget(1000, 32.0, 0.0), lambda phase: None, options).run({})
     assert sizes[:2] == [2, 6]  # the first batch in two, since nothing was known of it
     assert now[0] <= 32.0 + 3.0
+
+
+def test_a_slow_formulation_gets_few_seeds() -> None:
+    slower = {"fast": 1.0, "near": 1.8, "far": 3.0}
+    counts = dict.fromkeys(slower, 0)
+
+    def even(candidate: Candidate) -> float:
+        counts[candidate.formulation] += 1
+        return slower[candidate.formulation] * 1e-3
+
+    seeds = [SPACE.config(p) for p in SPACE.sample(np.random.default_rng(0), 20)]
+    space = dataclasses.replace(SPACE, seeds=tuple(seeds))
+    lanes = [Lane(name, space, "random", "none", 0) for name in slower]
+    options = Options(patience=0, finish=False)
+    budget = Budget(1000, math.inf)
+    Search(lanes, FunctionMeasurer(even), budget, lambda phase: None, options).run({})
+    assert counts == {"fast": 16, "near": 8, "far": 2}
