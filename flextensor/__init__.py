@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from flextensor.kernel import Kernel
     from flextensor.result import Result, load
     from flextensor.tuner import tune
+    from flextensor.tuner_all import tune_all
 
-__all__ = ["Database", "FlexTensorError", "Kernel", "Result", "load", "tune"]
+__all__ = ["Database", "FlexTensorError", "Kernel", "Result", "load", "tune", "tune_all"]
 
 _HOME = {
     "Database": "flextensor.database",
@@ -30,6 +31,7 @@ _HOME = {
     "Result": "flextensor.result",
     "load": "flextensor.result",
     "tune": "flextensor.tuner",
+    "tune_all": "flextensor.tuner_all",
 }
 
 

@@ -34,6 +34,9 @@ class Answers:
     def start(self) -> None:
         """Nothing to start."""
 
+    def rest(self) -> None:
+        """Nothing to stop."""
+
     def close(self) -> None:
         """Nothing to stop."""
 

@@ -38,6 +38,7 @@ class Builders:
         self._memory, self._module = memory_bytes, module
         self._workload: Workload | None = None
         self._programs: set[str] = set()
+        self._paths: dict[tuple[str, str], Path] = {}
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -68,6 +69,8 @@ class Builders:
 
     def serve(self, workload: Workload) -> None:
         """Build for this workload from now on."""
+        if workload is self._workload:
+            return
         self._workload = workload
         self._programs.clear()
         for worker in self._begun:
@@ -92,16 +95,23 @@ class Builders:
         import tvm
 
         assert self._workload is not None
-        path = self.folder / f"program{len(self._programs)}.json"
-        path.write_text(tvm.ir.save_json(self._workload.prim_func(formulation)))
+        key = self._workload.key, formulation
+        if key not in self._paths:  # never written twice: a process may not have read it yet
+            path = self.folder / f"program{len(self._paths)}.json"
+            path.write_text(tvm.ir.save_json(self._workload.prim_func(formulation)))
+            self._paths[key] = path
         self._programs.add(formulation)
         for worker in self._workers:
-            worker.add_setup("program", {"name": formulation, "path": str(path)})
+            worker.add_setup("program", {"name": formulation, "path": str(self._paths[key])})
 
-    def close(self) -> None:
-        """Stop every process."""
+    def rest(self) -> None:
+        """Stop every process until the next use."""
         for worker in self._begun:
             worker.kill()
+
+    def close(self) -> None:
+        """Stop every process, and remove the files."""
+        self.rest()
         if "folder" in self.__dict__:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -25,6 +25,7 @@ from flextensor.cli_options import (
     TargetOption,
     ThreadsOption,
     TimeOption,
+    TotalOption,
     TrialsOption,
     What,
     check_numbers,
@@ -33,6 +34,7 @@ from flextensor.cli_options import (
     workloads_of,
 )
 from flextensor.cli_serve import serve
+from flextensor.cli_total import check_total, tune_suite
 from flextensor.errors import (
     DeviceError,
     FlexTensorError,
@@ -102,6 +104,7 @@ def tune(
     target: TargetOption = "llvm",
     trials: TrialsOption = None,
     time: TimeOption = None,
+    total: TotalOption = None,
     effort: Annotated[str, typer.Option(help="quick, default or full")] = "default",
     explorer: Annotated[str, typer.Option(help="search strategy")] = "annealing",
     cost_model: Annotated[str, typer.Option(help="xgboost, analytic or none")] = "xgboost",
@@ -118,6 +121,7 @@ def tune(
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
+    check_total(total, time, suite)
     from flextensor import report, tuner
     from flextensor.builders import Builders
     from flextensor.lean import import_tvm
@@ -133,6 +137,16 @@ def tune(
         from flextensor.synthesis import as_fpga, synthesised
 
         as_fpga(device)
+    if total is not None:
+        with opened(db) as database:
+            tune_suite(
+                work, total, report.Live(str(suite), quiet=as_json), show,
+                lambda result: synthesised(result, database) if synth else result,
+                target=device, trials=trials, effort=effort, explorer=explorer,
+                cost_model=cost_model, seed=seed, db=database, fresh=fresh, peers=not no_peers,
+                tolerance=tolerance, prepacked=prepacked,
+            )  # fmt: skip
+        return
     with opened(db) as database, Builders(device) as builders:
         for label, operator in work:
             try:

@@ -33,6 +33,10 @@ MeasureOption = Annotated[
     typer.Option(metavar="HOW", help="run, remote:HOST:PORT, or (some targets) model, rtl"),
 ]
 TrialsOption = Annotated[int | None, typer.Option(help="points to measure in all")]
+TotalOption = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="for all cases of a suite, shared by expected gain"),
+]
 TimeOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="seconds to spend")]
 
 

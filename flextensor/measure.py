@@ -63,6 +63,9 @@ class Measurer(Protocol):
     def start(self) -> None:
         """Start what takes time to start; returns at once."""
 
+    def rest(self) -> None:
+        """Stop the processes that serve this workload alone, until the next use."""
+
     def close(self) -> None:
         """Stop every worker process."""
 
@@ -120,7 +123,6 @@ class LocalMeasurer:
         self._runner = remote.runner(target, self.folder, most, module)
         self._shared = builders is not None
         self._builders = builders or Builders(target, self.limits.builders, memory, module)
-        self._builders.serve(workload)
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
 
@@ -216,6 +218,12 @@ class LocalMeasurer:
         """A kernel needs no more words."""
         return {}
 
+    def rest(self) -> None:
+        """Stop every worker process but those of others; inputs and references are kept."""
+        self._runner.kill()
+        if not self._shared:
+            self._builders.rest()
+
     def close(self) -> None:
         """Stop every worker process but those of others, and remove the temporary files."""
         self._runner.kill()
@@ -231,6 +239,7 @@ class LocalMeasurer:
 
     def start(self) -> None:
         """Start every worker at once, for each needs seconds; none starts during a timing."""
+        self._builders.serve(self.workload)
         self._builders.start()
         self._prepare_runner()
         self._runner.start()
@@ -241,6 +250,7 @@ class LocalMeasurer:
     def _build(
         self, candidates: Sequence[Candidate], paths: Sequence[Path]
     ) -> Iterable[tuple[int, dict[str, Any] | WorkerError]]:
+        self._builders.serve(self.workload)
         formulations = [c.formulation for c in candidates]
         payloads = [
             {"config": dict(c.config), "out": str(path)}

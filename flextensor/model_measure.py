@@ -49,6 +49,7 @@ class ModelMeasurer(LocalMeasurer):
 
     def start(self) -> None:
         """Start the builders; the emulation is only started for a winner."""
+        self._builders.serve(self.workload)
         self._builders.start()
 
     def measure(

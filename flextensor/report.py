@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -41,8 +42,19 @@ class Live:
         if self._spinner:
             self._spinner.stop()
 
-    def update(self, progress: Progress) -> None:
-        """Show where the search stands."""
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Remove the line while something else is printed."""
+        self.stop()
+        try:
+            yield
+        finally:
+            if self._spinner:
+                self._spinner.start()
+
+    def update(self, progress: Progress, label: str | None = None) -> None:
+        """Show where the search stands, and of which of several workloads."""
+        self._label = label or self._label
         if self._spinner:
             self._spinner.update(self._text(line(progress)))
 

@@ -76,6 +76,11 @@ class Budget:
         """Seconds since the run began."""
         return time.monotonic() - self.start
 
+    @property
+    def late(self) -> bool:
+        """Whether what is left of the seconds is for the finish."""
+        return self.elapsed >= (1 - FINISH) * self.seconds
+
 
 class Lane:
     """One formulation under search: its space, explorer, model and history."""
@@ -168,6 +173,8 @@ def lanes(workload: Workload, target: Target, explorer: str, model: str, seed: i
 
 
 Report = Callable[[str], None]
+Hints = Mapping[str, Sequence[Mapping[str, object]]]
+"""Configs of other shapes by formulation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +238,7 @@ class Search:
             return "every point was measured"
         if self.trials >= (1 - FINISH) * self.budget.trials:
             return "trials spent"
-        if self.budget.elapsed >= (1 - FINISH) * self.budget.seconds:
+        if self.budget.late:
             return "time spent"
         return f"no gain in {self.since_gain} trials"
 
@@ -243,11 +250,17 @@ class Search:
         """Whether what is left of the budget is for the finish."""
         if not self.options.finish:
             return self.spent
-        late = self.budget.elapsed >= (1 - FINISH) * self.budget.seconds
-        return late or self.trials >= (1 - FINISH) * self.budget.trials
+        return self.budget.late or self.trials >= (1 - FINISH) * self.budget.trials
 
-    def run(self, hints: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+    def run(self, hints: Hints) -> None:
         """Seeds of every formulation, then rounds, then coordinate descent around the best."""
+        self.begin(hints)
+        while self.step():
+            pass
+        self.end()
+
+    def begin(self, hints: Hints) -> None:
+        """Measure the seeds of every formulation."""
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
         for first, last, slowest in SEEDS:
@@ -255,12 +268,20 @@ class Search:
                 if not first or lane.best < slowest * self.best:
                     self._measure(lane, starts[lane.name][first:last], "seeds")
         self.since_gain = 0  # seeds are no search
-        while not self._closing and self.since_gain < self.options.patience:
-            chosen = self._next()
-            if chosen is None:
-                self.exhausted = True
-                break
-            self._measure(chosen, self._round(chosen), "search")
+
+    def step(self) -> bool:
+        """One round, if there is one; whether another may follow."""
+        if self._closing or self.since_gain >= self.options.patience:
+            return False
+        chosen = self._next()
+        if chosen is None:
+            self.exhausted = True
+            return False
+        self._measure(chosen, self._round(chosen), "search")
+        return True
+
+    def end(self) -> None:
+        """Coordinate descent around the best."""
         if self.options.finish:
             self._descend()
 

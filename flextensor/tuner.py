@@ -7,7 +7,7 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from flextensor.search import (
     EFFORTS,
     MODEL_EFFORTS,
     Budget,
+    Effort,
+    Hints,
     Lane,
     Options,
     Search,
@@ -96,22 +98,42 @@ def tune(
     check_positive("trials", trials)
     check_positive("time", time)
     check_positive("tolerance", tolerance)
-    _check_names(effort, explorer, cost_model)
+    check_names(effort, explorer, cost_model)
     workload = as_workload(what, prepacked)
     device = as_target(target, threads, measure)
     with opened(db) as database:
-        known = database.result(workload.key, device.fingerprint)
-        usable = known is not None and answers(known, trials, tolerance)
-        if known is not None and usable and not fresh and current(known, workload, device):
-            return Result({**known, "reused": True}, workload, device)
-        chosen = (MODEL_EFFORTS if device.measured == "model" else EFFORTS)[effort]
+        if not fresh and (known := kept(workload, device, database, trials, tolerance)):
+            return known
+        chosen = efforts(device)[effort]
         budget = Budget.of(chosen, trials, time)
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
-        options = Options(patience=chosen.patience, batch=batch_of(device), first=device.builders)
-        return run.run(explorer, cost_model, seed, fresh, options, builders)
+        return run.run(explorer, cost_model, seed, fresh, options(chosen, device), builders)
 
 
-def _check_names(effort: str, explorer: str, cost_model: str) -> None:
+def kept(
+    workload: Workload, target: Target, database: Database, trials: int | None, tolerance: float
+) -> Result | None:
+    """The database's result of a workload, where it answers what is asked."""
+    known = database.result(workload.key, target.fingerprint)
+    if known is None or not answers(known, trials, tolerance):
+        return None
+    if not current(known, workload, target):
+        return None
+    return Result({**known, "reused": True}, workload, target)
+
+
+def efforts(target: Target) -> Mapping[str, Effort]:
+    """What the names of efforts mean where a target is measured as it is."""
+    return MODEL_EFFORTS if target.measured == "model" else EFFORTS
+
+
+def options(effort: Effort, target: Target) -> Options:
+    """Those of a search on a target."""
+    return Options(patience=effort.patience, batch=batch_of(target), first=target.builders)
+
+
+def check_names(effort: str, explorer: str, cost_model: str) -> None:
+    """Raise `InputError` for a name that is none, with the nearest ones."""
     from flextensor import cost_models, explorers
 
     for what, name, names in (
@@ -124,7 +146,10 @@ def _check_names(effort: str, explorer: str, cost_model: str) -> None:
 
 
 class Tuning:
-    """One run of the tuner on one workload."""
+    """One run of the tuner on one workload; `run` says which parts it has."""
+
+    search: Search
+    measurer: Measurer
 
     def __init__(
         self,
@@ -152,30 +177,51 @@ class Tuning:
         builders: Builders | None = None,
     ) -> Result:
         """Search, finish, verify, keep."""
-        measurer = measurers.create(
+        with self.open(explorer, cost_model, seed, fresh, options, builders) as starts:
+            try:
+                self.search.begin(starts)
+                while self.search.step():
+                    pass
+                self.search.end()
+                return self.end()
+            except KeyboardInterrupt:
+                raise Interrupted(self.partial()) from None
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        explorer: str,
+        cost_model: str,
+        seed: int,
+        fresh: bool,
+        options: Options,
+        builders: Builders | None = None,
+    ) -> Iterator[Hints]:
+        """Make `search`, which may begin with these configs, and `measurer`, closed at the end."""
+        self.measurer = measurers.create(
             self.workload, self.target, self.tolerance,
             on_trial=self._keep, seed=seed, builders=builders,
         )  # fmt: skip
-        with contextlib.closing(measurer):
-            measurer.start()  # while the spaces are made
+        with contextlib.closing(self.measurer):
+            self.measurer.start()  # while the spaces are made
             own = self._lanes(explorer, cost_model, seed, fresh)
             others = near(self.database, self.workload, self.target)
             for lane in own:
                 lane.study(self._lessons(lane.name))
                 for other in others:
                     self._recall(lane, other)
-            search = Search(own, measurer, self.budget, self._report, options)
-            try:
-                search.run(hints(others))
-                self.ended = {"stopped": search.stopped, "shares": self._shares(measurer)}
-                return self._finish(measurer)
-            except KeyboardInterrupt:
-                raise Interrupted(self._partial(measurer)) from None
+            self.search = Search(own, self.measurer, self.budget, self._report, options)
+            yield hints(others)
 
-    def _shares(self, measurer: Measurer) -> dict[str, float]:
+    def end(self) -> Result:
+        """Verify what the search found, keep it."""
+        self.ended = {"stopped": self.search.stopped, "shares": self._shares()}
+        return self._finish(self.measurer)
+
+    def _shares(self) -> dict[str, float]:
         """The shares of the wall time so far that went into builds, runs and the search itself."""
         wall = self.budget.elapsed
-        shares = {name: spent / wall for name, spent in measurer.seconds.items()}
+        shares = {name: spent / wall for name, spent in self.measurer.seconds.items()}
         return {**shares, "search": 1 - sum(shares.values())}
 
     def _lanes(self, explorer: str, cost_model: str, seed: int, fresh: bool) -> list[Lane]:
@@ -230,13 +276,13 @@ class Tuning:
     def _ranked(self) -> list[Trial]:
         return sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)
 
-    def _partial(self, measurer: Measurer) -> Result | None:
+    def partial(self) -> Result | None:
         """The best so far of an interrupted run: measured and checked, not timed again."""
         ranked = self._ranked()
         if not ranked:
             return None
         best = ranked[0]
-        return self._result(best, list(best.times), {}, best.error, False, measurer)
+        return self._result(best, list(best.times), {}, best.error, False, self.measurer)
 
     def _finish(self, measurer: Measurer) -> Result:
         """Time the best few again in turns, with PyTorch; verify the winner; keep the result.

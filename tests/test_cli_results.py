@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from flextensor import cli, report, tuner
+from flextensor import cli, report, tuner, tuner_all
 from flextensor.errors import DeviceError
 from flextensor.result import Result
+from flextensor.shares import AllInterrupted
 from flextensor.targets import lookup
 from flextensor.tuner import Interrupted, Progress
 
@@ -26,6 +27,8 @@ VALUES: dict[str, Any] = {
     "reused": False, "verified": True, "max_rel_error": 1e-6, "peers": {"torch": 4e-3},
     "speedup": 2.0,
 }  # fmt: skip
+
+PROGRESS = Progress(30, 60, 10.0, 90.0, 2e-3, 12.5, 0.5, {"timeout": 2}, "search")
 
 
 def result(**changes: Any) -> Result:
@@ -132,6 +135,40 @@ def test_a_suite_goes_on_after_a_case_that_fails(
     assert err == "error: paper/GMV2: no candidate worked\n"
 
 
+def test_a_total_is_shared_by_the_cases_of_a_suite(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def tune_all(work: Any, *, done: Any, progress: Any, **options: Any) -> None:
+        seen.update(options)
+        print("an operator prints")
+        progress(1, PROGRESS)
+        for place in (2, 0, 1):
+            case = result(workload=work[place].key())
+            done(place, DeviceError("no candidate worked") if place == 1 else case)
+
+    monkeypatch.setattr(tuner_all, "tune_all", tune_all)
+    code, out, err = call("tune", "gemv", "--suite", "paper", "--total", "90", "--trials", "7")
+    assert code == 2
+    assert (seen["total"], seen["trials"], seen["peers"]) == (90.0, 7, True)
+    assert [row.split()[0] for row in out.splitlines()] == ["case", "paper/GMV3", "paper/GMV1"]
+    assert err == "an operator prints\nerror: paper/GMV2: no candidate worked\n"
+
+
+def test_ctrl_c_prints_the_best_so_far_of_every_case(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune_all(work: Any, *, done: Any, **_: Any) -> None:
+        done(0, result())
+        raise AllInterrupted([result(), result(verified=False), None, DeviceError("x")])
+
+    monkeypatch.setattr(tuner_all, "tune_all", tune_all)
+    code, out, err = call("tune", "--suite", "paper", "--total", "9", "--json")
+    assert (code, err) == (130, "")
+    assert [json.loads(line)["verified"] for line in out.splitlines()] == [True, False]
+
+
 @pytest.mark.parametrize("best", [result(verified=False, speedup=None, peers={}), None])
 def test_ctrl_c_prints_the_best_so_far(
     best: Result | None, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +199,9 @@ def test_ctrl_c_elsewhere_has_no_traceback(call: Call, monkeypatch: pytest.Monke
         (["tune", "gemm", "--trials", "many"], "--trials"),
         (["tune", "gemm", "--trials", "0"], "greater than 0"),
         (["tune", "gemm", "--time", "nan"], "greater than 0"),
+        (["tune", "gemm", "--total", "9"], "needs a --suite"),
+        (["tune", "--suite", "smoke", "--total", "0"], "greater than 0"),
+        (["tune", "--suite", "smoke", "--total", "9", "--time", "9"], "exclude"),
         (["tune", "gemm", "--time", "inf"], "greater than 0"),
         (["tune", "gemm", "--tolerance", "0"], "greater than 0"),
         (["tune", "gemm", "--seed", "-1"], "at least 0"),
@@ -204,7 +244,7 @@ def test_one_operator_with_its_fields_and_cases(call: Call) -> None:
 
 
 def test_the_live_line() -> None:
-    p = Progress(30, 60, 10.0, 90.0, 2e-3, 12.5, 0.5, {"timeout": 2}, "search")
+    p = PROGRESS
     assert report.line(p) == (
         "search, 30/60 trials, best 2 ms, 12.5 GFLOP/s (50%), 10 s left, 2 timeout"
     )

@@ -209,6 +209,23 @@ def test_relative_error(got: list[float], want: list[float], error: float) -> No
     assert buffers.relative_error(np.array(got, "float32"), np.array(want)) == error
 
 
+def test_a_measurer_rests_and_goes_on_while_another_uses_the_builders(stubs: None) -> None:
+    target = targets.lookup("llvm")
+    first, second = Workload(Gemm(m=8, n=4, k=4)), Workload(Gemm(m=4, n=8, k=2))
+    with Builders(target, 1, module="stub_worker") as builders:
+        own, other = (
+            LocalMeasurer(w, target, 1e-4, module="stub_worker", builders=builders)
+            for w in (first, second)
+        )
+        with own, other:
+            for _ in range(2):
+                for one, resting in ((own, other), (other, own)):
+                    resting.rest()
+                    assert one.measure([GOOD])[0].ok
+                    assert one._runner.pid and not resting._runner.pid  # type: ignore
+            assert len(list(builders.folder.glob("program*.json"))) == 2
+
+
 def test_workloads_share_builders_that_survive_a_crash(stubs: None) -> None:
     target, work = targets.lookup("llvm"), (Gemm(m=8, n=4, k=4), Gemm(m=4, n=8, k=2))
     pids = []
