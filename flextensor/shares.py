@@ -28,7 +28,7 @@ RECENT = 2
 TRUST = 0.5
 """Weight of that gain; the rest is for what is open."""
 TURN = 8
-"""Every so manieth turn goes to the job that waited longest."""
+"""One turn of so many goes to the job that waited longest."""
 ENDING = 3.0
 """Seconds that the verification of a job takes, until one has shown it."""
 
