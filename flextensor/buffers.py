@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flextensor.operators.workload import aligned, empty
+from flextensor.operators.workload import aligned, empty, numpy_dtype
 
-__all__ = ["Array", "aligned", "empty", "poison", "relative_error"]
+__all__ = ["Array", "aligned", "empty", "load", "numpy_dtype", "poison", "relative_error"]
 
 Array = np.ndarray[Any, Any]
 
 
+def load(path: str | Path) -> Array:
+    """The array of a file of NumPy's, which say of bfloat16 only that it has two bytes."""
+    array: Array = np.load(path)
+    return array.view(numpy_dtype("bfloat16")) if array.dtype == np.dtype("V2") else array
+
+
 def poison(array: Array) -> None:
     """Fill with NaN (integers: a value that is unlikely to be right; bools: true)."""
-    if np.issubdtype(array.dtype, np.floating):
+    if np.issubdtype(array.dtype, np.floating) or array.dtype == numpy_dtype("bfloat16"):
         array[...] = np.nan
     else:
         array[...] = True if array.dtype == np.bool_ else np.iinfo(array.dtype).max - 77

@@ -43,6 +43,7 @@ class Library:
         """Raises `InputError` when there is none, `DeviceError` when it cannot be loaded."""
         if not path.is_file():
             raise InputError(f"no kernel library at {path}")
+        self._runtime = runtime
         try:
             self._module = runtime.load(path)
         except Exception as error:
@@ -55,11 +56,15 @@ class Library:
         """Positions of the inputs that are packed ahead."""
         self._packed: list[tuple[list[int], str]] = known.get("packed", [])
 
-    def pack(self, weights: Sequence[Array]) -> list[Array]:
+    def call(self, arrays: Sequence[Array]) -> None:
+        """``main`` on arrays of the host, the output last."""
+        self.main(*map(self._runtime.passed, arrays))
+
+    def pack(self, weights: Sequence[Any]) -> list[Array]:
         """The constant inputs as ``main`` wants them, behind the inputs."""
         from flextensor.buffers import empty
 
         arrays = [empty(shape, dtype) for shape, dtype in self._packed]
         if arrays:
-            self._module["pack"](*weights, *arrays)
+            self._module["pack"](*weights, *map(self._runtime.passed, arrays))
         return arrays

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from flextensor import torch_calls
 from flextensor.buffers import Array, aligned, empty
 from flextensor.compiled import Library
 from flextensor.errors import InputError
-from flextensor.operators.workload import ALIGNMENT, BufferSpec
+from flextensor.operators.workload import ALIGNMENT, BufferSpec, numpy_dtype
 from flextensor.targets.runtime import Runtime
 
 
@@ -28,7 +29,7 @@ class Kernel:
     def __init__(self, path: str | Path, buffers: Sequence[BufferSpec], runtime: Runtime) -> None:
         """`path` is a library that `flextensor.compiled.build` wrote, for a target of `runtime`."""
         self.buffers = tuple(buffers)
-        self._library = Library(Path(path), runtime)
+        self._library, self._runtime = Library(Path(path), runtime), runtime
 
     def __repr__(self) -> str:
         *inputs, out = (f"{b.name}: {b.dtype}{list(b.shape)}" for b in self.buffers)
@@ -37,7 +38,7 @@ class Kernel:
     def __call__(self, *inputs: Any, out: Any = None) -> Any:
         """Compute `out` from the inputs; weights of a prepacked kernel are packed now."""
         views = self._views(inputs, range(len(self.buffers) - 1))
-        packed = self._library.pack([passable(views[p]) for p in self._library.constants])
+        packed = self._pack([views[p] for p in self._library.constants])
         return self._run(views, packed, inputs, out)
 
     def prepack(self, *weights: Any) -> Callable[..., Any]:
@@ -47,7 +48,7 @@ class Kernel:
         """
         constants = self._library.constants
         fixed = [passable(view) for view in self._views(weights, constants)]
-        packed = self._library.pack(fixed)
+        packed = self._pack(fixed)
         others = [p for p in range(len(self.buffers) - 1) if p not in constants]
 
         def layer(*inputs: Any, out: Any = None) -> Any:
@@ -57,6 +58,9 @@ class Kernel:
             return self._run([views[p] for p in sorted(views)], packed, inputs, out)
 
         return layer
+
+    def _pack(self, weights: Sequence[Array]) -> list[Array]:
+        return self._library.pack([self._runtime.passed(passable(w)) for w in weights])
 
     def _views(self, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
         """Arrays on the memory of the inputs at `positions`, checked."""
@@ -72,7 +76,7 @@ class Kernel:
         arguments, last = [*map(passable, views), *packed], self.buffers[-1]
         if out is None:
             result = empty(last.shape, last.dtype)
-            self._library.main(*arguments, result)
+            self._library.call([*arguments, result])
             return _like(result, like)
         target = view(out, last)
         if not target.flags.writeable:
@@ -80,7 +84,7 @@ class Kernel:
         overlaps = any(np.may_share_memory(target, given) for given in views)
         direct = _fits(target) and not overlaps
         result = target if direct else empty(last.shape, last.dtype)
-        self._library.main(*arguments, result)
+        self._library.call([*arguments, result])
         if not direct:
             np.copyto(target, result)
         return out
@@ -89,7 +93,7 @@ class Kernel:
 def view(value: Any, spec: BufferSpec) -> Array:
     """`value` as a NumPy array on the same memory, or `InputError` when it is not `spec`."""
     array = _array(value, spec)
-    if array.dtype != np.dtype(spec.dtype):
+    if array.dtype != numpy_dtype(spec.dtype):
         raise InputError(f"{spec.name} must be {spec.dtype}, got {array.dtype}")
     if array.shape != spec.shape:
         raise InputError(f"{spec.name} must have shape {spec.shape}, got {array.shape}")
@@ -108,7 +112,7 @@ def _array(value: Any, spec: BufferSpec) -> Array:
     if value.requires_grad:
         raise InputError(f"{spec.name} requires a gradient, kernels have none: detach it")
     try:
-        array: Array = value.numpy()
+        array: Array = torch_calls.array(value)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{spec.name} cannot be read as an array: {error}") from error
     return array
@@ -133,5 +137,5 @@ def _like(result: Array, inputs: Sequence[Any]) -> Any:
     """The output as the kind of the first input."""
     torch = sys.modules.get("torch")
     if inputs and torch is not None and isinstance(inputs[0], torch.Tensor):
-        return torch.from_numpy(result)
+        return torch_calls.tensor(result)
     return result

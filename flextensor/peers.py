@@ -79,9 +79,8 @@ def call(method: str, operator: Operator, inputs: Arrays, device: str = "cpu") -
 
     Must be made and called under `torch.inference_mode`.
     """
-    import torch
 
-    tensors = [torch.from_numpy(array).to(device) for array in inputs]
+    tensors = [torch_calls.tensor(array).to(device) for array in inputs]
     if device != "cpu":
         from flextensor import card_peers
 

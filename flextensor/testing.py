@@ -31,6 +31,7 @@ from flextensor.operators.program import PLAIN
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.space import Point, Space, choice, sizes
 from flextensor.targets import Target
+from flextensor.targets.runtime import as_tensor
 
 
 class OperatorCase:
@@ -50,7 +51,9 @@ class OperatorCase:
         assert want.shape == workload.buffers[-1].shape
         for formulation in workload.formulations:
             got = aligned(np.full(want.shape, np.nan), workload.buffers[-1].dtype)
-            tvm.compile(workload.prim_func(formulation), target=PLAIN)(*inputs, got)
+            tvm.compile(workload.prim_func(formulation), target=PLAIN)(
+                *map(as_tensor, (*inputs, got))
+            )
             assert relative_error(got, want) < workload.tolerance(1e-4), formulation
 
     def test_its_text_gives_it_back(self, operator: Operator) -> None:
@@ -146,7 +149,7 @@ class SchedulerCase:
             except Exception:  # what TVM cannot build becomes a trial with its reason
                 continue
             got = aligned(np.full(want.shape, np.nan), workload.buffers[-1].dtype)
-            runtime.load(path)["main"](*inputs, got)
+            runtime.load(path)["main"](*map(runtime.passed, (*inputs, got)))
             assert relative_error(got, want) < tolerance, found.config(point)
             ran += 1
         assert 2 * ran > len(points), f"only {ran} of {len(points)} legal points could be built"

@@ -6,9 +6,34 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from flextensor.operators import Operator
 
 Call = Callable[[], Any]
+
+
+def tensor(array: np.ndarray[Any, Any]) -> Any:
+    """A tensor on the memory of an array; PyTorch takes no bfloat16 of NumPy's but by its bits."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def array(tensor: Any) -> np.ndarray[Any, Any]:
+    """An array on the memory of a tensor of the CPU; RuntimeError or TypeError where none can
+    be."""
+    import torch
+
+    from flextensor.operators.workload import numpy_dtype
+
+    if tensor.dtype == torch.bfloat16:
+        bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
+        return bits.view(numpy_dtype("bfloat16"))
+    plain: np.ndarray[Any, Any] = tensor.numpy()
+    return plain
 
 
 def channels_last(operator: Operator, tensors: list[Any]) -> Call | None:

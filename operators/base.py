@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 """What a field ``dtype`` may be: of inputs and output; sums are in float32 in any case."""
 Tensors = list[Any]
 """TVM tensors (`tvm.te.Tensor`), inputs first and the output last."""
@@ -88,9 +88,10 @@ class Operator(ABC):
         import numpy as np
         import torch
 
+        floats = [x.dtype.kind == "f" or x.dtype.name == "bfloat16" for x in inputs]
         tensors = [
-            torch.from_numpy(np.array(x, dtype=np.float64 if x.dtype.kind == "f" else x.dtype))
-            for x in inputs
+            torch.from_numpy(np.array(x, dtype=np.float64 if is_float else x.dtype))
+            for x, is_float in zip(inputs, floats, strict=True)
         ]
         with torch.no_grad():
             return np.asarray(self.torch(*tensors).to(torch.float64).numpy())

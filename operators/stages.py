@@ -59,8 +59,8 @@ def convolve(
 
 
 def wide(value: Any) -> Any:
-    """A float16 value as float32, in which products are exact and sums lose little."""
-    return value.astype("float32") if str(value.ty) == "float16" else value
+    """A value of 16 bits as float32, in which products are exact and sums lose little."""
+    return value.astype("float32") if str(value.ty) in ("float16", "bfloat16") else value
 
 
 def epilogue(out: Any, axis: int, bias: Any | None, relu: bool, dtype: str = "float32") -> Any:

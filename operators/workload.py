@@ -19,7 +19,7 @@ ALIGNMENT = 64
 """Bytes that every array of `Workload.inputs` is aligned to: a cache line, a vector register."""
 
 
-ROUNDING = {"float16": 2.0**-10}
+ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The least relative error that may be asked of an output, by dtype; see `Workload.tolerance`."""
 CONSTANTS = "flextensor.constants"
 """The attribute of a PrimFunc that has the positions of the inputs that never change."""
@@ -133,7 +133,7 @@ class Workload:
         than its dtype allows.
 
         float16 has 11 significant bits: rounding to nearest moves the largest output by 2**-11 of
-        itself, and as much again is left for sums that round the other way.
+        itself, and as much again is left for sums that round the other way. bfloat16 has 8.
         """
         dtype = self.buffers[-1].dtype
         return 0.0 if dtype.startswith(("int", "uint")) else max(asked, ROUNDING.get(dtype, 0.0))
@@ -174,14 +174,23 @@ def _random(rng: np.random.Generator, spec: BufferSpec) -> np.ndarray[Any, Any]:
     return rng.standard_normal(spec.shape, dtype="float32")
 
 
+def numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """NumPy's dtype of a name or dtype; its bfloat16 is that of ml_dtypes, as TVM's."""
+    import ml_dtypes  # noqa: F401 - importing it lets NumPy know the name
+    import numpy as np
+
+    return np.dtype(dtype)
+
+
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
     """An uninitialised row-major array that starts at a multiple of `ALIGNMENT` bytes."""
     import numpy as np
 
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    element = numpy_dtype(dtype)
+    size = math.prod(shape) * element.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    array: np.ndarray[Any, Any] = raw[start : start + size].view(dtype).reshape(shape)
+    array: np.ndarray[Any, Any] = raw[start : start + size].view(element).reshape(shape)
     return array
 
 

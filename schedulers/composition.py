@@ -59,8 +59,9 @@ class Composition:
 
         `UnsupportedError` where the target cannot compute with what the program is given.
         """
-        if not target.half and any(str(p.dtype) == "float16" for p in func.params):
-            raise UnsupportedError(f"{target.device} has no float16; choose dtype=float32")
+        for dtype in {str(p.dtype) for p in func.params}:
+            if not target.computes(dtype):
+                raise UnsupportedError(f"{target.device} has no {dtype}; choose dtype=float32")
         program = read(func)
         if program is None:
             return cls(func, None, (), Space(()))

@@ -158,6 +158,9 @@ class GpuContractionSpace:
             return f"{plan.threads} threads a block, limit {target.threads_per_block}"
         if plan.registers > target.thread_registers:
             return f"a thread needs {plan.registers} registers, has {target.thread_registers}"
+        if plan.held * plan.threads > (target.block_registers or math.inf):
+            # a compiler finds room for addresses where it can, for values it cannot
+            return f"a block has {target.block_registers} registers, its threads need more"
         size = BufferSpec("panels", (plan.shared,), str(self.found.stage.buffer.dtype)).nbytes
         if size > target.shared_bytes:
             return f"panels need {size} bytes of shared memory, limit {target.shared_bytes}"
@@ -185,14 +188,21 @@ class GpuContractionSpace:
             return "one panel has no next one to fetch"
         if plan.x.inner % out_vector:
             return "a thread's outputs are no whole number of vectors"
-        if vector > 1 and any(plan.k_tile * getattr(plan, s).block % vector for s in plan.staged):
-            return "a panel is no whole number of vectors"
+        if any(self._along(plan, side) % vector for side in plan.staged):
+            # such a vector is none in memory, and TVM fails at some of them
+            return "what is copied along memory is no whole number of vectors"
         if vector > 1 and plan.x.threads == 1 < plan.threads and target.warp == 1:
             # PoCL compiles some of these wrongly, which the emulation of CUDA runs as they should
             return "a column of threads that take turns copies no vectors"
         if vector > 1 and not plan.staged:
             return "only panels are loaded in vectors"
         return None
+
+    def _along(self, plan: Plan, side: str) -> int:
+        """Elements of a side's panel in the order of memory before they begin anew: a row, or
+        where the reduction comes first, the depth of the panel."""
+        row = plan.rows[plan.staged.index(side)]
+        return row if self.sides[side].contiguous else plan.k_tile
 
     def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
         """Sizes that decide the time. `estimate` is a guess in seconds on a device of 1 GHz."""

@@ -111,11 +111,16 @@ class Plan:
         return self.y.own * self.x.own
 
     @property
-    def registers(self) -> int:
-        """Accumulators, an element of each operand for each of them, what is on its way to the
-        next panels, and a few for addresses."""
+    def held(self) -> int:
+        """Registers of a thread that hold values at a time: accumulators, an element of each
+        operand for each of them, and what is on its way to the next panels."""
         fetched = self.shares if self.prefetch else 0
-        return self.accumulators + self.y.own + self.x.own + fetched + 16
+        return self.accumulators + self.y.own + self.x.own + fetched
+
+    @property
+    def registers(self) -> int:
+        """The same, and a few for addresses."""
+        return self.held + 16
 
     @property
     def rows(self) -> list[int]:

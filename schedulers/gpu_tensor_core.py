@@ -45,13 +45,13 @@ MOST_LOADS = 32
 
 
 class GpuTensorCoreScheduler(Scheduler):
-    """Takes sums of products of float16 operands in float32."""
+    """Takes sums in float32 of products of operands of 16 bits: float16 or bfloat16."""
 
     name = "gpu_tensor_core"
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a device whose matrix units take its operands."""
-        if not target.threads_per_block or not target.matrix_tile("float16"):
+        if not target.threads_per_block or not any(map(target.matrix_tile, operands.HALF)):
             return None
         found = contraction(stage)
         if found is None or not found.k or min(points(found.m), points(found.n)) < 2:
@@ -59,7 +59,9 @@ class GpuTensorCoreScheduler(Scheduler):
         if str(stage.buffer.dtype) != "float32":
             return None
         a, b = operands.half(found.a), operands.half(found.b)
-        if a is None or b is None:
+        if a is None or b is None or a.value.ty != b.value.ty:
+            return None
+        if not target.matrix_tile(str(a.value.ty)):
             return None
         return GpuTensorCoreSchedule(program, dataclasses.replace(found, a=a, b=b), target)
 
@@ -69,6 +71,7 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
 
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         super().__init__(found, target)
+        self.dtype = str(found.a.value.ty)
         self.decides = GpuTensorCoreSpace(program, found, self.sides, target)
         self.space = self.decides.space()
 
@@ -296,13 +299,13 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
         for side in ("y", "x"):
             fragment = sch.get_sblock(f"{name}_{side}_tile")
             transposed = plan.rows[side] != (side == "y")
-            sch.tensorize(self._tiled(sch, fragment), units.load(side, transposed))
+            sch.tensorize(self._tiled(sch, fragment), units.load(side, transposed, self.dtype))
         if plan.stages > 1:
             sch.annotate(kb, "software_pipeline_stage", [0, 0, plan.stages - 1])
             sch.annotate(kb, "software_pipeline_order", [0, 1, 2])
             sch.annotate(kb, "software_pipeline_async_stages", [0])
         sch.tensorize(sch.get_loops(sch.get_child_blocks(first)[0])[0], units.zero())
-        sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply())
+        sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply(self.dtype))
 
     def _sums(self, plan: Plan, sch: Any, acc: Any) -> tuple[Any, Any, Any]:
         """The sums by tiles; the loops of a tile, over panels and over steps of one."""

@@ -20,12 +20,16 @@ WIDTHS = (8, 4, 2, 1)
 """Elements of a vector that is copied into a panel."""
 
 
+HALF = ("float16", "bfloat16")
+"""Dtypes of two bytes whose products matrix units sum in float32."""
+
+
 def half(operand: Operand) -> Operand | None:
     """float32(half) -> half: the operand as it goes into a panel, or None for another."""
     if not isinstance(operand.value, tirx.Cast):
         return None
     value = operand.value.value
-    if str(value.ty) != "float16":
+    if str(value.ty) not in HALF:
         return None
     if not isinstance(value, TensorLoad):
         return Operand(value, operand.iterators)

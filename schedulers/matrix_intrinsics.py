@@ -23,14 +23,14 @@ SUMS = "wmma.accumulator"
 
 
 @functools.cache
-def load(side: str, transposed: bool) -> str:
+def load(side: str, transposed: bool, dtype: str) -> str:
     """A tile of a side, from a panel that has its rows as columns if it is `transposed`."""
     scope, layout = FRAGMENTS[side], "col_major" if transposed else "row_major"
 
     @T.prim_func(s_tir=True)
     def row(a: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (16, 16), "float16", align=64, offset_factor=16, scope="shared.dyn")
-        C = T.match_buffer(c, (16, 16), "float16", align=64, offset_factor=16, scope=scope)
+        A = T.match_buffer(a, (16, 16), dtype, align=64, offset_factor=16, scope="shared.dyn")
+        C = T.match_buffer(c, (16, 16), dtype, align=64, offset_factor=16, scope=scope)
         with T.sblock("root"):
             T.reads(A[0:16, 0:16])
             T.writes(C[0:16, 0:16])
@@ -41,8 +41,8 @@ def load(side: str, transposed: bool) -> str:
 
     @T.prim_func(s_tir=True)
     def column(a: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (16, 16), "float16", align=64, offset_factor=16, scope="shared.dyn")
-        C = T.match_buffer(c, (16, 16), "float16", align=64, offset_factor=16, scope=scope)
+        A = T.match_buffer(a, (16, 16), dtype, align=64, offset_factor=16, scope="shared.dyn")
+        C = T.match_buffer(c, (16, 16), dtype, align=64, offset_factor=16, scope=scope)
         with T.sblock("root"):
             T.reads(A[0:16, 0:16])
             T.writes(C[0:16, 0:16])
@@ -57,14 +57,14 @@ def load(side: str, transposed: bool) -> str:
         A = T.match_buffer(
             a,
             (16, 16),
-            "float16",
+            dtype,
             strides=[s1, s0],
             align=64,
             offset_factor=16,
             scope="shared.dyn",
         )
         C = T.match_buffer(
-            c, (16, 16), "float16", strides=[d1, d0], align=64, offset_factor=16, scope=scope
+            c, (16, 16), dtype, strides=[d1, d0], align=64, offset_factor=16, scope=scope
         )
         with T.sblock("root"):
             T.reads(A[0:16, 0:16])
@@ -76,14 +76,14 @@ def load(side: str, transposed: bool) -> str:
                     16,
                     16,
                     C.elem_offset // d1 // 16 * (d1 // 16) + C.elem_offset % d1 // 16,
-                    A.access_ptr("r", ptr_type="float16"),
+                    A.access_ptr("r", ptr_type=dtype),
                     s1,
                     layout,
                     dtype="void",
                 )
             )
 
-    return _registered(f"load_{side}_{layout}", column if transposed else row, given)
+    return _registered(f"load_{side}_{layout}_{dtype}", column if transposed else row, given)
 
 
 @functools.cache
@@ -134,17 +134,13 @@ def zero() -> str:
 
 
 @functools.cache
-def multiply() -> str:
+def multiply(dtype: str) -> str:
     """The product of two tiles, added to the sums."""
 
     @T.prim_func(s_tir=True)
     def wanted(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(
-            a, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_a"
-        )
-        B = T.match_buffer(
-            b, (16, 16), "float16", align=64, offset_factor=16, scope="wmma.matrix_b"
-        )
+        A = T.match_buffer(a, (16, 16), dtype, align=64, offset_factor=16, scope="wmma.matrix_a")
+        B = T.match_buffer(b, (16, 16), dtype, align=64, offset_factor=16, scope="wmma.matrix_b")
         C = T.match_buffer(
             c, (16, 16), "float32", align=64, offset_factor=16, scope="wmma.accumulator"
         )
@@ -165,7 +161,7 @@ def multiply() -> str:
         A = T.match_buffer(
             a,
             (16, 16),
-            "float16",
+            dtype,
             strides=[a1, a0],
             align=64,
             offset_factor=16,
@@ -174,7 +170,7 @@ def multiply() -> str:
         B = T.match_buffer(
             b,
             (16, 16),
-            "float16",
+            dtype,
             strides=[b1, b0],
             align=64,
             offset_factor=16,
@@ -206,7 +202,7 @@ def multiply() -> str:
                 )
             )
 
-    return _registered("multiply", wanted, given)
+    return _registered(f"multiply_{dtype}", wanted, given)
 
 
 @functools.cache

@@ -133,6 +133,10 @@ class Target(ABC):
         with sums in float32; 0 without such units."""
         return 0
 
+    def computes(self, dtype: str) -> bool:
+        """Whether kernels may use a dtype."""
+        return {"float16": self.half, "bfloat16": False}.get(dtype, True)
+
     @property
     @abstractmethod
     def device(self) -> str:

@@ -158,8 +158,14 @@ class CUDA(Target):
         return f"cuda:{self.index}"
 
     def matrix_tile(self, dtype: str) -> int:
-        """Tensor cores multiply 16 x 16 x 16 of float16 on every known architecture."""
-        return 16 if dtype == "float16" else 0
+        """Tensor cores multiply 16 x 16 x 16 of float16 on every known architecture, of bfloat16
+        since sm_80."""
+        own = ("float16", "bfloat16") if self.data.bfloat else ("float16",)
+        return 16 if dtype in own else 0
+
+    def computes(self, dtype: str) -> bool:
+        """All of them: what has no bfloat16 computes with it as float32, and rounds by integers."""
+        return True
 
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
@@ -223,7 +229,7 @@ class CUDA(Target):
         if self.measured == "run" and self.index != NO_CARD:
             return super().peak_flops(dtype)
         data = self.data
-        whole = data.tensor_flops if dtype == "float16" else data.flops
+        whole = data.tensor_flops if self.matrix_tile(dtype) else data.flops
         return whole * self.cores / data.multiprocessors
 
     def bandwidth(self) -> float:

@@ -34,7 +34,8 @@ class Architecture:
     lanes: int
     """float32 multiply-adds of a multiprocessor per clock."""
     tensor_flops: float
-    """Dense FLOP/s of the tensor cores, float16 with float32 sums; 2 per multiply-add."""
+    """Dense FLOP/s of the tensor cores, float16 with float32 sums, and the same of bfloat16 where
+    they take it; 2 per multiply-add."""
     bandwidth: float
     """Bytes/s of the device's memory."""
     l2_bytes: int
@@ -51,9 +52,19 @@ class Architecture:
     """Of `tensor_flops`, what the instructions of one warp (mma.sync) reach."""
 
     @property
+    def capability(self) -> int:
+        """The number of the architecture, e.g. 80."""
+        return int(self.name.removeprefix("sm_"))
+
+    @property
     def asynchronous(self) -> bool:
         """Whether copies to shared memory go on beside a kernel: cp.async, since sm_80."""
-        return int(self.name.removeprefix("sm_")) >= 80
+        return self.capability >= 80
+
+    @property
+    def bfloat(self) -> bool:
+        """Whether there are instructions on bfloat16: since sm_80."""
+        return self.capability >= 80
 
     @property
     def warp_tensor_flops(self) -> float:

@@ -29,8 +29,8 @@ STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 BODY = re.compile(r'^(?:static __device__|__forceinline__|extern "C" __global__)', re.MULTILINE)
-HALF = re.compile(r"\b(?:half|__half|nvcuda)\b")
-FOREIGN = re.compile(r"\b(?:nv_bfloat|__nv_)|\bh(?:exp|log|sqrt|rsqrt|sin|cos|tanh|pow)\b")
+HALF = re.compile(r"\b(?:half|__half|nvcuda)\b|nv_bfloat16")
+FOREIGN = re.compile(r"\b__nv_|\bh(?:exp|log|sqrt|rsqrt|sin|cos|tanh|pow)\b")
 """What only CUDA's own headers have."""
 TYPES = """
 #ifdef __CUDACC_RTC__

@@ -42,6 +42,7 @@ EMULATED_VECTOR(int, int)
 EMULATED_VECTOR(unsigned, uint)
 EMULATED_VECTOR(signed char, char)
 EMULATED_VECTOR(unsigned char, uchar)
+EMULATED_VECTOR(unsigned short, ushort)
 struct alignas(16) double2 { double x, y; };
 static inline double2 make_double2(double x, double y) { return {x, y}; }
 #include "cuda_emulation_half.h"

@@ -20,6 +20,38 @@ static inline unsigned __pack_half2(half x, half y) {
   return unsigned(high) << 16 | low;
 }
 
+// Not __bf16, which g++ computes with only since version 13.
+struct alignas(2) nv_bfloat16 {
+  unsigned short bits;
+  nv_bfloat16() = default;
+  nv_bfloat16(float value) {  // to the nearest, of two the even one
+    unsigned whole;
+    memcpy(&whole, &value, 4);
+    bool nan = (whole & 0x7FFFFFFF) > 0x7F800000;
+    bits = (nan ? whole | 0x400000 : whole + 0x7FFF + (whole >> 16 & 1)) >> 16;
+  }
+  explicit nv_bfloat16(double value) : nv_bfloat16(float(value)) {}
+  explicit nv_bfloat16(int value) : nv_bfloat16(float(value)) {}
+  operator float() const {
+    unsigned whole = unsigned(bits) << 16;
+    float value;
+    memcpy(&value, &whole, 4);
+    return value;
+  }
+};
+struct alignas(4) nv_bfloat162 { nv_bfloat16 x, y; };
+struct alignas(8) nv_bfloat164 { nv_bfloat16 x, y, z, w; };
+static inline nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
+static inline float __bfloat162float(nv_bfloat16 value) { return value; }
+static inline nv_bfloat162 make_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) { return {x, y}; }
+static inline nv_bfloat164 make_nv_bfloat164(
+    nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) {
+  return {x, y, z, w};
+}
+static inline unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) {
+  return unsigned(y.bits) << 16 | x.bits;
+}
+
 static inline bool first_lane() {
   unsigned row = threadIdx.z * blockDim.y + threadIdx.y;
   return (row * blockDim.x + threadIdx.x) % 32 == 0;

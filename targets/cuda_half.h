@@ -87,3 +87,75 @@ __device__ __forceinline__ void store_matrix_sync(
 }
 }  // namespace wmma
 }  // namespace nvcuda
+
+#if __CUDA_ARCH__ >= 800
+struct alignas(2) nv_bfloat16 {
+  unsigned short bits;
+  nv_bfloat16() = default;
+  __device__ __forceinline__ nv_bfloat16(float value) {
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  }
+  __device__ __forceinline__ explicit nv_bfloat16(double value) : nv_bfloat16(float(value)) {}
+  __device__ __forceinline__ explicit nv_bfloat16(int value) : nv_bfloat16(float(value)) {}
+  __device__ __forceinline__ operator float() const {
+    return __uint_as_float(unsigned(bits) << 16);
+  }
+};
+struct alignas(4) nv_bfloat162 { nv_bfloat16 x, y; };
+struct alignas(8) nv_bfloat164 { nv_bfloat16 x, y, z, w; };
+#define BFLOAT_OPERATOR(op)                                                             \
+  __device__ __forceinline__ nv_bfloat16 operator op(nv_bfloat16 a, nv_bfloat16 b) {    \
+    return nv_bfloat16(float(a) op float(b));                                           \
+  }
+BFLOAT_OPERATOR(+)
+BFLOAT_OPERATOR(-)
+BFLOAT_OPERATOR(*)
+BFLOAT_OPERATOR(/)
+__device__ __forceinline__ nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
+__device__ __forceinline__ float __bfloat162float(nv_bfloat16 value) { return value; }
+__device__ __forceinline__ nv_bfloat162 make_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) {
+  return {x, y};
+}
+__device__ __forceinline__ nv_bfloat164 make_nv_bfloat164(
+    nv_bfloat16 x, nv_bfloat16 y, nv_bfloat16 z, nv_bfloat16 w) {
+  return {x, y, z, w};
+}
+__device__ __forceinline__ nv_bfloat16 max(nv_bfloat16 a, nv_bfloat16 b) {
+  return float(a) > float(b) ? a : b;
+}
+__device__ __forceinline__ nv_bfloat16 min(nv_bfloat16 a, nv_bfloat16 b) {
+  return float(a) < float(b) ? a : b;
+}
+__device__ __forceinline__ unsigned __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) {
+  return unsigned(y.bits) << 16 | x.bits;
+}
+
+namespace nvcuda {
+namespace wmma {
+template <typename Layout> struct fragment<matrix_a, 16, 16, 16, nv_bfloat16, Layout> { int x[4]; };
+template <typename Layout> struct fragment<matrix_b, 16, 16, 16, nv_bfloat16, Layout> { int x[4]; };
+template <typename Layout>
+using LeftBfloatTile = fragment<matrix_a, 16, 16, 16, nv_bfloat16, Layout>;
+template <typename Layout>
+using RightBfloatTile = fragment<matrix_b, 16, 16, 16, nv_bfloat16, Layout>;
+
+template <typename Layout>
+__device__ __forceinline__ void load_matrix_sync(
+    LeftBfloatTile<Layout>& tile, const nv_bfloat16* from, unsigned pitch) {
+  __mma_bf16_m16n16k16_ld_a(tile.x, (const int*)from, pitch, Layout::columns);
+}
+template <typename Layout>
+__device__ __forceinline__ void load_matrix_sync(
+    RightBfloatTile<Layout>& tile, const nv_bfloat16* from, unsigned pitch) {
+  __mma_bf16_m16n16k16_ld_b(tile.x, (const int*)from, pitch, Layout::columns);
+}
+template <typename A, typename B>
+__device__ __forceinline__ void mma_sync(
+    Sums& sums, const LeftBfloatTile<A>& left, const RightBfloatTile<B>& right,
+    const Sums& before) {
+  __mma_bf16_m16n16k16_mma_f32(
+      sums.x, left.x, right.x, before.x, 2 * A::columns + B::columns, 0);
+}
+}  // namespace wmma
+}  // namespace nvcuda
+#endif

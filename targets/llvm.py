@@ -75,6 +75,10 @@ class LLVM(Target):
         caches = ", ".join(f"{size >> 10} KiB" for size in sizes)
         return f"{self.vector_bits}-bit vectors x {self.vector_registers}, caches {caches}"
 
+    def computes(self, dtype: str) -> bool:
+        """All of them; LLVM has float32 take the place of what the CPU cannot compute in."""
+        return True
+
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
         import tvm

@@ -49,6 +49,10 @@ class Runtime(ABC):
     def sync(self) -> None:
         """Wait until the device has done everything that was called."""
 
+    def passed(self, array: Array) -> Any:
+        """An array of the host as functions take it, on the same memory."""
+        return array
+
     def seconds(self, call: Callable[[], object], number: int) -> float:
         """Seconds per call over `number` calls in a row, on the clock of the host; caches are as
         the call before left them."""
@@ -57,6 +61,16 @@ class Runtime(ABC):
             call()
         self.sync()
         return (time.perf_counter() - start) / number
+
+
+def as_tensor(array: Array) -> Any:
+    """An array of the host as TVM's functions take it, on the same memory: NumPy hands on no
+    bfloat16 but as the bits that it is."""
+    import tvm
+
+    if array.dtype.name != "bfloat16":
+        return array
+    return tvm.runtime.from_dlpack(array.view("uint16"))._create_view(array.shape, "bfloat16")
 
 
 class TVMRuntime(Runtime):
@@ -69,6 +83,10 @@ class TVMRuntime(Runtime):
     def sync(self) -> None:
         """Wait for the device."""
         self._device.sync()
+
+    def passed(self, array: Array) -> Any:
+        """An array, or a tensor on its memory."""
+        return as_tensor(array)
 
     def load(self, path: Path) -> Any:
         """The functions of a shared library."""

@@ -11,6 +11,7 @@ import pytest
 from flextensor.buffers import empty, poison, relative_error
 from flextensor.operators import Workload
 from flextensor.operators.program import PLAIN
+from flextensor.targets.runtime import as_tensor
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +27,7 @@ def error_of() -> Callable[[Workload, str], float]:
         inputs = workload.inputs(seed=7)
         out = empty(workload.buffers[-1].shape, workload.buffers[-1].dtype)
         poison(out)
-        tvm.compile(workload.prim_func(formulation), target=PLAIN)(*inputs, out)
+        tvm.compile(workload.prim_func(formulation), target=PLAIN)(*map(as_tensor, (*inputs, out)))
         expected = workload.reference(inputs)
         assert expected.dtype == np.float64
         assert expected.shape == out.shape

@@ -1,18 +1,22 @@
-"""Operators in float16: keys, inputs, references, tolerance; float32 stays what it is."""
+"""Operators in narrow dtypes: keys, inputs, references, tolerance; float32 stays what it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from flextensor import torch_calls
+from flextensor.buffers import aligned, load, numpy_dtype, poison
 from flextensor.errors import InputError, UnsupportedError
 from flextensor.operators import Workload, parse, registry
 from flextensor.schedulers import space
 from flextensor.targets import LLVM, OpenCL
+from flextensor.targets.runtime import as_tensor
 
 SMALL = {"in_channels": "16", "out_channels": "16", "height": "7", "width": "6", "padding": "1"}
 
@@ -41,6 +45,7 @@ def test_a_dtype_is_a_parameter_like_others() -> None:
         parse("gemv", {"dtype": "float16"})
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -50,28 +55,46 @@ def test_a_dtype_is_a_parameter_like_others() -> None:
     ],
 )
 def test_sums_are_wide_and_rounded_once(
-    name: str, fields: dict[str, str], error_of: Callable[[Workload, str], float]
+    name: str, fields: dict[str, str], dtype: str, error_of: Callable[[Workload, str], float]
 ) -> None:
-    workload = Workload(parse(name, {**fields, "dtype": "float16"}))
-    assert {b.dtype for b in workload.buffers} == {"float16"}
+    workload = Workload(parse(name, {**fields, "dtype": dtype}))
+    assert {b.dtype for b in workload.buffers} == {dtype}
     assert workload.formulations == ("direct",)  # Winograd's sums would not survive it
     inputs = workload.inputs(0)
-    assert all(x.dtype == np.float16 for x in inputs)
+    assert {x.dtype for x in inputs} == {numpy_dtype(dtype)}
     want = workload.reference(inputs)
-    rounded = want.astype(np.float16).astype(np.float64)
+    rounded = want.astype(numpy_dtype(dtype)).astype(np.float64)
     allowed = workload.tolerance(1e-9)
     assert np.abs(rounded - want).max() / np.abs(want).max() < allowed / 2 + 1e-12
     assert error_of(workload, "direct") < allowed * 0.51
     assert workload.flops == Workload(parse(name, fields)).flops
     assert 2 * workload.bytes == Workload(parse(name, fields)).bytes
-    peer = workload.operator.torch(*map(torch.from_numpy, inputs))
-    assert peer.dtype == torch.float16
+    peer = workload.operator.torch(*map(torch_calls.tensor, inputs))
+    assert peer.dtype == getattr(torch, dtype)
 
 
 def test_no_output_is_nearer_than_its_dtype_allows() -> None:
     half = Workload(parse("gemm", {"dtype": "float16"}))
     assert (half.tolerance(1e-4), half.tolerance(1e-2)) == (2.0**-10, 1e-2)
+    brain = Workload(parse("gemm", {"dtype": "bfloat16"}))
+    assert (brain.tolerance(1e-4), brain.tolerance(1e-2)) == (2.0**-7, 1e-2)
     assert Workload(parse("gemm", {})).tolerance(1e-4) == 1e-4
+
+
+def test_bfloat16_passes_between_libraries(tmp_path: Path) -> None:
+    """NumPy's files and DLPack, and PyTorch's `numpy`, know nothing of it."""
+    array = aligned(np.arange(6).reshape(2, 3) / 8, "bfloat16")
+    np.save(tmp_path / "a.npy", array)
+    assert load(tmp_path / "a.npy").dtype == array.dtype
+    tensor = torch_calls.tensor(array)
+    assert tensor.dtype == torch.bfloat16
+    assert tensor.tolist() == array.astype(float).tolist()
+    tensor[0, 0] = 7
+    assert array[0, 0] == 7
+    assert np.may_share_memory(torch_calls.array(tensor), array)
+    assert str(as_tensor(array).dtype) == "bfloat16"
+    poison(array)
+    assert np.isnan(array.astype(float)).all()
 
 
 def test_a_device_without_half_says_so() -> None:
@@ -83,4 +106,7 @@ def test_a_device_without_half_says_so() -> None:
     device = OpenCL(**numbers, threads_per_block=64, half=False, name="PoCL", platform="a CPU")
     with pytest.raises(UnsupportedError, match="PoCL, a CPU  has no float16; choose dtype=float32"):
         space(func, device)
+    brain = Workload(parse("gemm", {"m": "8", "dtype": "bfloat16"})).prim_func()
+    with pytest.raises(UnsupportedError, match="has no bfloat16; choose dtype=float32"):
+        space(brain, device)
     assert space(func, LLVM(**numbers)).seeds

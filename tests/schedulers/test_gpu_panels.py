@@ -125,6 +125,11 @@ def test_a_row_that_divides_is_written_in_vectors(target: Target) -> None:
         ({"x_threads": 1, "x_virtual": 1, "pad": 4}, "no longer than what lies between"),
         ({"k_tile": 64, "prefetch": "register"}, "one panel has no next"),
         ({"x_inner": 2, "out_vector": 4}, "no whole number of vectors"),
+        ({"k_tile": 2}, "copied along memory is no whole number of vectors"),
+        (
+            {"y_threads": 32, "x_threads": 32, "y_inner": 8, "x_inner": 8, "vector": 1},
+            "a block has 65536 registers",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_illegal(
@@ -132,6 +137,31 @@ def test_what_makes_no_sense_is_illegal(
 ) -> None:
     with pytest.raises(IllegalConfigError, match=reason):
         lowered(WORKLOADS["gemm"], target, **changes)
+
+
+def test_what_is_legal_can_be_lowered(target: Target) -> None:
+    """Vectors that leave a row, of which TVM lowers only some, are not legal."""
+    func = Workload(parse("bilinear", {"n": "32", "m": "32", "k1": "24", "k2": "24"})).prim_func()
+    found = space(func, target)
+    configs = map(found.config, found.sample(np.random.default_rng(1), 200))
+    vectors = [c for c in configs if int(c["bilinear.vector"]) > 1 and c["bilinear.k_tile"] != 1]
+    assert len(vectors) > 30
+    for config in vectors[:30]:
+        launches.lower(schedule(func, target, config), target.tvm_target())
+
+
+def test_threads_that_need_more_registers_than_a_block_has_are_illegal(target: Target) -> None:
+    """The limit is the target's: without one, as OpenCL has none, the same is legal."""
+    workload = Workload(parse("gemm", {"m": "512", "n": "512", "k": "32"}))
+    wide = config(workload, y_threads=32, x_threads=32, y_inner=8, x_inner=8, vector=1)
+    func, unlimited = workload.prim_func(), dataclasses.replace(target, block_registers=0)
+    assert space(func, target).reason(wide) == "a block has 65536 registers, its threads need more"
+    assert space(func, unlimited).reason(wide) is None
+    source = launches.lower(schedule(func, unlimited, wide), target.tvm_target()).source
+    found = compile_cuda(source, "sm_80").resources["main_kernel"]
+    assert found.spill_stores + found.spill_loads  # so much for what it would be
+    small = config(workload, y_threads=32, x_threads=32, y_inner=4, x_inner=4, vector=1)
+    assert space(func, target).reason(small) is None
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

@@ -1,0 +1,101 @@
+"""The page of kernels for architectures without a card: what it says, and what it complains of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flextensor import cuda_table
+from flextensor.model_measure import ModelMeasurer
+
+KERNEL = {
+    "name": "main_kernel", "seconds": 9e-6, "bound": "memory", "registers": 40, "occupancy": 0.5,
+    "spilled_bytes": 0, "shared_bytes": 4096, "blocks": 8, "threads": 256,
+}  # fmt: skip
+PACK = {**KERNEL, "name": "pack", "seconds": 1e-6, "bound": "L2", "registers": 64, "occupancy": 1.0}
+ROW: dict[str, Any] = {
+    "case": "C1", "family": "conv2d", "dtype": "float32", "arch": "sm_80", "device": "A (sm_80)",
+    "seconds": 20.0, "flops": 4e9, "best_seconds": 1e-5, "gflops": 4e5, "verified": True,
+    "max_rel_error": 2e-7, "kernels": [PACK, KERNEL], "matrix_units": False,
+}  # fmt: skip
+
+
+def page(*rows: dict[str, Any]) -> str:
+    versions = {"flextensor": "0", "torch": None}
+    return cuda_table.markdown(
+        {"command": "x", "date": "today", "versions": versions, "rows": rows}
+    )
+
+
+def test_the_page_has_a_table_for_every_architecture() -> None:
+    other = {**ROW, "arch": "sm_90", "device": "H (sm_90)", "matrix_units": True, "flops": 0}
+    said = page(ROW, other)
+    assert "## A (sm_80)" in said and "## H (sm_90)" in said
+    cells = "10 us | 400000 | 2 | 64 | 0 | 50% | 4096 | memory | no | 2e-07 | 20 |"
+    assert f"| C1 | conv2d | float32 | {cells}" in said
+    assert "| 10 us | - | 2 | 64 | 0 | 50% | 4096 | memory | yes | 2e-07 | 20 |" in said
+    assert "2 of 2 are as they should be" in said and "Not as it should be" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kernels": [{**KERNEL, "spilled_bytes": 8}]}, "registers spilled"),
+        ({"verified": False, "max_rel_error": None}, "not verified"),
+        ({"dtype": "float16"}, "no matrix units"),
+        ({"seconds": 61.0}, "took more than 60 s"),
+        ({"error": "no candidate worked"}, "no candidate worked"),
+    ],
+)
+def test_what_is_not_as_it_should_be_is_said(change: dict[str, Any], said: str) -> None:
+    assert cuda_table.complaint(ROW) == ""
+    row = {**ROW, **change}
+    assert cuda_table.complaint(row) == said
+    assert "1 of 2 are as they should be" in page(ROW, row)
+    assert f"- C1 {row['dtype']} sm_80: {said}" in page(ROW, row)
+
+
+def test_a_case_is_tuned_compiled_and_proven(tmp_path: Path) -> None:
+    arguments = ["--arch", "sm_90", "--time", "1", "--cases", "GMM1", "--out", str(tmp_path)]
+    assert cuda_table.main(arguments) == 0
+    single, half = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert (single["dtype"], half["dtype"]) == ("float32", "float16")
+    assert half["matrix_units"] and not single["matrix_units"]
+    for row in (single, half):
+        assert row["arch"] == "sm_90" and row["measured"] == "model"
+        assert row["verified"] and 0 < row["max_rel_error"] < 1e-2
+        assert all(0 < kernel["registers"] <= 255 for kernel in row["kernels"])
+        assert all(kernel["spilled_bytes"] == 0 for kernel in row["kernels"])
+        assert sum(k["seconds"] for k in row["kernels"]) == pytest.approx(row["best_seconds"])
+    assert "| GMM1 | gemm | float16 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_kernel_that_is_wrong_fails_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ModelMeasurer, "verify", lambda self, candidate: 0.5)
+    arguments = ["--arch", "sm_80", "--time", "1", "--cases", "GMV1", "--out", str(tmp_path)]
+    assert cuda_table.main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1] == f"error: 1 of 1 failed, see {tmp_path / 'README.md'}"
+    assert "| GMV1 | gemv | float32 | failed |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arch", "sm_70"], "sm_70 is gone from CUDA 13"),
+        (["--arch", "0"], "name architectures, as sm_80,sm_90"),
+        (["--cases", "GMM"], "did you mean GMM1"),
+        (["--time", "0"], "time must be greater than 0"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cuda_table.main([*arguments, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
