@@ -23,6 +23,8 @@ ROUNDS = 2
 """Rounds of a turn: what a job needs to go on, a process and its data, takes half a round."""
 AWAKE = 2
 """Jobs that hold processes."""
+MOST_KEPT = 0.75
+"""Share of a job's equal part that is kept for its end, however long that takes."""
 RECENT = 2
 """Turns of a job whose gain tells what the next one may gain."""
 TRUST = 0.5
@@ -163,7 +165,7 @@ class Shares:
     def left(self) -> float:
         """Seconds left for seeds and rounds: all but what is kept for the ends."""
         each = self.total / max(len(self.jobs), 1)
-        kept = min(FINISH * each + self.ending, each / 2)
+        kept = min(FINISH * each + self.ending, MOST_KEPT * each)
         return self.total - self.elapsed - kept * len(self.running)
 
     def run(self) -> list[Outcome]:
