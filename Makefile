@@ -29,7 +29,7 @@ lint: $(STAMP) ## ruff check and ruff format --check
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure the paper's 120 cases against PyTorch (70 minutes) into results/paper
-	$(BIN)/python -m flextensor bench --suite paper --time 30 --out results/paper
+bench: $(STAMP) ## measure the paper's 120 cases against PyTorch (40 minutes) into results/paper
+	$(BIN)/python -m flextensor bench --suite paper --time 15 --out results/paper
 
 .PHONY: help venv tune test lint types bench

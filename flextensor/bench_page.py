@@ -102,6 +102,8 @@ def _summary(families: Mapping[str, Sequence[Case]], peer: str) -> list[str]:
     means, every = [], []
     for family, cases in families.items():
         own = ratios(cases, peer)
+        if peer != "torch" and not own:
+            continue
         failed = sum("failure" in c for c in cases)
         figures = ["-"] * 3
         if own:

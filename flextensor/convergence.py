@@ -53,7 +53,7 @@ def searches(records: Iterable[Record], fingerprint: str) -> list[dict[str, Any]
     for key, result in results.items():
         begun = result["created"] - result["result"]["tuning_seconds"]
         own = [t for t in trials[key] if begun <= t["created"] <= result["created"]]
-        trace = [(t["created"] - begun, _seconds(t)) for t in own]
+        trace = [(round(t["created"] - begun, 3), _seconds(t)) for t in own]
         if any(seconds is not None for _, seconds in trace):
             found.append(
                 {
@@ -86,7 +86,7 @@ def overtakes(run: Mapping[str, Any], slower: float) -> float | None:
 
 def _seconds(record: Record) -> float | None:
     trial = to_trial(record)
-    return trial.seconds if trial.ok else None
+    return float(f"{trial.seconds:.5g}") if trial.ok else None
 
 
 def markdown(data: Mapping[str, Any]) -> str:
