@@ -77,6 +77,15 @@ def near(database: Database, workload: Workload, target: Target) -> list[Experie
     return list(found.values())
 
 
+def hints(others: Sequence[Experience]) -> dict[str, list[Mapping[str, Any]]]:
+    """The best configs of other shapes by formulation, those of the nearest shape first."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for other in others:
+        for formulation, config in other.best.items():
+            found.setdefault(formulation, []).append(config)
+    return found
+
+
 def _workload(name: str, params: Params, prepacked: bool) -> Workload | None:
     """The workload, or None when this version's operator has other fields."""
     try:

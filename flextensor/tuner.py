@@ -16,7 +16,7 @@ from flextensor.builders import Builders
 from flextensor.cost_models import Example
 from flextensor.database import Database
 from flextensor.errors import DeviceError, check_positive, unknown
-from flextensor.experience import Experience, near
+from flextensor.experience import Experience, hints, near
 from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
@@ -383,15 +383,6 @@ class Tuning:
             **measurer.details(trial),
         }
         return Result(values, self.workload, self.target)
-
-
-def hints(others: Sequence[Experience]) -> dict[str, list[Mapping[str, Any]]]:
-    """The best configs of other shapes by formulation, those of the nearest shape first."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for other in others:
-        for formulation, config in other.best.items():
-            found.setdefault(formulation, []).append(config)
-    return found
 
 
 def _quartiles(times: list[float]) -> tuple[float, float]:

@@ -179,7 +179,8 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     import ml_dtypes  # noqa: F401 - importing it lets NumPy know the name
     import numpy as np
 
-    return np.dtype(dtype)
+    known: np.dtype[Any] = np.dtype(dtype)
+    return known
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flextensor import experience, tuner
+from flextensor import experience
 from flextensor.database import Database
 from flextensor.operators import FunctionOperator, Gemm, Operator, Workload, registry
 from flextensor.schedulers import space
@@ -48,7 +48,7 @@ def test_nearest_shapes_of_this_device_come_first_and_the_own_never(database: Da
     assert [one.workload.params["m"] for one in found] == [96, 512]
     assert [t.seconds for t in found[0].trials] == [1e-3, 5e-4, math.inf]
     assert found[0].best == {"direct": found[0].trials[1].config}
-    assert tuner.hints(found) == {"direct": [one.best["direct"] for one in found]}
+    assert experience.hints(found) == {"direct": [one.best["direct"] for one in found]}
     ahead = Workload(Gemm(m=64, n=64, k=64), prepacked=True)
     assert experience.near(database, ahead, TARGET) == []
 
