@@ -20,7 +20,9 @@ from flextensor.cli_options import (
 
 
 def export(
-    out: Annotated[Path, typer.Option(help="folder to write")],
+    out: Annotated[
+        Path, typer.Option(help="folder to write; for cuda also a library, as kernel.so")
+    ],
     what: What = None,
     fields: Fields = None,
     einsum: EinsumOption = None,
@@ -29,7 +31,8 @@ def export(
     measure: MeasureOption = None,
     db: DbOption = None,
 ) -> None:
-    """Write a tuned kernel with a host (cuda, opencl), or an FPGA design with a testbench."""
+    """Write a tuned kernel with a host (cuda, opencl) or as a library with a C header (cuda), or an
+    FPGA design with a testbench."""
     from flextensor import export as writer
     from flextensor.lean import import_tvm
     from flextensor.result import load

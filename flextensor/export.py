@@ -1,5 +1,5 @@
 """What was tuned as files: for an FPGA RTL with a testbench, OpenCL for HLS, and a report; a kernel
-of a GPU with a host (`flextensor.export_kernel`).
+of a GPU with a host (`flextensor.export_kernel`), or as a library (`flextensor.export_library`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flextensor import export_kernel
+from flextensor import export_kernel, export_library
 from flextensor.engines import Engines, integers
 from flextensor.errors import InputError
 from flextensor.measure import Candidate
@@ -33,8 +33,11 @@ obj_dir/testbench: testbench.cpp $(wildcard *.v)
 
 
 def write(result: Result, out: Path) -> list[Path]:
-    """Write a result into a folder; the paths. `InputError` for a CPU's, which is a library."""
+    """Write a result into a folder, or for CUDA into a library and its header where `out` ends in
+    .so; the paths. `InputError` for a CPU's, which is a library of this machine."""
     target = result.target
+    if out.suffix == ".so":
+        return export_library.write(result, out)
     if target.threads_per_block:
         return export_kernel.write(result, out)
     if not isinstance(target, FPGA):

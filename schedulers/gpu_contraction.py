@@ -51,15 +51,15 @@ class GpuContractionScheduler(Scheduler):
         found = contraction(stage)
         if found is None or not found.k or min(points(found.m), points(found.n)) < 2:
             return None
-        return GpuContractionSchedule(found, target)
+        return GpuContractionSchedule(program, found, target)
 
 
 class GpuContractionSchedule(TwoSidedSchedule):
     """One contraction of a program on a device with thread blocks."""
 
-    def __init__(self, found: Contraction, target: Target) -> None:
+    def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         super().__init__(found, target)
-        self.decides = GpuContractionSpace(found, self.sides, target)
+        self.decides = GpuContractionSpace(program, found, self.sides, target)
         self.space = self.decides.space()
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:

@@ -13,6 +13,7 @@ from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.gpu_estimate import Access
 from flextensor.schedulers.gpu_plan import Plan
 from flextensor.schedulers.layouts import Side
+from flextensor.schedulers.program import Program
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
@@ -26,6 +27,9 @@ MOST_WAVES = 8
 """Blocks for every core, from which nothing is gained by more."""
 SPLIT_THREADS = 64 << 10
 """Outputs of a core from which a reduction is in one part."""
+MOST_LOADS = 64
+"""Of an operand that is computed where it is used, in an unrolled body: each load brings what
+guards it and where it lies, and hundreds of them take TVM a minute."""
 UNROLLED = 512
 """Multiply-adds that seeds unroll, where that is more than eight steps."""
 TILES = (
@@ -50,6 +54,7 @@ SEEDS = (
 class GpuContractionSpace:
     """What decides over a contraction: its roles, its sides ``y`` and ``x``, and the device."""
 
+    program: Program
     found: Contraction
     sides: Mapping[str, Side]
     target: Target
@@ -166,6 +171,8 @@ class GpuContractionSpace:
             return f"panels need {size} bytes of shared memory, limit {target.shared_bytes}"
         if plan.body > target.max_unroll:
             return f"unrolled body has {plan.body} operations, limit {target.max_unroll}"
+        if self._computed(plan) > MOST_LOADS:
+            return f"unrolled body computes more than {MOST_LOADS} loads of what is not staged"
         if plan.k_tile % plan.k_unroll:
             return "a panel is no whole number of unrolled steps"
         if max(plan.y.blocks, plan.k_split * points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
@@ -197,6 +204,15 @@ class GpuContractionSpace:
         if vector > 1 and not plan.staged:
             return "only panels are loaded in vectors"
         return None
+
+    def _computed(self, plan: Plan) -> int:
+        """Unrolled loads of sides that are not staged and not as given: padded, or dilated."""
+        tiles = {"y": plan.y, "x": plan.x}
+        return plan.k_unroll * sum(
+            tiles[name].own
+            for name, side in self.sides.items()
+            if name not in plan.staged and side.operand.buffer not in self.program.inputs
+        )
 
     def _along(self, plan: Plan, side: str) -> int:
         """Elements of a side's panel in the order of memory before they begin anew: a row, or

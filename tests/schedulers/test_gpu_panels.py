@@ -164,6 +164,20 @@ def test_threads_that_need_more_registers_than_a_block_has_are_illegal(target: T
     assert space(func, target).reason(small) is None
 
 
+def test_loads_that_are_computed_are_not_unrolled_by_the_hundred(target: Target) -> None:
+    """TVM takes a minute for the guards of a transposed convolution that stages nothing."""
+    fields = {"in_channels": "8", "out_channels": "3", "height": "20", "width": "20", "kernel": "4"}
+    workload = Workload(parse("conv_transpose2d", {**fields, "stride": "2"}))
+    found = space(workload.prim_func("direct"), target)
+    wide = config(workload, staged="y", vector=1, y_threads=1, y_inner=1, y_virtual=2, x_threads=16,
+                  x_virtual=4, k_tile=8)  # fmt: skip
+    limit = "unrolled body computes more than 64 loads of what is not staged"
+    assert found.reason({**wide, "conv_transpose2d.k_unroll": 8}) == limit
+    assert found.reason({**wide, "conv_transpose2d.k_unroll": 4}) is None
+    both = {**wide, "conv_transpose2d.k_unroll": 8, "conv_transpose2d.staged": "both"}
+    assert found.reason(both) is None
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_seeds_fit_the_registers(arch: str) -> None:
     """Those that are copied ahead hold most; two blocks of 128 x 128 fit a multiprocessor."""

@@ -1,0 +1,164 @@
+"""A tuned CUDA kernel as one shared library with a C header, which needs the driver alone.
+
+    kernel.so   machine code, PTX for later architectures, and a host in C (`hosts/cuda_library.c`)
+    kernel.h    int kernel(void *const *buffers, void *stream);  and how its buffers lie
+
+The driver is looked for when the kernel is first called: the library loads on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from flextensor import hosts
+from flextensor.errors import DeviceError, InputError
+from flextensor.operators.workload import BufferSpec, Workload
+from flextensor.result import Result
+from flextensor.results import make
+from flextensor.schedulers import schedule
+from flextensor.targets import cuda_compiler, launches
+from flextensor.targets.cuda import CUDA
+from flextensor.targets.launches import Function, Launch
+
+HOST = Path(hosts.__file__).with_name("cuda_library.c")
+SECONDS = 60
+"""What the C compiler may take."""
+DATA = """\
+#include <stddef.h>
+#define ARCHITECTURE "{arch}"
+#define PARAMETERS {parameters}
+#define MOST_ARGUMENTS {most}
+struct launch {{
+  const char *kernel;
+  unsigned grid[3], block[3], shared;
+  int count;
+  int arguments[MOST_ARGUMENTS];
+}};
+static const struct launch LAUNCH[] = {{{launches}}};
+static const size_t SIZES[] = {{{sizes}}}; /* of the parameters, then of workspaces */
+static const char WRITTEN[PARAMETERS] = {{{written}}};
+static const unsigned char CUBIN[] __attribute__((aligned(64))) = {{{cubin}}};
+static const unsigned char PTX[] = {{{ptx}, 0}};
+"""
+HEADER = """\
+/* {workload}
+ * tuned for {device}
+ *
+ * Buffers, row-major, in this order:
+{buffers}
+ */
+#ifndef FLEXTENSOR_{guard}_H
+#define FLEXTENSOR_{guard}_H
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* Launch on buffers in the memory of the card: of the context that was current at the first call,
+ * or else of the first card. `stream` is a CUstream or NULL; calls share {workspaces} bytes of
+ * workspaces: where that is not 0, they want one stream. Returns before the kernels are done:
+ * 0, or 1 for a failure. */
+int {name}(void *const *buffers, void *stream);
+
+/* The same on arrays of the host, copied there and back: done when it returns. */
+int {name}_on_host(void *const *arrays);
+
+/* What the last failure of this thread was, in words. */
+const char *{name}_error(void);
+
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+
+
+def write(result: Result, path: Path) -> list[Path]:
+    """Write the library `path` and its header; the paths.
+
+    `InputError` for other targets than CUDA, for weights that are packed ahead, and for a file
+    name that is no name in C; `DeviceError` without a C compiler.
+    """
+    workload, target, name = result.workload, result.target, path.stem
+    if not isinstance(target, CUDA):
+        raise InputError(f"--out {path.name}: only a kernel for cuda is exported as a library")
+    if workload.prepacked:
+        raise InputError("a kernel whose weights are packed ahead cannot be exported yet")
+    if re.fullmatch(r"[A-Za-z_]\w*", name) is None:
+        raise InputError(f"--out {path.name}: {name} is no name of a function in C")
+    compiler = _compiler()
+    make(path.parent)
+    func = workload.prim_func(result.values["formulation"])
+    module = schedule(func, target, result.values["config"])
+    program = launches.lower(module, target.tvm_target())
+    binary = cuda_compiler.compile_cuda(program.source, target.arch)
+    text = cuda_compiler.ptx(program.source, target.arch)
+    data = _data(target.arch, program.functions["main"], binary.cubin, text)
+    _compile(compiler, name, data, path)
+    header = path.with_suffix(".h")
+    header.write_text(_header(workload, target.device, name, program.functions["main"]))
+    return [header, path]
+
+
+def _compiler() -> str:
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if found is None:
+        raise DeviceError("no C compiler found (cc, gcc, clang): install one")
+    return found
+
+
+def _compile(compiler: str, name: str, data: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="flextensor-export-") as folder:
+        included = Path(folder) / "kernel_data.h"
+        included.write_text(data)
+        command = [compiler, "-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
+        command += [f"-DENTRY={name}", "-include", str(included), "-o", str(path), str(HOST)]
+        command += ["-ldl", "-lpthread"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DeviceError(f"{compiler} took more than {SECONDS} s") from None
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        raise DeviceError(f"{compiler}: {errors[0] if errors else done.stderr[:200].strip()}")
+
+
+def _data(arch: str, function: Function, cubin: bytes, ptx: str) -> str:
+    """The constants that the host is compiled with."""
+    return DATA.format(
+        arch=arch,
+        parameters=function.parameters,
+        most=max(len(launch.arguments) for launch in function.launches),
+        launches=", ".join(map(_launch, function.launches)),
+        sizes=_listed(max(size, 1) for size in function.sizes),
+        written=_listed(int(p in function.written) for p in range(function.parameters)),
+        cubin=_listed(cubin),
+        ptx=_listed(ptx.encode()),
+    )
+
+
+def _launch(launch: Launch) -> str:
+    extents = ", ".join(f"{{{_listed(three)}}}" for three in (launch.grid, launch.block))
+    arguments = f"{len(launch.arguments)}, {{{_listed(launch.arguments)}}}"
+    return f'{{"{launch.kernel}", {extents}, {launch.shared}, {arguments}}}'
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _header(workload: Workload, device: str, name: str, function: Function) -> str:
+    return HEADER.format(
+        workspaces=sum(function.sizes[function.parameters :]),
+        workload=workload.key.replace("*/", "* /"), device=device, name=name, guard=name.upper(),
+        buffers="\n".join(map(_buffer, workload.buffers)),
+    )  # fmt: skip
+
+
+def _buffer(buffer: BufferSpec) -> str:
+    shape = "".join(f"[{extent}]" for extent in buffer.shape)
+    return f" *   {buffer.dtype} {buffer.name}{shape}, {buffer.nbytes} bytes"
