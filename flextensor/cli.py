@@ -312,6 +312,12 @@ def compare(
     target: TargetOption = "llvm",
     threads: ThreadsOption = None,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("results/explorers"),
+    db: Annotated[
+        Path | None, typer.Option("--db", help="a database that keeps what is measured")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="DB", help="answer from the trials of a database")
+    ] = None,
 ) -> None:
     """Search the same workloads by several explorers; write raw data, a table and curves."""
     check_numbers(trials, time)
@@ -325,5 +331,6 @@ def compare(
     code = runner.run(
         chosen, variants, seeds=seeds, trials=trials, time=time, cost_model=cost_model,
         target=targets.lookup(target, threads), out=out, command=["flextensor", *sys.argv[1:]],
+        db=db, replay=replay,
     )  # fmt: skip
     raise typer.Exit(code)

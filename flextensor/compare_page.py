@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flextensor.bench_page import geomean
 from flextensor.bench_plots import COLOURS
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
+
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the best known speed that are waited for."""
+
+RESAMPLES = 1000
+"""Draws of a bootstrap."""
+LEAST = 1e-3
+"""The share of the best known of a search in which nothing worked, where a ratio is wanted."""
 
 Run = Mapping[str, Any]
 
@@ -43,45 +54,183 @@ def reached(rows: Sequence[tuple[float, float]], share: float) -> tuple[int, flo
     return None
 
 
+def known(data: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of the fastest kernel of every case: by any run, or in the table of a replay."""
+    if "replay" in data:
+        return {case: told["fastest"] for case, told in data["replay"].items()}
+    return best_known(data["runs"])
+
+
+def band(groups: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """The median over all rows of all groups, and its 95 % confidence interval, by column.
+
+    A group has the searches of one workload by one explorer, a row each. The interval is a
+    bootstrap's: seeds are drawn anew within every workload, which are what they are. With one seed
+    it has no width.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    draws = [
+        np.median(np.concatenate([g[rng.integers(len(g), size=len(g))] for g in groups]), axis=0)
+        for _ in range(RESAMPLES if any(len(g) > 1 for g in groups) else 1)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    return np.median(np.concatenate(groups), axis=0), low, high
+
+
+def grouped(runs: Iterable[Run], best: Mapping[str, float]) -> dict[str, dict[str, list[Any]]]:
+    """The progress of every run, by variant and by case."""
+    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        found[run["variant"]][run["case"]].append(progress(run, best[run["case"]]))
+    return found
+
+
 def markdown(data: Mapping[str, Any]) -> str:
     """The experiment as a page: for every variant how near it came, and how soon."""
     runs, machine = data["runs"], data["machine"]
-    best = best_known(runs)
+    best = known(data)
     seeds = len({r["seed"] for r in runs})
+    whose = "that any run found" if "replay" not in data else "of its table"
     lines = [
-        "# Explorers",
+        "# Explorers" if "replay" not in data else "# Explorers, replayed",
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(best)} workloads,"
         f" {seeds} seeds; every search starts from nothing and runs to its budget. The best"
-        " known kernel of a workload is the fastest that any run found. Medians over workloads"
-        " and seeds, but for the geomean and the seconds of wall time a trial; in brackets how"
-        " many of the runs got there; a median counts those that did not as never.",
+        f" known kernel of a workload is the fastest {whose}. Medians over workloads"
+        " and seeds, but for the geomean and the seconds of wall time a trial. In brackets: after"
+        " a share the 95 % confidence interval of the median, by a bootstrap over seeds; after"
+        " trials and seconds how many of the runs got there; a median counts those that did not"
+        " as never.",
         "",
         "| variant | share of best | geomean | first trial | s a trial | "
         + " | ".join(f"to {s:.0%}" for s in SHARES)
         + " |",
         "| --- |" + " ---: |" * (4 + len(SHARES)),
     ]
-    for variant in dict.fromkeys(r["variant"] for r in runs):
-        own = [progress(r, best[r["case"]]) for r in runs if r["variant"] == variant]
-        ends = [rows[-1][1] for rows in own]
-        first = statistics.median(rows[0][1] for rows in own)
-        pace = sum(rows[-1][0] for rows in own) / sum(map(len, own))
-        cells = [variant, f"{statistics.median(ends):.1%}", f"{geomean(ends):.3f}"]
-        cells += [f"{first:.0%}", f"{pace:.2f}"]
-        for share in SHARES:
-            found = [reached(rows, share) for rows in own]
-            hits = sum(f is not None for f in found)
-            trials = statistics.median(f[0] if f else math.inf for f in found)
-            seconds = statistics.median(f[1] if f else math.inf for f in found)
-            when = f"{trials:.0f} trials, {seconds:.0f} s" if math.isfinite(trials) else "never"
-            cells.append(f"{when} ({hits}/{len(own)})")
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += [_row(variant, cases) for variant, cases in grouped(runs, best).items()]
+    lines += _ablation(runs, best)
+    if "replay" in data:
+        lines += _replay(data)
     lines += ["", "![curves](curves.png)"]
     return "\n".join(lines) + "\n"
 
 
-def _at(rows: Sequence[tuple[float, float]], axis: str, place: float) -> float:
+def _row(variant: str, cases: Mapping[str, Sequence[Any]]) -> str:
+    import numpy as np
+
+    own = [rows for group in cases.values() for rows in group]
+    ends = [np.array([[rows[-1][1]] for rows in group]) for group in cases.values()]
+    share, low, high = (float(bound[0]) for bound in band(ends))
+    first = statistics.median(rows[0][1] for rows in own)
+    pace = sum(rows[-1][0] for rows in own) / sum(map(len, own))
+    cells = [variant, f"{share:.1%} ({low:.1%} to {high:.1%})"]
+    cells += [f"{geomean([rows[-1][1] for rows in own]):.3f}", f"{first:.0%}", f"{pace:.2f}"]
+    for wanted in SHARES:
+        found = [reached(rows, wanted) for rows in own]
+        hits = sum(f is not None for f in found)
+        trials = statistics.median(f[0] if f else math.inf for f in found)
+        seconds = statistics.median(f[1] if f else math.inf for f in found)
+        when = f"{trials:.0f} trials, {seconds:.0f} s" if math.isfinite(trials) else "never"
+        cells.append(f"{when} ({hits}/{len(own)})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def ablations(variants: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(variant, what it lacks, the variant that has it) of all that can be compared."""
+    found = []
+    for variant in variants:
+        explorer, *parts = variant.split("/")
+        if parts and explorer in variants:
+            found.append((variant, ", ".join(p.replace("-", " ") for p in parts), explorer))
+    if {"p-method", "q-method"} <= set(variants):
+        found.append(("p-method", "no Q-network", "q-method"))
+    return found
+
+
+def _ablation(runs: Sequence[Run], best: Mapping[str, float]) -> list[str]:
+    """What the kernels found lose without one part, search by search of the same seed."""
+    import numpy as np
+
+    ends = {
+        (r["variant"], r["case"], r["seed"]): max(progress(r, best[r["case"]])[-1][1], LEAST)
+        for r in runs
+    }
+    lines = []
+    for variant, lacking, whole in ablations(list(dict.fromkeys(r["variant"] for r in runs))):
+        groups: dict[str, list[float]] = defaultdict(list)
+        for name, case, seed in ends:
+            if name == variant and (whole, case, seed) in ends:
+                ratio = ends[variant, case, seed] / ends[whole, case, seed]
+                groups[case].append(math.log2(ratio))
+        if groups:
+            rng = np.random.default_rng(0)
+            own = [np.array(g) for g in groups.values()]
+            means = [
+                np.mean([g[rng.integers(len(g), size=len(g))].mean() for g in own])
+                for _ in range(RESAMPLES)
+            ]
+            low, high = 2 ** np.quantile(means, (0.025, 0.975))
+            speed = 2 ** float(np.mean([g.mean() for g in own]))
+            lines.append(f"| {whole}, {lacking} | {speed:.3f} | {low:.3f} to {high:.3f} |")
+    if not lines:
+        return []
+    return [
+        "",
+        "## What a part is worth",
+        "",
+        "Speed of the kernel found without a part, over that found with it by the same seed:"
+        " geomean, and its 95 % confidence interval over seeds.",
+        "",
+        "| without | speed | interval |",
+        "| --- | ---: | ---: |",
+        *lines,
+    ]
+
+
+def _replay(data: Mapping[str, Any]) -> list[str]:
+    """What answered the trials, and how far it can be trusted."""
+    runs = data["runs"]
+    trials = sum(len(r["trace"]) for r in runs)
+    recorded = sum(r["recorded"] for r in runs)
+    lines = [
+        "",
+        "## What answered",
+        "",
+        f"No trial of these searches ran. {recorded / trials:.0%} of the {trials} answers are"
+        " measured points; the others are what a Gaussian process over the knobs expects from the"
+        " measured points of the formulation (`flextensor/replay.py`). Below: rank correlation"
+        " with held-out points by cross-validation (of all, and of the faster half), and by what"
+        " factor the median answer is off. The landscape is smoother than the device's, and none"
+        " of its points is faster than the fastest measured one, which is the luckiest of many:"
+        " the last per cent are noise, and differences between explorers that are smaller than"
+        " that factor are not shown to hold on the device. Wall time is what"
+        " the trials took to build and to run when they were measured, the mean for points"
+        " outside the table; the time of the search itself is left out.",
+        "",
+        "| workload | formulation | points | failed | rank correlation | of the fast half"
+        " | off by | s to build | to run |",
+        "| --- | --- |" + " ---: |" * 7,
+    ]
+    for case, told in data["replay"].items():
+        for name, t in told["tables"].items():
+            lines.append(
+                f"| {case} | {name} | {t['points']} | {t['failures']} | {t['spearman']:.2f} |"
+                f" {t['fast']:.2f} | {t['factor']:.2f} | {t['build_seconds']:.2f} |"
+                f" {t['run_seconds']:.2f} |"
+            )
+    left = [
+        f"{case} {name} ({count})"
+        for case, told in data["replay"].items()
+        for name, count in told["left_out"].items()
+    ]
+    if left:
+        lines += ["", f"Left out, with too few points that worked: {', '.join(left)}."]
+    return lines
+
+
+def at(rows: Sequence[tuple[float, float]], axis: str, place: float) -> float:
     """The share reached at a number of trials or wall seconds."""
     value = 0.0
     for number, (seconds, share) in enumerate(rows, 1):
@@ -92,26 +241,28 @@ def _at(rows: Sequence[tuple[float, float]], axis: str, place: float) -> float:
 
 
 def plot(data: Mapping[str, Any], path: Path) -> None:
-    """Share of the best known speed, of these runs or said, over trials and over wall time: median
-    and quartiles."""
+    """Share of the best known speed over trials and over wall time: the median, with the
+    confidence band of `band`."""
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    runs = data["runs"]
-    best = data.get("best") or best_known(runs)
+    runs = grouped(data["runs"], known(data))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     for panel, axis in zip(axes, ("trials", "seconds"), strict=True):
-        for index, variant in enumerate(dict.fromkeys(r["variant"] for r in runs)):
-            own = [progress(r, best[r["case"]]) for r in runs if r["variant"] == variant]
+        for index, (variant, cases) in enumerate(runs.items()):
+            own = [rows for group in cases.values() for rows in group]
             last = max(len(rows) if axis == "trials" else rows[-1][0] for rows in own)
             places = [last * (i + 1) / 100 for i in range(100)]
-            bands = [sorted(_at(rows, axis, p) for rows in own) for p in places]
+            shares = [
+                np.array([[at(rows, axis, p) for p in places] for rows in group])
+                for group in cases.values()
+            ]
             colour = COLOURS[index % len(COLOURS)]
-            panel.plot(places, [statistics.median(b) for b in bands], color=colour, label=variant)
-            low = [b[len(b) // 4] for b in bands]
-            high = [b[(3 * len(b)) // 4] for b in bands]
+            middle, low, high = band(shares)
+            panel.plot(places, middle, color=colour, label=variant)
             panel.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
         panel.set_xlabel("trials" if axis == "trials" else "wall time (s)")
         panel.grid(alpha=0.3)

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextensor.compare_page import plot, progress, reached
+from flextensor.bench_plots import COLOURS
+from flextensor.compare_page import at, progress, reached
 from flextensor.database import Database
 from flextensor.database_records import Record, to_trial
 from flextensor.errors import InputError, exit_code
@@ -144,6 +145,35 @@ def _met(
     found = [reached(rows, share) for rows in own]
     hits = sum(f is not None and f[0] <= trials and f[1] <= most for f in found)
     return f"{hits / len(own):.0%}"
+
+
+def plot(data: Mapping[str, Any], path: Path) -> None:
+    """Share of the best known speed over trials and over wall time: median and quartiles of the
+    workloads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    own = [progress(run, data["best"][run["case"]]) for run in data["runs"]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for panel, axis in zip(axes, ("trials", "seconds"), strict=True):
+        last = max(len(rows) if axis == "trials" else rows[-1][0] for rows in own)
+        places = [last * (i + 1) / 100 for i in range(100)]
+        shares = np.array([[at(rows, axis, p) for p in places] for rows in own])
+        low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75), axis=0)
+        panel.plot(places, middle, color=COLOURS[0], label="median")
+        panel.fill_between(
+            places, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label="quartiles"
+        )
+        panel.set_xlabel("trials" if axis == "trials" else "wall time (s)")
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("speed, as a share of the best known")
+    axes[0].set_ylim(0, 1.02)
+    axes[1].legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def run(given: argparse.Namespace, command: Sequence[str]) -> None:

@@ -65,6 +65,8 @@ class Budget:
     trials: int
     seconds: float
     start: float = dataclasses.field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    """Seconds from any moment; a replay has its own."""
 
     @classmethod
     def of(cls, effort: Effort, trials: int | None, seconds: float | None) -> Budget:
@@ -74,7 +76,7 @@ class Budget:
     @property
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self.start
+        return self.clock() - self.start
 
     @property
     def late(self) -> bool:

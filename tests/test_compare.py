@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flextensor import compare, compare_page
 from flextensor.compare import Variant
+from flextensor.database import Database
 from flextensor.errors import InputError
+from flextensor.operators import Workload
 from flextensor.operators.gemm import Gemm
 from flextensor.operators.suites import Case
 from flextensor.targets import lookup
@@ -40,13 +43,18 @@ def run(out: Path, *names: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_every_run_is_recorded_once_and_resumed(tmp_path: Path) -> None:
-    first = run(tmp_path, "random/no-seeds", "annealing")
+    db = tmp_path / "trials.db"
+    first = run(tmp_path, "random/no-seeds", "annealing", db=db)
     assert [(r["variant"], r["seed"]) for r in first["runs"]] == [
         ("random/no-seeds", 0), ("annealing", 0), ("random/no-seeds", 1), ("annealing", 1),
     ]  # fmt: skip
     for r in first["runs"]:
         walls = [wall for wall, _ in r["trace"]]
         assert len(walls) == 10 and walls == sorted(walls)
+    with Database(db, readonly=True) as database:
+        kept = database.trials(Workload(CASES[0].operator).key, lookup("llvm").fingerprint)
+    traced = [s for r in first["runs"] for _, s in r["trace"]]
+    assert [t.seconds if t.ok else None for t in kept] == traced
     again = run(tmp_path, "random/no-seeds", "annealing", "coordinate-descent/no-model")
     assert again["runs"][:4] == first["runs"]
     assert len(again["runs"]) == 6
@@ -60,9 +68,9 @@ def test_a_budget_is_needed(tmp_path: Path) -> None:
         run(tmp_path, "random", trials=None)
 
 
-def traced(variant: str, *times: float | None) -> dict[str, Any]:
+def traced(variant: str, *times: float | None, seed: int = 0) -> dict[str, Any]:
     trace = [(float(i), t) for i, t in enumerate(times, 1)]
-    return {"case": "toy/G", "variant": variant, "seed": 0, "trace": trace}
+    return {"case": "toy/G", "variant": variant, "seed": seed, "trace": trace}
 
 
 def test_shares_are_of_the_best_that_any_run_found() -> None:
@@ -73,3 +81,29 @@ def test_shares_are_of_the_best_that_any_run_found() -> None:
     assert rows == [(1.0, 0.0), (2.0, 0.25), (3.0, 0.5)]
     assert compare_page.reached(rows, 0.5) == (3, 3.0)
     assert compare_page.reached(rows, 0.9) is None
+
+
+def test_bands_are_of_seeds_within_workloads() -> None:
+    rng = np.random.default_rng(0)
+    groups = [level + 0.1 * rng.random((9, 3)) for level in (0.2, 0.5, 0.8)]
+    middle, low, high = compare_page.band(groups)
+    assert np.all((low <= middle) & (middle <= high))
+    assert np.all((low > 0.5) & (high < 0.6))  # workloads differ by more, and are not drawn anew
+    single = compare_page.band([g[:1] for g in groups])
+    assert np.array_equal(single[1], single[2])
+
+
+def page(*runs: dict[str, Any]) -> str:
+    data = {"runs": runs, "machine": {"device": "a machine"}, "command": "compare", "date": "today"}
+    return compare_page.markdown(data)
+
+
+def test_an_ablation_is_against_the_same_seed_of_the_whole() -> None:
+    whole = [traced("annealing", t, seed=s) for s, t in enumerate((1.0, 4.0))]
+    without = [traced("annealing/no-model", 2 * t, seed=s) for s, t in enumerate((1.0, 4.0))]
+    alone = traced("random/no-seeds", 1.0)
+    found = page(*whole, *without, alone, traced("p-method", 2.0), traced("q-method", 1.0))
+    assert "| annealing, no model | 0.500 | 0.500 to 0.500 |" in found
+    assert "| q-method, no Q-network | 0.500 | 0.500 to 0.500 |" in found
+    assert "random, no seeds" not in found
+    assert "## What a part is worth" not in page(*whole)
