@@ -68,7 +68,7 @@ def run(
     device = lookup(target, threads)
     peer_libraries.check(wanted, device)
     make(out)
-    peak = dtype if dtype and device.matrix_tile(dtype) else "float32"  # as `result.roofline`
+    peak = device.bound(dtype or "float32")  # as `result.roofline`
     device.remeasure(peak)
     data = {
         **header(device, command, peak),

@@ -29,7 +29,9 @@ UNABLE = 2
 
 
 def random_input(rng: Any, shape: list[int], dtype: str) -> Any:
-    """What FlexTensor draws for an input: standard normal floats, small integers."""
+    """What FlexTensor draws for an input: standard normal floats, small integers, any int8."""
+    if dtype == "int8":
+        return rng.integers(-128, 128, shape).astype(dtype)
     if dtype.startswith(("int", "uint", "bool")):
         return rng.integers(0, 2 if dtype == "bool" else 8, shape).astype(dtype)
     return rng.standard_normal(shape, dtype="float32").astype(dtype)

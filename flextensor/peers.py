@@ -113,7 +113,7 @@ def _blas(operator: Operator, inputs: Arrays) -> Call | None:
 
     if not isinstance(operator, Gemm | Gemv | BatchGemm) or len(inputs) != 2:
         return None
-    if getattr(operator, "relu", False):
+    if getattr(operator, "relu", False) or inputs[0].dtype != np.float32:
         return None
     a, b = inputs
     out = np.empty(np.matmul(a, b).shape, a.dtype)
@@ -128,7 +128,11 @@ def _prepacked(operator: Operator, tensors: list[Any], last: bool) -> Call | Non
     from flextensor.operators.conv import Convolution
     from flextensor.operators.conv_transpose import ConvolutionTranspose
 
+    if tensors[0].dtype == torch.int8:
+        return None
     if isinstance(operator, Gemm) and not last:
+        if tensors[0].dtype != torch.float32:
+            return None
         return _prepacked_gemm(operator, tensors)
     if not isinstance(operator, Convolution) or isinstance(operator, ConvolutionTranspose):
         return None

@@ -116,12 +116,11 @@ def current(known: Mapping[str, Any], workload: Workload, target: Target) -> boo
 def roofline(workload: Workload, target: Target, seconds: float) -> tuple[float, str]:
     """Share of the roof that binds, and which: ``compute`` or ``memory``.
 
-    The roof is measured on this device: FLOP/s in float32, or of its matrix units where they take
-    the inputs, and bytes/s of main memory over the compulsory traffic. A share above 1 means that
+    The roof is measured on this device: FLOP/s in float32, or of what multiplies the inputs' own
+    dtype faster, and bytes/s of main memory over the compulsory traffic. A share above 1 means that
     the data stayed in a cache. On a device that is only modelled the roof is the data sheet's.
     """
-    dtype = workload.buffers[0].dtype
-    compute = workload.flops / target.peak_flops(dtype if target.matrix_tile(dtype) else "float32")
+    compute = workload.flops / target.peak_flops(target.bound(workload.buffers[0].dtype))
     memory = target.traffic(workload.buffers) / target.bandwidth()
     return max(compute, memory) / seconds, "compute" if compute >= memory else "memory"
 

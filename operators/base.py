@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-DTYPES = ("float32", "float16", "bfloat16")
-"""What a field ``dtype`` may be: of inputs and output; sums are in float32 in any case."""
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+"""What a field ``dtype`` may be: of inputs and output, with sums in float32; of int8 bias, sums and
+output are int32."""
 Tensors = list[Any]
 """TVM tensors (`tvm.te.Tensor`), inputs first and the output last."""
 
@@ -80,7 +81,7 @@ class Operator(ABC):
         """
 
     def inputs(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]] | None:
-        """Random inputs, or None for standard normal (floats) and small integers (ints)."""
+        """Random inputs, or None for standard normal (floats), any int8 and small other ints."""
         return None
 
     def reference(self, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
@@ -88,10 +89,12 @@ class Operator(ABC):
         import numpy as np
         import torch
 
-        floats = [x.dtype.kind == "f" or x.dtype.name == "bfloat16" for x in inputs]
+        # float64 holds the products of int8 and their sums exactly
+        promoted = getattr(self, "dtype", "") == "int8"
+        whole = [x.dtype.kind in "iub" and not promoted for x in inputs]
         tensors = [
-            torch.from_numpy(np.array(x, dtype=np.float64 if is_float else x.dtype))
-            for x, is_float in zip(inputs, floats, strict=True)
+            torch.from_numpy(np.array(x, dtype=x.dtype if is_whole else np.float64))
+            for x, is_whole in zip(inputs, whole, strict=True)
         ]
         with torch.no_grad():
             return np.asarray(self.torch(*tensors).to(torch.float64).numpy())

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 from flextensor.operators.base import Operator, Tensors, register
-from flextensor.operators.stages import epilogue, epilogue_flops, wide
+from flextensor.operators.stages import epilogue, epilogue_flops, result_dtype, wide
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 @register
 @dataclasses.dataclass(frozen=True)
 class BatchGemm(Operator):
-    """``out[b,m,n] = sum_k A[b,m,k] * B[b,k,n]``, then ``+ bias[n]`` and relu where asked."""
+    """``out[b,m,n] = sum_k A[b,m,k] * B[b,k,n]``, then ``+ bias[n]`` and relu where asked.
+
+    Of int8, bias and output are int32.
+    """
 
     name: ClassVar[str] = "batch_gemm"
 
@@ -32,7 +35,8 @@ class BatchGemm(Operator):
 
         a = te.placeholder((self.batch, self.m, self.k), name="A", dtype=self.dtype)
         b = te.placeholder((self.batch, self.k, self.n), name="B", dtype=self.dtype)
-        bias = [te.placeholder((self.n,), name="bias", dtype=self.dtype)] if self.bias else []
+        result = result_dtype(self.dtype)
+        bias = [te.placeholder((self.n,), name="bias", dtype=result)] if self.bias else []
         k = te.reduce_axis((0, self.k), "k")
         out = te.compute(
             (self.batch, self.m, self.n),
@@ -50,5 +54,11 @@ class BatchGemm(Operator):
         import torch
 
         a, b, *bias = inputs
-        out = torch.baddbmm(bias[0], a, b) if bias else torch.bmm(a, b)
+        if a.dtype == torch.int8:  # of which there is no batched product
+            out = torch.empty((self.batch, self.m, self.n), dtype=torch.int32, device=a.device)
+            for i in range(self.batch):
+                torch._int_mm(a[i], b[i], out=out[i])
+            out = out + bias[0] if bias else out
+        else:
+            out = torch.baddbmm(bias[0], a, b) if bias else torch.bmm(a, b)
         return out.relu() if self.relu else out

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flextensor.errors import InputError
 from flextensor.operators import winograd
 from flextensor.operators.base import Operator, Tensors, register
-from flextensor.operators.stages import convolve, epilogue, epilogue_flops, pad
+from flextensor.operators.stages import (
+    convolve,
+    convolve_torch_int8,
+    epilogue,
+    epilogue_flops,
+    epilogue_torch,
+    pad,
+    result_dtype,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +150,7 @@ class Convolution(Operator):
         )
         weight = te.placeholder(self.weight_shape, name="weight", dtype=self.dtype)
         bias = (
-            [te.placeholder((self.out_channels,), name="bias", dtype=self.dtype)]
+            [te.placeholder((self.out_channels,), name="bias", dtype=result_dtype(self.dtype))]
             if self.bias
             else []
         )
@@ -154,19 +162,24 @@ class Convolution(Operator):
         return 2 * math.prod(out) * taps + epilogue_flops(out, self.bias, self.relu)
 
     def torch(self, *inputs: torch.Tensor) -> torch.Tensor:
+        import torch
         from torch.nn import functional
 
-        run = getattr(functional, f"conv{len(self.size)}d")
         data, weight, *bias = inputs
-        out: torch.Tensor = run(
-            data,
-            weight,
-            bias[0] if bias else None,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        window = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+        first = bias[0] if bias else None
+        if data.dtype == torch.int8:
+            sums: torch.Tensor = epilogue_torch(
+                convolve_torch_int8(data, weight, **window), 1, first, self.relu
+            )
+            return sums
+        run = getattr(functional, f"conv{len(self.size)}d")
+        out: torch.Tensor = run(data, weight, first, **window)
         return out.relu() if self.relu else out
 
 

@@ -58,14 +58,49 @@ def convolve(
     return te.compute([batch, out_channels, *out_size], value, name=name)
 
 
+def convolve_torch_int8(
+    data: Any, weight: Any, *, stride: int, padding: int, dilation: int, groups: int
+) -> Any:
+    """`convolve` of int8 in int32 in PyTorch, which has no such convolution, but a product of
+    matrices: of the weights and of the windows, gathered side by side. `data` is not padded yet."""
+    import torch
+    from torch.nn import functional
+
+    out_channels, in_group, *kernel = weight.shape
+    padded = functional.pad(data, (padding,) * (2 * len(kernel)))
+    batch, channel, *space = padded.stride()
+    out_size = [
+        (n - dilation * (r - 1) - 1) // stride + 1
+        for n, r in zip(padded.shape[2:], kernel, strict=True)
+    ]
+    windows = padded.as_strided(
+        (groups, in_group, *kernel, data.shape[0], *out_size),
+        (in_group * channel, channel, *(s * dilation for s in space), batch,
+         *(s * stride for s in space)),
+    ).reshape(groups, math.prod(weight.shape[1:]), -1)  # fmt: skip
+    filters = weight.reshape(groups, out_channels // groups, -1)
+    sums = torch.cat([torch._int_mm(f, w) for f, w in zip(filters, windows, strict=True)])
+    return sums.reshape(out_channels, data.shape[0], *out_size).transpose(0, 1).contiguous()
+
+
+WIDE = {"float16": "float32", "bfloat16": "float32", "int8": "int32"}
+
+
 def wide(value: Any) -> Any:
-    """A value of 16 bits as float32, in which products are exact and sums lose little."""
-    return value.astype("float32") if str(value.ty) in ("float16", "bfloat16") else value
+    """A value of 16 bits as float32, in which products are exact and sums lose little; of int8 as
+    int32, which is exact."""
+    dtype = str(value.ty)
+    return value.astype(WIDE[dtype]) if dtype in WIDE else value
+
+
+def result_dtype(dtype: str) -> str:
+    """The dtype of output and bias of an operator whose inputs are of `dtype`."""
+    return "int32" if dtype == "int8" else dtype
 
 
 def epilogue(out: Any, axis: int, bias: Any | None, relu: bool, dtype: str = "float32") -> Any:
     """`out` plus `bias` along `axis` (stage ``bias_add``), then its positive part (``relu``), in
-    the dtype of `out`; at the end rounded to `dtype`, once (stage ``narrow``)."""
+    the dtype of `out`; at the end rounded to `result_dtype`, once (stage ``narrow``)."""
     from tvm import te, tirx
 
     if bias is not None:
@@ -75,9 +110,10 @@ def epilogue(out: Any, axis: int, bias: Any | None, relu: bool, dtype: str = "fl
         signed = out
         zero = tirx.const(0, signed.dtype)
         out = te.compute(signed.shape, lambda *i: tirx.max(signed(*i), zero), name="relu")
-    if str(out.dtype) != dtype:
+    result = result_dtype(dtype)
+    if str(out.dtype) != result:
         exact = out
-        out = te.compute(exact.shape, lambda *i: exact(*i).astype(dtype), name="narrow")
+        out = te.compute(exact.shape, lambda *i: exact(*i).astype(result), name="narrow")
     return out
 
 

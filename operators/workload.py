@@ -169,6 +169,8 @@ def _stages(output: Any) -> Iterator[Any]:
 
 
 def _random(rng: np.random.Generator, spec: BufferSpec) -> np.ndarray[Any, Any]:
+    if spec.dtype == "int8":
+        return rng.integers(-128, 128, spec.shape)
     if spec.dtype.startswith(("int", "uint", "bool")):
         return rng.integers(0, 2 if spec.dtype == "bool" else 8, spec.shape)
     return rng.standard_normal(spec.shape, dtype="float32")
@@ -179,8 +181,8 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     import ml_dtypes  # noqa: F401 - importing it lets NumPy know the name
     import numpy as np
 
-    known: np.dtype[Any] = np.dtype(dtype)
-    return known
+    found: np.dtype[Any] = np.dtype(dtype)
+    return found
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ from tvm.s_tir import Schedule
 from flextensor.errors import IllegalConfigError, UnsupportedError
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
+from flextensor.schedulers.dot_contraction import DotContractionScheduler
 from flextensor.schedulers.engine import EngineScheduler
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
 from flextensor.schedulers.gpu_reduction import GpuReductionScheduler
@@ -36,6 +37,7 @@ SCHEDULERS = (
     GpuReductionScheduler(),
     GpuSpatialScheduler(),
     WindowScheduler(),
+    DotContractionScheduler(),
     ContractionScheduler(),
     ReductionScheduler(),
     TransformScheduler(),

@@ -14,7 +14,7 @@ loop nest; what few filters share is `window`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import te
@@ -55,11 +55,16 @@ class ContractionSchedule(StageSchedule):
         self.stage = found.stage
         self.found = found
         self.target = target
-        self.sides = {
+        self.sides = self._sides(program)
+        self.group = self.sides["m"].group
+        self.space = contraction_space(program, self.found, self.sides, target)
+
+    def _sides(self, program: Program) -> dict[str, Side]:
+        found = self.found
+        return {
             name: Side(operand, own, found.batch, found.k, program.fixed(operand.buffer))
             for name, operand, own in (("m", found.a, found.m), ("n", found.b, found.n))
         }
-        self.space = contraction_space(program, found, self.sides, target)
 
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
@@ -116,17 +121,19 @@ class ContractionSchedule(StageSchedule):
             i.var: te.reduce_axis((0, plan.k_extent(i)), name=f"k{p}")
             for p, i in enumerate(self.found.k)
         }
+        if self.group:
+            axes[self.group.var] = te.reduce_axis((0, self.group.size), name="group")
 
         def accumulate(*at: Any) -> Any:
             b, (ro, lo, rt, ri, lt, li) = at[: len(batch)], at[len(batch) :]
             k = {var: axis.var for var, axis in axes.items()}
-            term = lanes(b, lo, lt, li, k) * rows(b, ro, rt, ri, k)
+            term = self._product(lanes(b, lo, lt, li, k), rows(b, ro, rt, ri, k))
             return te.sum(term, axis=list(axes.values()))
 
         r, v = plan.rows, plan.lanes
         shape = [i.extent for i in batch]
         shape += [r.blocks, v.blocks, r.tiles, r.tile, v.tiles, v.tile]
-        z = te.compute(shape, accumulate, name=f"{name}_acc")
+        z = self._sums(plan, te.compute(shape, accumulate, name=f"{name}_acc"), rows, lanes)
 
         def out(*indices: Any) -> Any:
             at = iterators(self.found.outputs, indices)
@@ -143,6 +150,14 @@ class ContractionSchedule(StageSchedule):
             tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
         else:
             tensors.plain(final, name=f"{name}_out")
+
+    def _product(self, lane: Any, row: Any) -> Any:
+        """What is summed, of an element of either side."""
+        return lane * row
+
+    def _sums(self, plan: Plan, z: Any, rows: Element, lanes: Element) -> Callable[..., Any]:
+        """The sums, by the indices of the accumulators `z`."""
+        return lambda *at: z(*at)
 
     def _element(self, plan: Plan, role: str, tensors: Tensors) -> Element:
         which = plan.row_side if role == "rows" else plan.lane_side
@@ -167,7 +182,7 @@ class ContractionSchedule(StageSchedule):
         elif plan.output == "root":
             loops.copy(sch, sch.get_sblock(f"{name}_out"), self.target)
         nest = sch.get_loops(acc)
-        count = len(self.found.batch) + 6 + len(self.found.k)
+        count = len(self.found.batch) + 6 + len(self.found.k) + bool(self.group)
         own = nest[-count:]
         batch, own = own[: len(self.found.batch)], own[len(self.found.batch) :]
         (ro, lo, rt, ri, lt, li), k = own[:6], own[6:]
@@ -216,32 +231,38 @@ class ContractionSchedule(StageSchedule):
         """ko, tiles, k..., then the unrolled register tile."""
         rt, ri, lt, li = tile
         lv, lane = sch.split(li, [None, plan.vector])
-        k = list(k)
         reduction = self.found.k
+        k, group = k[: len(reduction)], k[len(reduction) :]
         main = reduction.index(plan.main)
         ko, ki, ku = sch.split(k[main], [plan.k_blocks, None, plan.k_unroll])
         others = [loop for p, loop in enumerate(k) if p != main]
         tiles = [rt, lt] if plan.row_tiles_outer else [lt, rt]
         blocked = plan.k_blocks > 1
         lead = [ko, *tiles] if blocked else [*tiles, ko]
-        sch.reorder(*lead, ki, *others, ku, ri, lv, lane)
+        sch.reorder(*lead, ki, *others, ku, ri, lv, lane, *group)
         sch.unroll(ku)
         for loop in others[len(others) - plan.unrolled_windows :]:
             sch.unroll(loop)
         sch.unroll(ri)
         sch.unroll(lv)
-        sch.vectorize(lane)
+        if not group:
+            sch.vectorize(lane)
         if blocked:
-            sch.decompose_reduction(acc, ko)
-            loops.vectorize_inner(
-                sch, sch.get_loops(sch.get_sblock(f"{self.stage.name}_acc_init")), self.target
-            )
+            first = sch.decompose_reduction(acc, ko)
+            loops.vectorize_inner(sch, sch.get_loops(first), self.target)
+            self._multiply(plan, sch, lane, "global")
             return
         registers = sch.cache_write(acc, 0, "local")
         sch.reverse_compute_at(registers, tiles[1])
         *written, vectors = sch.get_loops(registers)[-2:]
-        over, lane = sch.split(vectors, [None, plan.vector])
+        over, vector = sch.split(vectors, [None, plan.vector])
         for loop in (*written, over):
             sch.unroll(loop)
-        sch.vectorize(lane)
-        sch.decompose_reduction(acc, ko)
+        sch.vectorize(vector)
+        first = sch.decompose_reduction(acc, ko)
+        if group:
+            sch.vectorize(sch.get_loops(first)[-1])
+        self._multiply(plan, sch, lane, "local")
+
+    def _multiply(self, plan: Plan, sch: Any, lane: Any, scope: str) -> None:
+        """A vector of sums: LLVM's affair, but for groups. `scope` has the sums."""

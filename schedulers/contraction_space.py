@@ -134,7 +134,7 @@ def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
 def layouts(program: Program, side: Side) -> tuple[str, ...]:
     """The layouts that fit a side; a buffer whose producer would be inlined is never `inline`."""
     options = []
-    if side.operand.access is not None:
+    if side.operand.access is not None and not side.group:
         producer = program.producer(side.operand.buffer)
         if producer is None or not movable(program, producer):
             options.append("inline")
@@ -164,7 +164,7 @@ def contraction_space(
         first = side.extents[0] if side.extents else 1
         knobs += [
             choice(f"{name}_layout", layouts(program, side)),
-            choice(f"{name}_at", ("root", "block")),
+            choice(f"{name}_at", ("root",) if side.summed else ("root", "block")),
             sizes(f"{name}_parts", [*(p for p in PARTS if p < first), first]),
         ]
     space = Space(

@@ -175,3 +175,24 @@ def split_variable(expr: Any, var: Any, outer: Any, inner: Any, factor: int) -> 
         return None
 
     return transform(expr, visit)
+
+
+def bfloat16_bits(value: Any) -> Any:
+    """The bits of a bfloat16 value, as uint16. Of what is loaded, and chosen among, they are
+    taken as they are; what is computed is float32 to TVM, and rounded to nearest even.
+
+    if_then_else(c, A[i], 0)  ->  if_then_else(c, reinterpret(A[i]), 0)
+    """
+    if isinstance(value, TensorLoad):
+        return tirx.reinterpret("uint16", value)
+    if isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
+        condition, chosen, other = value.args
+        return tirx.if_then_else(condition, bfloat16_bits(chosen), bfloat16_bits(other))
+    if isinstance(value, tirx.FloatImm) and value.value == 0:
+        return tirx.const(0, "uint16")
+    wide = value.astype("float32")
+    bits = tirx.reinterpret("uint32", wide)
+    even = (bits >> tirx.const(16, "uint32")) & tirx.const(1, "uint32")
+    rounded = (bits + tirx.const(0x7FFF, "uint32") + even) >> tirx.const(16, "uint32")
+    no_number = tirx.const(0x7FC0, "uint16")
+    return tirx.Select(tirx.isnan(wide), no_number, rounded.astype("uint16"))

@@ -22,7 +22,7 @@ from typing import Any
 from tvm import te, tirx
 
 from flextensor.schedulers.analysis import Operand
-from flextensor.schedulers.expression import Linear, rewrite
+from flextensor.schedulers.expression import Linear, bfloat16_bits, rewrite
 from flextensor.schedulers.program import Iterator, Tensors
 from flextensor.targets.rounding import ceil_div, round_up
 
@@ -130,6 +130,26 @@ Element = Callable[[Sequence[Any], Any, Any, Any, dict[Any, Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
+class Group:
+    """Neighbours along the reduction that one instruction multiplies and sums, of all lanes.
+
+    An iterator of `extent` elements is ``whole * size + var``: packed, a group lies together,
+    innermost, the last one filled up with zeros.
+
+        P[.., k, i]   ->   P[.., k // size, i, k % size]
+    """
+
+    whole: Iterator
+    var: Any
+    size: int
+    extent: int
+
+    def inside(self, whole: Any, var: Any, groups: int) -> list[Any]:
+        """What holds of an element that is no filling, of so many groups."""
+        return [whole * self.size + var < self.extent] if groups * self.size != self.extent else []
+
+
+@dataclasses.dataclass(frozen=True)
 class Side:
     """One operand with the iterators that only it (and the output) has."""
 
@@ -139,6 +159,12 @@ class Side:
     k: tuple[Iterator, ...]
     fixed: bool = False
     """Whether the operand depends on constants alone: packed at the root, it is so ahead."""
+    group: Group | None = None
+    stored: str = ""
+    """What is packed, if another dtype: uint8 for int8, which is 128 more; uint16 for bfloat16,
+    the same bits, for TVM lets buffers of bfloat16 be of float32."""
+    summed: bool = False
+    """Whether what is packed is also summed by itself, and so is packed once."""
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -198,6 +224,16 @@ class Side:
             return self.extents
         return tuple(i.extent + s.span for i, s in zip(self.iterators, slides, strict=True))
 
+    def _stored(self, value: Any) -> Any:
+        """A value as it is packed."""
+        if self.stored == "uint8":
+            return tirx.Cast("uint8", value) + tirx.const(128, "uint8")
+        return bfloat16_bits(value) if self.stored == "uint16" else value
+
+    def _within(self, k: dict[Any, Any]) -> list[Any]:
+        """The last index of what is packed in groups."""
+        return [k[self.group.var]] if self.group else []
+
     def bind(
         self, batch: Sequence[Any], values: Sequence[Any], k: dict[Any, Any]
     ) -> dict[Any, Any]:
@@ -224,30 +260,37 @@ class Side:
         guard_first = cut.extents and cut.blocks * cut.block * cut.rest != cut.points
         overfull = cut.tiles * cut.tile != cut.block * cut.rest
 
+        group, last = self.group, len(own_batch) + 3 + len(own_k)
+
         def body(*at: Any) -> Any:
-            batch, (o, t, *k, i) = at[: len(own_batch)], at[len(own_batch) :]
+            batch, (o, t, *k, i), e = at[: len(own_batch)], at[len(own_batch) : last], at[last:]
             q = t * cut.tile + i
             values = cut.coordinates(o, q)
             bound = {b.var: v for b, v in zip(own_batch, batch, strict=True)}
             bound |= {s.var: v for s, v in zip(self.iterators, values, strict=True)}
             bound |= {r.var: v for r, v in zip(own_k, k, strict=True)}
+            if group:
+                bound[group.var] = e[0]
             inside = []
             if cut.extents and (guard_first or overfull):
                 inside.append(values[0] < cut.extents[0])
             if overfull and cut.rest > 1:
                 inside.append(q < cut.block * cut.rest)
             for r, v, extent in zip(own_k, k, k_extents, strict=True):
-                if extent != r.extent:
+                if group and r is group.whole:
+                    inside += group.inside(v, e[0], extent)
+                elif extent != r.extent:
                     inside.append(v < r.extent)
             value = rewrite(self.operand.value, bound, tensors.load)
-            return guarded(inside, value)
+            return guarded(inside, self._stored(value))
 
         shape = [i.extent for i in own_batch] + [cut.blocks, cut.tiles, *k_extents, cut.tile]
+        shape += [group.size] if group else []
         tensor = te.compute(shape, body, name=name)
 
         def element(batch: Sequence[Any], o: Any, t: Any, i: Any, k: dict[Any, Any]) -> Any:
             own = [v for b, v in zip(self.batch, batch, strict=True) if b in own_batch]
-            return tensor(*own, o, t, *(k[r.var] for r in own_k), i)
+            return tensor(*own, o, t, *(k[r.var] for r in own_k), i, *self._within(k))
 
         return element
 
@@ -271,6 +314,7 @@ class Side:
             *(padded_k.get(r.var, r.extent) for r in loose),
             *phases,
             last + overhang,
+            *([self.group.size] if self.group else []),
         ]
         extents = [int(e) for e in self.operand.buffer.shape]
 
@@ -278,12 +322,18 @@ class Side:
             bound: dict[Any, Any] = {b.var: at[p] for p, b in enumerate(own_batch)}
             position = len(own_batch)
             inside = []
+            group, q = self.group, at[-1]
+            if group:
+                q, bound[group.var] = at[-2:]
             for r in loose:
                 bound[r.var] = at[position]
-                if padded_k.get(r.var, r.extent) != r.extent:
+                extent = padded_k.get(r.var, r.extent)
+                if group and r is group.whole:
+                    inside += group.inside(at[position], at[-1], extent)
+                elif extent != r.extent:
                     inside.append(at[position] < r.extent)
                 position += 1
-            q, indices = at[-1], []
+            indices: list[Any] = []
             assert self.operand.access is not None
             steps = unflatten(q, cut.pitches)
             placed: dict[int, Any] = {}
@@ -299,7 +349,7 @@ class Side:
                 else:
                     terms = (c * bound[v] for v, c in form.terms.items())
                     indices.append(sum(terms, form.constant))
-            return guarded(inside, tensors.load(self.operand.buffer, indices))
+            return guarded(inside, self._stored(tensors.load(self.operand.buffer, indices)))
 
         tensor = te.compute(shape, body, name=name)
 
@@ -312,7 +362,7 @@ class Side:
                 q = q + whole * step
                 if slide.stride > 1:
                     phase.append(part)
-            return tensor(*own, *(k[r.var] for r in loose), *phase, q)
+            return tensor(*own, *(k[r.var] for r in loose), *phase, q, *self._within(k))
 
         return element
 

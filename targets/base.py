@@ -137,6 +137,16 @@ class Target(ABC):
         """Whether kernels may use a dtype."""
         return {"float16": self.half, "bfloat16": False}.get(dtype, True)
 
+    def dot_group(self, dtype: str) -> int:
+        """Products of `dtype` that one vector instruction sums for every lane of 32 bits; 0
+        without such an instruction."""
+        return 0
+
+    def bound(self, dtype: str) -> str:
+        """The dtype whose peak bounds kernels of `dtype`: its own where something multiplies it
+        faster, else float32."""
+        return dtype if self.matrix_tile(dtype) or self.dot_group(dtype) else "float32"
+
     @property
     @abstractmethod
     def device(self) -> str:

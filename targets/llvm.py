@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flextensor.errors import DeviceError, InputError
-from flextensor.targets import host
+from flextensor.targets import dot_products, host
 from flextensor.targets.base import Target
 from flextensor.targets.runtime import TVMRuntime
 
@@ -55,6 +55,11 @@ class LLVM(Target):
             mattr=mattr,
             features=tuple(sorted(isa & host.EMITTED)),
         )
+
+    def dot_group(self, dtype: str) -> int:
+        """4 of int8 with AVX512-VNNI, 2 of bfloat16 with AVX512-BF16."""
+        feature, group = dot_products.NEEDS.get(dtype, ("", 0))
+        return group if feature in self.features else 0
 
     @property
     def device(self) -> str:

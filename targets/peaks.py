@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flextensor.targets import host, remote
+from flextensor.targets import dot_products, host, remote
 from flextensor.targets.base import Target
 
 BANDWIDTH = "bandwidth"
@@ -110,10 +110,23 @@ def measure(target: Target, what: str) -> float:
 def _measure_flops(target: Target, dtype: str) -> float:
     import numpy as np
 
+    if group := target.dot_group(dtype):
+        return _measure_dots(target, dtype, group)
     lanes = target.lanes(dtype)
     shape = (target.cores, CHAINS, lanes)
     x, out = np.full(lanes, 0.5, dtype), np.zeros(shape, dtype)
     return 2 * STEPS * math.prod(shape) / _best_seconds(target, _chains(target, dtype), x, out)
+
+
+def _measure_dots(target: Target, dtype: str, group: int) -> float:
+    import ml_dtypes  # noqa: F401 - importing it lets NumPy know bfloat16
+    import numpy as np
+
+    shape = (target.cores, CHAINS, target.lanes("float32"))
+    x = np.zeros(group * shape[-1], dtype)
+    out = np.zeros(shape, "int32" if dtype == "int8" else "float32")
+    module = dot_products.chains(dtype, target.cores, CHAINS, STEPS)
+    return 2 * group * STEPS * math.prod(shape) / _best_seconds(target, module, x, out)
 
 
 def _measure_bandwidth(target: Target) -> float:

@@ -81,6 +81,33 @@ def test_no_output_is_nearer_than_its_dtype_allows() -> None:
     assert Workload(parse("gemm", {})).tolerance(1e-4) == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("gemm", {"m": "7", "n": "19", "k": "301", "bias": "true", "relu": "true"}),
+        ("batch_gemm", {"batch": "2", "m": "5", "n": "9", "k": "31", "bias": "true"}),
+        ("conv2d", {**SMALL, "batch": "2", "stride": "2", "bias": "true", "relu": "true"}),
+        ("conv1d", {"in_channels": "6", "out_channels": "4", "length": "23", "groups": "2"}),
+        ("dilated_conv2d", {"in_channels": "3", "out_channels": "5", "height": "9", "width": "8"}),
+    ],
+)
+def test_int8_is_summed_in_int32_exactly(
+    name: str, fields: dict[str, str], error_of: Callable[[Workload, str], float]
+) -> None:
+    workload = Workload(parse(name, {**fields, "dtype": "int8"}))
+    data, weight, *rest = (b.dtype for b in workload.buffers)
+    assert (data, weight, set(rest)) == ("int8", "int8", {"int32"})
+    assert workload.formulations == ("direct",)
+    assert workload.tolerance(1e-4) == 0.0
+    inputs = workload.inputs(0)
+    assert inputs[0].min() < -100
+    assert inputs[0].max() > 100
+    assert error_of(workload, "direct") == 0.0
+    peer = workload.operator.torch(*map(torch.from_numpy, inputs))
+    assert peer.dtype == torch.int32
+    assert np.array_equal(peer.numpy(), workload.reference(inputs))
+
+
 def test_bfloat16_passes_between_libraries(tmp_path: Path) -> None:
     """NumPy's files and DLPack, and PyTorch's `numpy`, know nothing of it."""
     array = aligned(np.arange(6).reshape(2, 3) / 8, "bfloat16")

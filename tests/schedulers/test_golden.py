@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -61,12 +62,28 @@ TENSOR_CASES = {
     ),
     "tensor_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "float16"}, "direct"),
 }
+DOT = dataclasses.replace(TARGET, features=("avx512bf16", "avx512vnni"))
+"""A fixed CPU that sums groups of narrow products at a time."""
+DOT_CASES = {
+    "dot_gemm": (
+        "gemm",
+        {"m": "61", "n": "97", "k": "130", "bias": "true", "relu": "true", "dtype": "int8"},
+        "direct",
+    ),
+    "dot_gemm_bfloat16": (
+        "gemm",
+        {"m": "64", "n": "96", "k": "128", "dtype": "bfloat16"},
+        "direct",
+    ),
+    "dot_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "int8"}, "direct"),
+}
+TARGETS = [(CASES, TARGET), (GPU_CASES, GPU), (TENSOR_CASES, TENSOR), (DOT_CASES, DOT)]
 
 
-@pytest.mark.parametrize("name", [*CASES, *GPU_CASES, *TENSOR_CASES])
+@pytest.mark.parametrize("name", [name for cases, _ in TARGETS for name in cases])
 def test_the_first_seed_gives_the_golden_program(name: str, request: pytest.FixtureRequest) -> None:
-    operator, fields, formulation = (CASES | GPU_CASES | TENSOR_CASES)[name]
-    target = GPU if name in GPU_CASES else TENSOR if name in TENSOR_CASES else TARGET
+    cases, target = next((cases, target) for cases, target in TARGETS if name in cases)
+    operator, fields, formulation = cases[name]
     func = Workload(parse(operator, fields)).prim_func(formulation)
     config = space(func, target).seeds[0]
     text = f"# {json.dumps(config)}\n{schedule(func, target, config).script()}\n"
