@@ -28,6 +28,9 @@ class Device:
     threads_per_block: int = 256
     conditions: str = "caches of glass"
 
+    def bound(self, dtype: str) -> str:
+        return dtype
+
     def peak_flops(self, dtype: str) -> float:
         return 2e11
 
