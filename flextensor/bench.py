@@ -205,12 +205,17 @@ def beside(
 
 def _race(found: dict[str, Any], result: Result, database: Database) -> None:
     """Add to what a peer's search took when the search of a result had a kernel as fast as the
-    peer's: "overtaken", wall seconds since it began; None where it never had, or is not known."""
-    for method, took in found["searches"].items():
-        slower = found["methods"][method] / found["seconds"] if method in found["methods"] else 0
-        runs = convergence.searches(database.everything(), result.target.fingerprint)
-        own = next((run for run in runs if run["case"] == result.workload.key), None)
-        took["overtaken"] = convergence.overtakes(own, slower) if own and slower else None
+    peer's: "overtaken", wall seconds since it began, or None where it never had. Nothing is added
+    where the database does not have that search."""
+    raced = found["searches"].keys() & found["methods"].keys()
+    if not raced:
+        return
+    runs = convergence.searches(database.everything(), result.target.fingerprint)
+    own = next((run for run in runs if run["case"] == result.workload.key), None)
+    if own is not None:
+        for method in raced:
+            slower = found["methods"][method] / found["seconds"]
+            found["searches"][method]["overtaken"] = convergence.overtakes(own, slower)
 
 
 def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:

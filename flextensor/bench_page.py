@@ -111,7 +111,8 @@ def _summary(families: Mapping[str, Sequence[Case]], peer: str) -> list[str]:
             every += own
             figures = [f"{means[-1]:.2f}", f"{min(own):.2f}", f"{max(own):.2f}"]
         wins = sum(r >= 1 for r in own)
-        cells = [family, len(cases), *figures, wins, len(own) - wins, failed]
+        count = len(cases) if peer == "torch" else len(own) + failed
+        cells = [family, count, *figures, wins, len(own) - wins, failed]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     if every:
         wins = sum(r >= 1 for r in every)
@@ -148,7 +149,7 @@ def _search(cases: Iterable[Case], peer: str) -> list[str]:
     if not both:
         return []
     rows = [
-        (found["trials"], found["seconds"], c["tuning_seconds"], found.get("overtaken"))
+        (found["trials"], found["seconds"], c["tuning_seconds"], found.get("overtaken", "-"))
         for c, found in both
     ]
     trials, theirs, ours = (statistics.median(r[i] for r in rows) for i in range(3))
@@ -156,13 +157,15 @@ def _search(cases: Iterable[Case], peer: str) -> list[str]:
         "",
         f"Medians: its search measured {trials:.0f} candidates in {theirs:.0f} s, FlexTensor's"
         f" took {ours:.0f} s. As fast after: when FlexTensor's search had a kernel as fast as the"
-        " one that the other ended with.",
+        " one that the other ended with; - where that is not known.",
         "",
         f"| case | {peer}: trials | s | FlexTensor: s | as fast after s | share of its time |",
         "| --- |" + " ---: |" * 5,
     ]
     for (c, _), (count, seconds, own, after) in zip(both, rows, strict=True):
-        when = ["never", "-"] if after is None else [f"{after:.1f}", f"{after / seconds:.1%}"]
+        when = [after or "never", "-"]
+        if isinstance(after, float):
+            when = [f"{after:.1f}", f"{after / seconds:.1%}"]
         cells = [c["case"], str(count), f"{seconds:.0f}", f"{own:.0f}", *when]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -2,9 +2,10 @@
 
     python -m flextensor.convergence TRIALS.db [--beside OTHER.db ...] [--out FOLDER]
 
-reads what `bench` or `tune --suite` kept in a database: the first search of every workload, trial
-by trial, with the wall time since it began. The best known kernel of a workload is the fastest
-that any search found, in this database or beside it. Writes data.json, README.md and curves.png.
+reads what `bench` or `tune --suite` (without `--total`) kept in a database: the first search of
+every workload, trial by trial, with the wall time since it began. The best known kernel of a
+workload is the fastest that any search found, in this database or beside it. Writes data.json,
+README.md and curves.png.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ SPENT = ("build", "run")
 
 
 def searches(records: Iterable[Record], fingerprint: str) -> list[dict[str, Any]]:
-    """The first search of every workload on a device, whose result was kept.
+    """The first search of every workload on a device, whose result was kept. One that took turns
+    with others (`tune --total`) is left out: its wall time is not its own.
 
     {"case": workload, "operator", "variant": "search", "trace": [(wall seconds since the search
     began, median seconds per call or None)], "build", "run": median seconds of its trials,
@@ -52,6 +54,8 @@ def searches(records: Iterable[Record], fingerprint: str) -> list[dict[str, Any]
             results.setdefault(record["workload"], record)
     found = []
     for key, result in results.items():
+        if result["result"].get("turns"):
+            continue
         begun = result["created"] - result["result"]["tuning_seconds"]
         own = [t for t in trials[key] if begun <= t["created"] <= result["created"]]
         trace = [(round(t["created"] - begun, 3), _seconds(t)) for t in own]

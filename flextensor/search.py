@@ -267,7 +267,7 @@ class Search:
         ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
         for first, last, slowest in SEEDS:
             for lane in ranked:
-                if not first or lane.best < slowest * self.best:
+                if not first or lane.best <= slowest * self.best:  # all, while nothing works
                     self._measure(lane, starts[lane.name][first:last], "seeds")
         self.since_gain = 0  # seeds are no search
 
@@ -321,10 +321,11 @@ class Search:
                 return
 
     def _measure(self, lane: Lane, points: Sequence[Point], phase: str) -> None:
-        """Measure points, as many at a time as there is time for."""
+        """Measure points, as many at a time as there is time for; a few in any case where nothing
+        is known, for to begin may take longer than the budget."""
         left = self.budget.trials - self.trials
         waiting = list(points)[: max(left, 0)]
-        while waiting and self.budget.elapsed < self.budget.seconds:
+        while waiting and (not self.trials or self.budget.elapsed < self.budget.seconds):
             count = self._fitting(len(waiting))
             now, waiting = waiting[:count], waiting[count:]
             before, begun = self.best, self.budget.elapsed

@@ -215,7 +215,7 @@ class Tuning:
 
     def end(self) -> Result:
         """Verify what the search found, keep it."""
-        self.ended = {"stopped": self.search.stopped, "shares": self._shares()}
+        self.ended |= {"stopped": self.search.stopped, "shares": self._shares()}
         return self._finish(self.measurer)
 
     def _shares(self) -> dict[str, float]:

@@ -98,7 +98,8 @@ class TuningJob:
             self.tuning.search.end()
 
     def end(self) -> Result:
-        """Verify, keep."""
+        """Verify, keep; "turns" says that `tuning_seconds` were not in one piece."""
+        self.tuning.ended["turns"] = True
         with self.budget.turn(math.inf):
             return self.tuning.end()
 

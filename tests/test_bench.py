@@ -205,10 +205,10 @@ def test_other_peers_get_columns_and_a_summary(
         "searches": {"blas": {"trials": 64, "seconds": 90.0}},
     }  # fmt: skip
     monkeypatch.setattr(bench, "beside", lambda *_: copy.deepcopy(found))
-    after = {"gemv(m=128, k=128)": 4.5}
+    after = {"gemv(m=128, k=128)": {"overtaken": 4.5}, "gemv(m=256, k=256)": {"overtaken": None}}
     monkeypatch.setattr(
         bench, "_race", lambda found, result, _: found["searches"]["blas"].update(
-            overtaken=after.get(result.values["workload"])
+            after.get(result.values["workload"], {})
         )
     )  # fmt: skip
     _, cases = run(monkeypatch, tmp_path / "out", result, peers=("torch", "blas", "dlight"))
@@ -221,6 +221,7 @@ def test_other_peers_get_columns_and_a_summary(
     assert "its search measured 64 candidates in 90 s" in page
     assert "| paper/GMV1 | 64 | 90 | 3 | 4.5 | 5.0% |" in page
     assert "| paper/GMV2 | 64 | 90 | 3 | never | - |" in page
+    assert "| paper/GMV3 | 64 | 90 | 3 | - | - |" in page
     assert "| over blas |" in page and "| 2.00 (blas) |" in page
 
 

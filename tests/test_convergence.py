@@ -21,7 +21,9 @@ def trial(tile: int, seconds: float | None) -> Trial:
     return Trial("direct", {"tile": tile}, Status.OK, (seconds,), error=1e-7)
 
 
-def searched(path: Path, clock: Any, n: int, *times: float | None, result: bool = True) -> str:
+def searched(
+    path: Path, clock: Any, n: int, *times: float | None, result: bool = True, turns: bool = False
+) -> str:
     """A search of a second a trial, kept as `tune` keeps it; the workload's key."""
     key = f"gemm(m={n}, n={n}, k={n})"
     with Database(path) as database:
@@ -32,7 +34,8 @@ def searched(path: Path, clock: Any, n: int, *times: float | None, result: bool 
         if result:
             clock.now += 1
             spent = {"build": 0.5, "run": 0.3, "search": 0.2}
-            values = {"tuning_seconds": len(times) + 1.0, "shares": spent}
+            values: dict[str, Any] = {"tuning_seconds": len(times) + 1.0, "shares": spent}
+            values |= {"turns": True} if turns else {}
             database.add_result(key, HERE, values)
     return key
 
@@ -58,6 +61,7 @@ def test_the_first_search_of_every_workload_is_read_with_its_wall_time(
     first = searched(path, clock, 8, 4.0, None, 2.0)
     searched(path, clock, 8, 1.0)  # later, and warm: no part of the first
     searched(path, clock, 9, 1.0, result=False)  # killed before it ended
+    searched(path, clock, 10, 1.0, turns=True)  # beside others
     with Database(path) as database:
         (run,) = convergence.searches(database.everything(), HERE)
         best = convergence.best_known(database.everything(), HERE)

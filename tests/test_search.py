@@ -198,6 +198,36 @@ def test_a_batch_is_no_longer_than_the_time_left(monkeypatch: pytest.MonkeyPatch
     assert now[0] <= 32.0 + 3.0
 
 
+def seeded(count: int) -> Space:
+    """The space of the landscape, with so many seeds."""
+    points = SPACE.sample(np.random.default_rng(0), count)
+    return dataclasses.replace(SPACE, seeds=tuple(map(SPACE.config, points)))
+
+
+def test_a_few_seeds_are_measured_however_late_it_is() -> None:
+    lane = Lane("direct", seeded(20), "random", "none", 0)
+    budget = Budget(1000, 1e-9)
+    run = Search([lane], FunctionMeasurer(seconds), budget, lambda phase: None, Options(first=2))
+    run.run({})
+    assert (run.trials, run.stopped) == (2, "time spent")
+    assert math.isfinite(run.best)
+
+
+def test_while_no_seed_works_the_others_are_measured() -> None:
+    def fails_at_first(candidate: Candidate) -> float | Trial:
+        tried.append(candidate)
+        if len(tried) > 2:
+            return seconds(candidate)
+        return Trial(candidate.formulation, candidate.config, Status.BUILD_ERROR, message="no")
+
+    tried: list[Candidate] = []
+    lane = Lane("direct", seeded(20), "random", "none", 0)
+    options = Options(patience=0, finish=False)
+    measurer, budget = FunctionMeasurer(fails_at_first), Budget(1000, math.inf)
+    Search([lane], measurer, budget, lambda phase: None, options).run({})
+    assert len(tried) == 16
+
+
 def test_a_slow_formulation_gets_few_seeds() -> None:
     slower = {"fast": 1.0, "near": 1.8, "far": 3.0}
     counts = dict.fromkeys(slower, 0)
@@ -206,8 +236,7 @@ def test_a_slow_formulation_gets_few_seeds() -> None:
         counts[candidate.formulation] += 1
         return slower[candidate.formulation] * 1e-3
 
-    seeds = [SPACE.config(p) for p in SPACE.sample(np.random.default_rng(0), 20)]
-    space = dataclasses.replace(SPACE, seeds=tuple(seeds))
+    space = seeded(20)
     lanes = [Lane(name, space, "random", "none", 0) for name in slower]
     options = Options(patience=0, finish=False)
     budget = Budget(1000, math.inf)

@@ -37,7 +37,7 @@ def test_three_workloads_share_seconds_and_are_verified(tmp_path: Path) -> None:
     for operator, outcome in zip([*WORK, WORK[0]], found, strict=True):
         assert values(outcome)["workload"] == operator.key()
         assert values(outcome)["verified"] and values(outcome)["trials"] == 12
-        assert values(outcome)["stopped"] == "trials spent"
+        assert values(outcome)["stopped"] == "trials spent" and values(outcome)["turns"]
     assert found[0] is found[3]
     assert sorted(done) == [0, 1, 2, 3]
     phases = [phase.partition(" (")[0] for _, phase in told]
