@@ -29,9 +29,10 @@ BATCH, MOST_BATCH = 8, 16
 two batches, so that they stay small."""
 DRAFT = 256
 """Points that the cost model ranks for one batch."""
-SEEDS = ((0, 2, math.inf), (2, 8, 2.0), (8, 16, 1.5))
-"""Instalments of a formulation's seeds: from, to, and how many times slower than the best of all a
-formulation may be to get it. Where a trial takes a second, a whole batch for each is the budget."""
+SEEDS = ((2, math.inf), (8, 2.0), (16, 1.5))
+"""Instalments of a formulation's seeds: how many it has after each, and how many times slower than
+the best of all it may be to get it. Where a trial takes a second, a batch for each formulation is
+the budget. The first instalment has one for every builder, if these are more."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
 
@@ -265,10 +266,13 @@ class Search:
         """Measure the seeds of every formulation."""
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
-        for first, last, slowest in SEEDS:
+        first = 0
+        for count, slowest in SEEDS:
+            last = max(count, min(self.options.first, BATCH))
             for lane in ranked:
                 if not first or lane.best <= slowest * self.best:  # all, while nothing works
                     self._measure(lane, starts[lane.name][first:last], "seeds")
+            first = last
         self.since_gain = 0  # seeds are no search
 
     def step(self) -> bool:

@@ -27,6 +27,8 @@ MOST_KEPT = 0.75
 """Share of a job's equal part that is kept for its end, however long that takes."""
 RECENT = 2
 """Turns of a job whose gain tells what the next one may gain."""
+HOPEFUL = 2
+"""Turns that a job has first where nothing worked."""
 TRUST = 0.5
 """Weight of that gain; the rest is for what is open."""
 TURN = 8
@@ -117,11 +119,12 @@ class Standing:
         """Weighted seconds per call that a second of search may gain.
 
         What a job hopes for is what is open, over the time that it took so far; less with every
-        turn that brought nothing. Infinite while nothing works: there is no time to improve.
+        turn that brought nothing. Infinite while nothing works, for `HOPEFUL` turns: there is no
+        time to improve yet; then 0.
         """
         spent, best = self.marks[-1]
         if not math.isfinite(best):
-            return math.inf
+            return math.inf if self.dry < HOPEFUL else 0.0
         begun, before = self.marks[max(0, len(self.marks) - 1 - RECENT)]
         known = begun < spent and math.isfinite(before)
         recent = (before - best) / (spent - begun) if known else 0.0

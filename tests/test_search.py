@@ -177,7 +177,7 @@ def test_same_seed_same_proposals_in_a_fresh_process() -> None:
     assert len(outputs) == 1
 
 
-def test_a_batch_is_no_longer_than_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_no_longer_than_the_time_left() -> None:
     now, sizes = [0.0], []
 
     class Slow(FunctionMeasurer):
@@ -190,10 +190,10 @@ def test_a_batch_is_no_longer_than_the_time_left(monkeypatch: pytest.MonkeyPatch
             sizes.append(len(candidates))
             return super().measure(candidates, best_seconds)
 
-    monkeypatch.setattr("flextensor.search.time.monotonic", lambda: now[0])
     lane = Lane("bowl", bowl_space(), "random", "none", 0)
     options = Options(seeds=False, first=2)
-    Search([lane], Slow(seconds), Budget(1000, 32.0, 0.0), lambda phase: None, options).run({})
+    budget = Budget(1000, 32.0, 0.0, lambda: now[0])
+    Search([lane], Slow(seconds), budget, lambda phase: None, options).run({})
     assert sizes[:2] == [2, 6]  # the first batch in two, since nothing was known of it
     assert now[0] <= 32.0 + 3.0
 
@@ -222,7 +222,7 @@ def test_while_no_seed_works_the_others_are_measured() -> None:
 
     tried: list[Candidate] = []
     lane = Lane("direct", seeded(20), "random", "none", 0)
-    options = Options(patience=0, finish=False)
+    options = Options(patience=0, finish=False, first=2)
     measurer, budget = FunctionMeasurer(fails_at_first), Budget(1000, math.inf)
     Search([lane], measurer, budget, lambda phase: None, options).run({})
     assert len(tried) == 16
@@ -238,7 +238,7 @@ def test_a_slow_formulation_gets_few_seeds() -> None:
 
     space = seeded(20)
     lanes = [Lane(name, space, "random", "none", 0) for name in slower]
-    options = Options(patience=0, finish=False)
+    options = Options(patience=0, finish=False, first=2)
     budget = Budget(1000, math.inf)
     Search(lanes, FunctionMeasurer(even), budget, lambda phase: None, options).run({})
     assert counts == {"fast": 16, "near": 8, "far": 2}

@@ -9,7 +9,7 @@ import pytest
 
 from flextensor.errors import DeviceError
 from flextensor.result import Result
-from flextensor.shares import AWAKE, ROUNDS, TURN, AllInterrupted, Outcome, Shares
+from flextensor.shares import AWAKE, ROUNDS, TURN, AllInterrupted, Outcome, Shares, Standing
 
 Curve = Callable[[int], float]
 """Seconds per call after so many rounds."""
@@ -192,3 +192,12 @@ def test_what_never_works_does_not_hold_up_the_others(clock: Clock) -> None:
     hopeless, other = Fake(clock, lambda n: math.inf, most=6), Fake(clock, gaining)
     Shares([hopeless, other], 60.0).run()
     assert hopeless.rounds == 6 and other.rounds > 30
+
+
+def test_there_is_hope_for_two_turns_where_nothing_works(clock: Clock) -> None:
+    standing = Standing(0, Fake(clock, flat))
+    gains = []
+    for second in range(4):
+        standing.marks.append((float(second), math.inf))
+        gains.append(standing.gain)
+    assert gains == [math.inf, math.inf, 0.0, 0.0]

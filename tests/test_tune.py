@@ -17,8 +17,8 @@ from flextensor.operators import Conv2d, Gemm, Gemv, Workload
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
-    "spread", "gflops", "peak_fraction", "bound", "trials", "failures", "tuning_seconds", "reused",
-    "verified", "max_rel_error", "peers", "speedup", "prepacked", "measured", "stopped", "shares",
+    "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures", "tuning_seconds",
+    "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked", "measured", "stopped", "shares",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
@@ -96,7 +96,7 @@ def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> No
                         progress=interrupt)  # fmt: skip
     assert stop.value.result is not None
     with flextensor.Database(db) as database:
-        assert database.stats().trials == 8
+        assert database.stats().trials == stop.value.result.json()["trials"] > 0
 
 
 def test_show_gives_the_program_and_the_code(tmp_path: Path) -> None:
