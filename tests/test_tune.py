@@ -17,8 +17,9 @@ from flextensor.operators import Conv2d, Gemm, Gemv, Workload
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
-    "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures", "tuning_seconds",
-    "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked", "measured", "stopped", "shares",
+    "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures",
+    "tuning_seconds", "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked",
+    "measured", "stopped", "shares",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
