@@ -107,7 +107,9 @@ def tune(
         chosen = efforts(device)[effort]
         budget = Budget.of(chosen, trials, time)
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
-        return run.run(explorer, cost_model, seed, fresh, options(chosen, device), builders)
+        parts = options(chosen, device)
+        with run.open(explorer, cost_model, seed, fresh, parts, builders) as starts:
+            return run.run(starts)
 
 
 def kept(
@@ -167,25 +169,16 @@ class Tuning:
         self.trials: list[Trial] = []
         self.ended: dict[str, Any] = {}
 
-    def run(
-        self,
-        explorer: str,
-        cost_model: str,
-        seed: int,
-        fresh: bool,
-        options: Options,
-        builders: Builders | None = None,
-    ) -> Result:
-        """Search, finish, verify, keep."""
-        with self.open(explorer, cost_model, seed, fresh, options, builders) as starts:
-            try:
-                self.search.begin(starts)
-                while self.search.step():
-                    pass
-                self.search.end()
-                return self.end()
-            except KeyboardInterrupt:
-                raise Interrupted(self.partial()) from None
+    def run(self, starts: Hints) -> Result:
+        """Search, finish, verify, keep; once it is open."""
+        try:
+            self.search.begin(starts)
+            while self.search.step():
+                pass
+            self.search.end()
+            return self.end()
+        except KeyboardInterrupt:
+            raise Interrupted(self.partial()) from None
 
     @contextlib.contextmanager
     def open(
