@@ -23,6 +23,9 @@ ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The least relative error that may be asked of an output, by dtype; see `Workload.tolerance`."""
 CONSTANTS = "flextensor.constants"
 """The attribute of a PrimFunc that has the positions of the inputs that never change."""
+TERMS = "flextensor.terms"
+"""The attribute of a PrimFunc that says of how many terms of bfloat16 the sum may stand for a
+float32 value that is multiplied; see `Workload.formulations`."""
 
 
 @dataclasses.dataclass(frozen=True)

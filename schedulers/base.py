@@ -70,6 +70,10 @@ class StageSchedule(ABC):
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Schedule the blocks that `write` made, in `sch`, a `tvm.s_tir.Schedule`."""
 
+    def finish(self, func: Any) -> Any:
+        """The scheduled PrimFunc, with what no transformation of loops could add."""
+        return func
+
 
 class Scheduler(ABC):
     """A way to run stages of some structure. Asked in turn; None means "not mine"."""

@@ -26,6 +26,7 @@ from flextensor.schedulers.program import Program, Stage, Tensors, fusable, mova
 from flextensor.schedulers.reduction import ReductionScheduler
 from flextensor.schedulers.space import Config, Space, Value, join, share
 from flextensor.schedulers.spatial import SpatialScheduler
+from flextensor.schedulers.tile_contraction import TileContractionScheduler
 from flextensor.schedulers.transform import TransformScheduler
 from flextensor.schedulers.window import WindowScheduler
 from flextensor.targets.base import Target
@@ -37,6 +38,7 @@ SCHEDULERS = (
     GpuReductionScheduler(),
     GpuSpatialScheduler(),
     WindowScheduler(),
+    TileContractionScheduler(),
     DotContractionScheduler(),
     ContractionScheduler(),
     ReductionScheduler(),
@@ -100,7 +102,10 @@ class Composition:
         sch = Schedule(te.create_prim_func([*tensors.placeholders, output]))
         for (part, _), own in reversed(list(zip(self.parts, configs, strict=True))):
             part.arrange(own, sch)
-        module = split(sch.mod["main"], constants(self.func))
+        func = sch.mod["main"]
+        for part, _ in self.parts:
+            func = part.finish(func)
+        module = split(func, constants(self.func))
         for (part, _), own in zip(self.parts, configs, strict=True):
             for name, note in part.notes(own).items():
                 module["main"] = module["main"].with_attr(name, note)

@@ -15,19 +15,22 @@ loop nest; what few filters share is `window`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm import te
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.contraction_space import Plan, contraction_space
+from flextensor.schedulers.contraction_space import VECTORS, Plan, Unit, contraction_space
 from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Value
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
+
+At = Callable[[dict[Any, Any]], Any]
+"""Values of the axes of the sum, by variable -> an element of one side."""
 
 
 class ContractionScheduler(Scheduler):
@@ -50,6 +53,8 @@ class ContractionSchedule(StageSchedule):
     """One contraction of a program on a target."""
 
     fuses = True
+    order: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+    """How the dimensions of the accumulators of a block lie, of row tile, row, lane tile, lane."""
 
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         self.stage = found.stage
@@ -57,7 +62,7 @@ class ContractionSchedule(StageSchedule):
         self.target = target
         self.sides = self._sides(program)
         self.group = self.sides["m"].group
-        self.space = contraction_space(program, self.found, self.sides, target)
+        self.space = contraction_space(program, self.found, self.sides, target, self._unit())
 
     def _sides(self, program: Program) -> dict[str, Side]:
         found = self.found
@@ -65,6 +70,10 @@ class ContractionSchedule(StageSchedule):
             name: Side(operand, own, found.batch, found.k, program.fixed(operand.buffer))
             for name, operand, own in (("m", found.a, found.m), ("n", found.b, found.n))
         }
+
+    def _unit(self) -> Unit:
+        """What multiplies."""
+        return VECTORS
 
     def plan(self, config: Mapping[str, Value]) -> Plan:
         """All sizes that follow from a config."""
@@ -112,27 +121,27 @@ class ContractionSchedule(StageSchedule):
         return next(d for d, parts in enumerate(self.found.outputs) if iterator in parts)
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
-        """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li], the output."""
+        """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li] (but for `order`), the output."""
         plan, name = self.plan(config), self.stage.name
         rows = self._element(plan, "rows", tensors)
         lanes = self._element(plan, "lanes", tensors)
         batch = self.found.batch
-        axes = {
-            i.var: te.reduce_axis((0, plan.k_extent(i)), name=f"k{p}")
-            for p, i in enumerate(self.found.k)
-        }
-        if self.group:
-            axes[self.group.var] = te.reduce_axis((0, self.group.size), name="group")
+        axes = self._reduction(plan)
 
         def accumulate(*at: Any) -> Any:
-            b, (ro, lo, rt, ri, lt, li) = at[: len(batch)], at[len(batch) :]
-            k = {var: axis.var for var, axis in axes.items()}
-            term = self._product(lanes(b, lo, lt, li, k), rows(b, ro, rt, ri, k))
-            return te.sum(term, axis=list(axes.values()))
+            b, (ro, lo, *tile) = at[: len(batch)], at[len(batch) :]
+            rt, ri, lt, li = (tile[self.order.index(p)] for p in range(4))
+            product = self._product(
+                lambda k: lanes(b, lo, lt, li, k),
+                lambda k: rows(b, ro, rt, ri, k),
+                {var: axis.var for var, axis in axes.items()},
+            )
+            return te.sum(product, axis=list(axes.values()))
 
         r, v = plan.rows, plan.lanes
         shape = [i.extent for i in batch]
-        shape += [r.blocks, v.blocks, r.tiles, r.tile, v.tiles, v.tile]
+        tile = (r.tiles, r.tile, v.tiles, v.tile)
+        shape += [r.blocks, v.blocks, *(tile[p] for p in self.order)]
         z = self._sums(plan, te.compute(shape, accumulate, name=f"{name}_acc"), rows, lanes)
 
         def out(*indices: Any) -> Any:
@@ -141,7 +150,7 @@ class ContractionSchedule(StageSchedule):
             lo, lq = v.locate([at[i.var] for i in self.sides[plan.lane_side].iterators])
             own = [at[i.var] for i in batch]
             tile = (rq // r.tile, rq % r.tile, lq // v.tile, lq % v.tile)
-            return z(*own, ro, lo, *tile)
+            return z(*own, ro, lo, *(tile[p] for p in self.order))
 
         tensors.set(self.stage.buffer, out)
         if plan.output in ("blocks", "consumer"):
@@ -151,9 +160,19 @@ class ContractionSchedule(StageSchedule):
         else:
             tensors.plain(final, name=f"{name}_out")
 
-    def _product(self, lane: Any, row: Any) -> Any:
-        """What is summed, of an element of either side."""
-        return lane * row
+    def _reduction(self, plan: Plan) -> dict[Any, Any]:
+        """The axes of the sum by variable: those of K in order, then those of a group."""
+        axes = {
+            i.var: te.reduce_axis((0, plan.k_extent(i)), name=f"k{p}")
+            for p, i in enumerate(self.found.k)
+        }
+        if self.group:
+            axes[self.group.var] = te.reduce_axis((0, self.group.size), name="group")
+        return axes
+
+    def _product(self, lane: At, row: At, k: dict[Any, Any]) -> Any:
+        """What is summed, of the elements of either side at values of the axes."""
+        return lane(k) * row(k)
 
     def _sums(self, plan: Plan, z: Any, rows: Element, lanes: Element) -> Callable[..., Any]:
         """The sums, by the indices of the accumulators `z`."""
@@ -163,11 +182,15 @@ class ContractionSchedule(StageSchedule):
         which = plan.row_side if role == "rows" else plan.lane_side
         cut = plan.rows if role == "rows" else plan.lanes
         layout = plan.row_layout if role == "rows" else plan.lane_layout
-        side = self.sides[which]
+        side = self._packed(self.sides[which], role)
         if layout == "inline":
             return side.inline(cut, tensors)
         make = side.flat if layout == "flat" else side.panel
         return make(cut, tensors, f"{self.stage.name}_{role}", plan.padded_k)
+
+    def _packed(self, side: Side, role: str) -> Side:
+        """A side as it is packed in its role."""
+        return side
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Place every block, tile the accumulators, hold them in registers."""
@@ -182,10 +205,11 @@ class ContractionSchedule(StageSchedule):
         elif plan.output == "root":
             loops.copy(sch, sch.get_sblock(f"{name}_out"), self.target)
         nest = sch.get_loops(acc)
-        count = len(self.found.batch) + 6 + len(self.found.k) + bool(self.group)
+        count = len(self.found.batch) + 6 + len(self._reduction(plan))
         own = nest[-count:]
         batch, own = own[: len(self.found.batch)], own[len(self.found.batch) :]
-        (ro, lo, rt, ri, lt, li), k = own[:6], own[6:]
+        (ro, lo, *tile), k = own[:6], own[6:]
+        rt, ri, lt, li = (tile[self.order.index(p)] for p in range(4))
         if task is None:
             order = [ro, lo] if plan.row_blocks_outer else [lo, ro]
             sch.reorder(*batch, *order, rt, ri, lt, li)
@@ -200,8 +224,12 @@ class ContractionSchedule(StageSchedule):
             block = sch.get_sblock(f"{name}_{role}")
             if at == "block":
                 sch.compute_at(block, task)
-            loops.pack(sch, block, self.target, parallel=at == "root")
+            self._pack(sch, block, role, parallel=at == "root")
         self._tile(plan, sch, acc, (rt, ri, lt, li), k)
+
+    def _pack(self, sch: Any, block: Any, role: str, *, parallel: bool) -> None:
+        """The loops of a packing block."""
+        loops.pack(sch, block, self.target, parallel=parallel)
 
     def _tile_output(self, plan: Plan, sch: Any, out: Any, acc: Any) -> Any:
         """Cut the output's loops at the blocks of both sides, and accumulate inside; the parallel
@@ -231,18 +259,9 @@ class ContractionSchedule(StageSchedule):
         """ko, tiles, k..., then the unrolled register tile."""
         rt, ri, lt, li = tile
         lv, lane = sch.split(li, [None, plan.vector])
-        reduction = self.found.k
-        k, group = k[: len(reduction)], k[len(reduction) :]
-        main = reduction.index(plan.main)
-        ko, ki, ku = sch.split(k[main], [plan.k_blocks, None, plan.k_unroll])
-        others = [loop for p, loop in enumerate(k) if p != main]
         tiles = [rt, lt] if plan.row_tiles_outer else [lt, rt]
         blocked = plan.k_blocks > 1
-        lead = [ko, *tiles] if blocked else [*tiles, ko]
-        sch.reorder(*lead, ki, *others, ku, ri, lv, lane, *group)
-        sch.unroll(ku)
-        for loop in others[len(others) - plan.unrolled_windows :]:
-            sch.unroll(loop)
+        ko, group = self._order(plan, sch, tiles, k, [ri, lv, lane])
         sch.unroll(ri)
         sch.unroll(lv)
         if not group:
@@ -263,6 +282,23 @@ class ContractionSchedule(StageSchedule):
         if group:
             sch.vectorize(sch.get_loops(first)[-1])
         self._multiply(plan, sch, lane, "local")
+
+    def _order(
+        self, plan: Plan, sch: Any, tiles: list[Any], k: list[Any], inner: list[Any]
+    ) -> tuple[Any, list[Any]]:
+        """Blocks of the reduction around the tiles, or within them if there is but one; the loop
+        over blocks, and those of a group, innermost."""
+        reduction = self.found.k
+        k, group = k[: len(reduction)], k[len(reduction) :]
+        main = reduction.index(plan.main)
+        ko, ki, ku = sch.split(k[main], [plan.k_blocks, None, plan.k_unroll])
+        others = [loop for p, loop in enumerate(k) if p != main]
+        lead = [ko, *tiles] if plan.k_blocks > 1 else [*tiles, ko]
+        sch.reorder(*lead, ki, *others, ku, *inner, *group)
+        sch.unroll(ku)
+        for loop in others[len(others) - plan.unrolled_windows :]:
+            sch.unroll(loop)
+        return ko, group
 
     def _multiply(self, plan: Plan, sch: Any, lane: Any, scope: str) -> None:
         """A vector of sums: LLVM's affair, but for groups. `scope` has the sums."""

@@ -22,7 +22,41 @@ TILES = (
     ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4), ("n", 14, 1),
     ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4), ("n", 1, 4), ("m", 1, 1),
 )  # fmt: skip
-"""Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What multiplies: vector registers, of which a register tile has rows x vectors of sums."""
+
+    rows: tuple[int, ...] = ROWS
+    vectors: tuple[int, ...] = (1, 2, 3, 4, 6)
+    tiles: tuple[tuple[str, int, int], ...] = TILES
+    """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
+    blocks: bool = True
+    """Whether sums may lie in memory between two blocks of the reduction."""
+
+    def crowded(self, plan: Plan, target: Target) -> str | None:
+        """Why a register tile does not fit; None when it does."""
+        if plan.registers > target.vector_registers:
+            return f"tile needs {plan.registers} vector registers, has {target.vector_registers}"
+        return None
+
+    def instructions(self, plan: Plan) -> int:
+        """Instructions that a register tile takes for one step of the reduction."""
+        return plan.rows.tile * plan.vectors
+
+    def rate(self, plan: Plan) -> float:
+        """The expected share of the peak: eight multiply-adds must be in flight; loads of a step
+        share the ports with them."""
+        tile = plan.rows.tile * plan.vectors
+        return min(1.0, tile / 8) * min(1.0, 2 * tile / (plan.vectors + plan.rows.tile + 2))
+
+    def products(self, plan: Plan) -> float:
+        """Products of a row and a lane in one cycle of a core, at the peak."""
+        return 2.0 * plan.vector
+
+
+VECTORS = Unit()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +103,9 @@ class Plan:
         return self.rows.tile * self.vectors + self.vectors + 1
 
     @property
-    def body(self) -> int:
-        """Vector operations of the unrolled body."""
-        return self.k_unroll * self.window_points * self.rows.tile * self.vectors
+    def steps(self) -> int:
+        """Steps of the reduction in the unrolled body."""
+        return self.k_unroll * self.window_points
 
     @classmethod
     def of(
@@ -144,17 +178,21 @@ def layouts(program: Program, side: Side) -> tuple[str, ...]:
 
 
 def contraction_space(
-    program: Program, found: Contraction, sides: Mapping[str, Side], target: Target
+    program: Program,
+    found: Contraction,
+    sides: Mapping[str, Side],
+    target: Target,
+    unit: Unit = VECTORS,
 ) -> Space:
     """Every decision of `ContractionSchedule`."""
     main = max(found.k, key=lambda i: i.extent)
     windows = [i for i in found.k if i is not main]
     knobs: list[Knob] = [
         choice("lanes", _lane_sides(sides)),
-        sizes("vectors", (1, 2, 3, 4, 6)),
-        sizes("rows", ROWS),
+        sizes("vectors", unit.vectors),
+        sizes("rows", unit.rows),
         sizes("k_unroll", (1, 2, 4, 8)),
-        sizes("k_parts", [p for p in PARTS if p <= max(main.extent // 8, 1)]),
+        sizes("k_parts", [p for p in PARTS if p <= (main.extent // 8 if unit.blocks else 1)] or [1]),
         sizes("unroll_windows", range(min(len(windows), 2) + 1)),
         choice("blocks_order", ("m", "n")),
         choice("tiles_order", ("m", "n")),
@@ -169,13 +207,13 @@ def contraction_space(
         ]
     space = Space(
         tuple(knobs),
-        (lambda c: _illegal(c, found, sides, target),),
+        (lambda c: _illegal(c, found, sides, target, unit),),
         canonical=lambda c: _canonical(c, knobs, Plan.of(c, found, sides, target), sides),
     )
     return dataclasses.replace(
         space,
-        seeds=_seeds(space, sides),
-        features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target),
+        seeds=_seeds(space, sides, unit),
+        features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target, unit),
     )
 
 
@@ -209,13 +247,13 @@ def _canonical(
     return same
 
 
-def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
+def _seeds(space: Space, sides: Mapping[str, Side], unit: Unit) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
-    for lanes, rows, vectors in TILES:
+    for lanes, rows, vectors in unit.tiles:
         for packed in ("lanes", "all", "nothing"):
             if packed == "nothing" and not sides[lanes].contiguous:
                 continue
@@ -241,18 +279,16 @@ def _seeds(space: Space, sides: Mapping[str, Side]) -> tuple[Config, ...]:
 
 
 def _features(
-    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target
+    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target, unit: Unit
 ) -> dict[str, float]:
     """Sizes that decide the time: arithmetic with waste, tile, packing, footprints, tasks.
 
-    `estimate` is a roofline guess in seconds on a machine of 3 GHz with two multipliers a core.
+    `estimate` is a roofline guess in seconds on a machine of 3 GHz.
     """
     ks = math.prod(plan.k_extent(i) for i in found.k)
     batch = points(found.batch)
     work = batch * plan.rows.padded * plan.lanes.padded * ks
-    tile = plan.rows.tile * plan.vectors
-    # eight multiply-adds must be in flight; loads of a step share the ports with them
-    rate = min(1.0, tile / 8) * min(1.0, 2 * tile / (plan.vectors + plan.rows.tile + 2))
+    rate = unit.rate(plan)
     if plan.lane_layout == "inline" and not sides[plan.lane_side].contiguous:
         rate /= 6  # every lane is a load of its own
     tasks = batch * plan.rows.blocks * plan.lanes.blocks
@@ -267,23 +303,24 @@ def _features(
             continue
         own = points(side.own_batch) * cut.padded
         own *= math.prod(i.extent for i in side.own_k) if layout == "panel" else 1
+        own *= side.group.size * side.group.terms if side.group else 1
         if layout == "flat":
             own = math.prod(int(e) for e in side.operand.buffer.shape)
         other = plan.lanes if role == "row" else plan.rows
         packed += own * (other.blocks if at == "block" and layout == "panel" else 1)
     lanes_block = plan.lanes.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
     rows_block = plan.rows.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
-    seconds = 2 * work / (target.cores * 3e9 * 4 * plan.vector) / rate / balance
+    seconds = work / (target.cores * 3e9 * unit.products(plan)) / rate / balance
     seconds += packed * 1.2e-9 / target.cores
     log = math.log2
     return {
         "estimate": seconds,
         "log_estimate": log(seconds),
         "waste": work / (batch * plan.rows.points * plan.lanes.points * ks),
-        "tile": tile,
+        "tile": plan.rows.tile * plan.vectors,
         "rate": rate,
         "registers": plan.registers,
-        "body": log(plan.body),
+        "body": log(plan.steps * unit.instructions(plan)),
         "packed": log(packed + 1),
         "tasks": log(tasks),
         "balance": balance,
@@ -314,13 +351,19 @@ def _lane_sides(sides: Mapping[str, Side]) -> tuple[str, ...]:
 
 
 def _illegal(
-    config: Mapping[str, Value], found: Contraction, sides: Mapping[str, Side], target: Target
+    config: Mapping[str, Value],
+    found: Contraction,
+    sides: Mapping[str, Side],
+    target: Target,
+    unit: Unit,
 ) -> str | None:
     plan = Plan.of(config, found, sides, target)
-    if plan.registers > target.vector_registers:
-        return f"tile needs {plan.registers} vector registers, has {target.vector_registers}"
-    if plan.body > target.max_unroll:
-        return f"unrolled body has {plan.body} operations, limit {target.max_unroll}"
+    crowded = unit.crowded(plan, target)
+    if crowded is not None:
+        return crowded
+    body = plan.steps * unit.instructions(plan)
+    if body > target.max_unroll:
+        return f"unrolled body has {body} operations, limit {target.max_unroll}"
     if plan.lane_layout == "inline" and not plan.lanes.exact:
         return "lanes read in place need tiles that divide"
     if plan.padded_k and "inline" in (plan.row_layout, plan.lane_layout):
@@ -333,6 +376,6 @@ def _illegal(
             cuts = cut.blocks * cut.block
             if any(i in inner and i.extent != cuts for i in sides[side].iterators[:1]):
                 return "a group is no whole number of the output's blocks"
-    if plan.rows.tile >= 2 * max(plan.rows.points, 1):
+    if plan.rows.tile > unit.rows[0] and plan.rows.tile >= 2 * max(plan.rows.points, 1):
         return "tile is twice as tall as the rows"
     return None

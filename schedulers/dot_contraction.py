@@ -23,7 +23,7 @@ from tvm.ir.expr import TensorLoad
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, Operand, contraction, points, slides
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.contraction import ContractionSchedule
+from flextensor.schedulers.contraction import At, ContractionSchedule
 from flextensor.schedulers.contraction_space import Plan
 from flextensor.schedulers.expression import linear, split_variable
 from flextensor.schedulers.layouts import Element, Group, Side
@@ -86,11 +86,8 @@ class DotContractionSchedule(ContractionSchedule):
             for name, side in super()._sides(program).items()
         }
 
-    def _product(self, lane: Any, row: Any) -> Any:
-        if self.dtype == "bfloat16":
-            lane, row = (tirx.reinterpret(self.dtype, value) for value in (lane, row))
-        sums = SUMS[self.dtype]
-        return lane.astype(sums) * row.astype(sums)
+    def _product(self, lane: At, row: At, k: dict[Any, Any]) -> Any:
+        return product(self.dtype, lane(k), row(k))
 
     def _sums(self, plan: Plan, z: Any, rows: Element, lanes: Element) -> Callable[..., Any]:
         """The accumulators, less 128 times the sums of what they were multiplied with."""
@@ -147,6 +144,13 @@ class DotContractionSchedule(ContractionSchedule):
             sch.annotate(sch.get_loops(block)[0], "pragma_import_llvm", DEFINE_BFLOAT16)
 
 
+def product(dtype: str, lane: Any, row: Any) -> Any:
+    """The product of two packed elements of `dtype`, in the dtype of its sums."""
+    if dtype == "bfloat16":
+        lane, row = (tirx.reinterpret(dtype, value) for value in (lane, row))
+    return lane.astype(SUMS[dtype]) * row.astype(SUMS[dtype])
+
+
 def grouped(found: Contraction, size: int) -> tuple[Contraction, Group]:
     """The contraction with one iterator of its reduction in groups of `size`, and its casts gone.
 
@@ -166,7 +170,8 @@ def grouped(found: Contraction, size: int) -> tuple[Contraction, Group]:
     group = Group(whole, tirx.Var(f"{old.var.name}_g", old.var.ty), size, old.extent)
 
     def regrouped(operand: Operand) -> Operand:
-        value = split_variable(operand.value.value, old.var, whole.var, group.var, size)
+        value = operand.value.value if isinstance(operand.value, tirx.Cast) else operand.value
+        value = split_variable(value, old.var, whole.var, group.var, size)
         iterators = tuple(whole if i is old else i for i in operand.iterators)
         if not isinstance(value, TensorLoad):
             return Operand(value, iterators)

@@ -191,8 +191,33 @@ def bfloat16_bits(value: Any) -> Any:
     if isinstance(value, tirx.FloatImm) and value.value == 0:
         return tirx.const(0, "uint16")
     wide = value.astype("float32")
-    bits = tirx.reinterpret("uint32", wide)
+    no_number = tirx.const(0x7FC0, "uint16")
+    return tirx.Select(tirx.isnan(wide), no_number, _rounded(wide))
+
+
+def _rounded(value: Any) -> Any:
+    """The bits of the bfloat16 nearest to a float32, even ones where two are."""
+    bits = tirx.reinterpret("uint32", value)
     even = (bits >> tirx.const(16, "uint32")) & tirx.const(1, "uint32")
     rounded = (bits + tirx.const(0x7FFF, "uint32") + even) >> tirx.const(16, "uint32")
-    no_number = tirx.const(0x7FC0, "uint16")
-    return tirx.Select(tirx.isnan(wide), no_number, rounded.astype("uint16"))
+    return rounded.astype("uint16")
+
+
+def bfloat16_term(value: Any, term: Any, terms: int) -> Any:
+    """The bits of one of the bfloat16 terms that a float32 value is the sum of, as uint16.
+
+    Each is what the ones before it leave, rounded: two hold 16 of the 24 significant bits, three
+    all of them (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype
+    For Higher-Precision Computations, ARITH 2019, section 3).
+
+        x  ->  a = bfloat16(x),  b = bfloat16(x - a),  c = bfloat16(x - a - b)
+    """
+    found, rest = [bfloat16_bits(value)], value
+    while len(found) < terms:
+        high = found[-1].astype("uint32") << tirx.const(16, "uint32")
+        rest = rest - tirx.reinterpret("float32", high)
+        found.append(_rounded(rest))
+    chosen = found[-1]
+    for position in reversed(range(terms - 1)):
+        chosen = tirx.Select(term == position, found[position], chosen)
+    return chosen

@@ -16,13 +16,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
 from flextensor.schedulers.analysis import Operand
-from flextensor.schedulers.expression import Linear, bfloat16_bits, rewrite
+from flextensor.schedulers.expression import Linear, bfloat16_bits, bfloat16_term, rewrite
 from flextensor.schedulers.program import Iterator, Tensors
 from flextensor.targets.rounding import ceil_div, round_up
 
@@ -137,12 +137,55 @@ class Group:
     innermost, the last one filled up with zeros.
 
         P[.., k, i]   ->   P[.., k // size, i, k % size]
+
+    Where `part` elements fill a word of 32 bits, words are packed: `across`, those of neighbours
+    along the side lie together, else those of a group. A value that is stored in several terms,
+    of which it is the sum, has them before.
+
+        P[.., k, i]   ->   P[.., k // size, term, k % size // part, i]      across
+        P[.., k, i]   ->   P[.., k // size, term, i, k % size // part]
     """
 
     whole: Iterator
     var: Any
     size: int
     extent: int
+    part: int = 0
+    """0: elements are packed, and not words."""
+    across: bool = False
+    term: Any = None
+    """The variable of the term, where there are several."""
+    terms: int = 1
+
+    def place(self, tile: int) -> list[int]:
+        """Extents of the last dimensions, of `tile` neighbours along the side."""
+        if not self.part:
+            return [tile, self.size]
+        words = self.size // self.part
+        terms = [self.terms] if self.terms > 1 else []
+        return [*terms, words, tile] if self.across else [*terms, tile, words]
+
+    def indices(self, i: Any, k: Mapping[Any, Any]) -> list[Any]:
+        """Indices of those dimensions, of element i at given values of `term` and `var`."""
+        if not self.part:
+            return [i, k[self.var]]
+        word = k[self.var] // self.part
+        return [
+            *([k[self.term]] if self.terms > 1 else []),
+            *((word, i) if self.across else (i, word)),
+        ]
+
+    def element(self, place: Sequence[Any]) -> Any:
+        """The neighbour along the side, of such indices."""
+        return place[-1] if self.across else place[-2]
+
+    def members(self, place: Sequence[Any]) -> list[dict[Any, Any]]:
+        """Values of `term` and `var` of what is stored there, lowest bits first."""
+        if not self.part:
+            return [{self.var: place[-1]}]
+        word = place[-2] if self.across else place[-1]
+        term = {self.term: place[0]} if self.terms > 1 else {}
+        return [term | {self.var: word * self.part + e} for e in range(self.part)]
 
     def inside(self, whole: Any, var: Any, groups: int) -> list[Any]:
         """What holds of an element that is no filling, of so many groups."""
@@ -162,7 +205,7 @@ class Side:
     group: Group | None = None
     stored: str = ""
     """What is packed, if another dtype: uint8 for int8, which is 128 more; uint16 for bfloat16,
-    the same bits, for TVM lets buffers of bfloat16 be of float32."""
+    the same bits, for TVM lets buffers of bfloat16 be of float32; either in words."""
     summed: bool = False
     """Whether what is packed is also summed by itself, and so is packed once."""
 
@@ -224,15 +267,31 @@ class Side:
             return self.extents
         return tuple(i.extent + s.span for i, s in zip(self.iterators, slides, strict=True))
 
-    def _stored(self, value: Any) -> Any:
-        """A value as it is packed."""
+    def _stored(self, value: Any, at: Mapping[Any, Any]) -> Any:
+        """A value as it is packed, of the term that `at` says."""
         if self.stored == "uint8":
             return tirx.Cast("uint8", value) + tirx.const(128, "uint8")
-        return bfloat16_bits(value) if self.stored == "uint16" else value
+        if self.stored != "uint16":
+            return value
+        if self.group and self.group.terms > 1:
+            return bfloat16_term(value, at[self.group.term], self.group.terms)
+        return bfloat16_bits(value)
 
-    def _within(self, k: dict[Any, Any]) -> list[Any]:
-        """The last index of what is packed in groups."""
-        return [k[self.group.var]] if self.group else []
+    def _packed(self, place: Sequence[Any], value: Callable[[dict[Any, Any]], Any]) -> Any:
+        """What is stored at the last indices, of the values at those of the group."""
+        if not self.group:
+            return value({})
+        found = [value(member) for member in self.group.members(place)]
+        return found[0] if not self.group.part else word(found)
+
+    def _read(self, tensor: Any, first: Sequence[Any], i: Any, k: dict[Any, Any]) -> Any:
+        """The element i of what is packed, at the first indices and values of the reduction."""
+        if not self.group:
+            return tensor(*first, i)
+        stored = tensor(*first, *self.group.indices(i, k))
+        if not self.group.part:
+            return stored
+        return in_word(stored, k[self.group.var] % self.group.part, self.stored)
 
     def bind(
         self, batch: Sequence[Any], values: Sequence[Any], k: dict[Any, Any]
@@ -260,37 +319,40 @@ class Side:
         guard_first = cut.extents and cut.blocks * cut.block * cut.rest != cut.points
         overfull = cut.tiles * cut.tile != cut.block * cut.rest
 
-        group, last = self.group, len(own_batch) + 3 + len(own_k)
+        group, first = self.group, len(own_batch) + 2 + len(own_k)
 
         def body(*at: Any) -> Any:
-            batch, (o, t, *k, i), e = at[: len(own_batch)], at[len(own_batch) : last], at[last:]
-            q = t * cut.tile + i
+            batch, (o, t, *k), place = at[: len(own_batch)], at[len(own_batch) : first], at[first:]
+            q = t * cut.tile + (group.element(place) if group else place[0])
             values = cut.coordinates(o, q)
             bound = {b.var: v for b, v in zip(own_batch, batch, strict=True)}
             bound |= {s.var: v for s, v in zip(self.iterators, values, strict=True)}
             bound |= {r.var: v for r, v in zip(own_k, k, strict=True)}
-            if group:
-                bound[group.var] = e[0]
             inside = []
             if cut.extents and (guard_first or overfull):
                 inside.append(values[0] < cut.extents[0])
             if overfull and cut.rest > 1:
                 inside.append(q < cut.block * cut.rest)
-            for r, v, extent in zip(own_k, k, k_extents, strict=True):
-                if group and r is group.whole:
-                    inside += group.inside(v, e[0], extent)
-                elif extent != r.extent:
-                    inside.append(v < r.extent)
-            value = rewrite(self.operand.value, bound, tensors.load)
-            return guarded(inside, self._stored(value))
 
-        shape = [i.extent for i in own_batch] + [cut.blocks, cut.tiles, *k_extents, cut.tile]
-        shape += [group.size] if group else []
+            def value(member: dict[Any, Any]) -> Any:
+                here, within = bound | member, list(inside)
+                for r, v, extent in zip(own_k, k, k_extents, strict=True):
+                    if group and r is group.whole:
+                        within += group.inside(v, here[group.var], extent)
+                    elif extent != r.extent:
+                        within.append(v < r.extent)
+                read = rewrite(self.operand.value, here, tensors.load)
+                return guarded(within, self._stored(read, here))
+
+            return self._packed(place, value)
+
+        shape = [i.extent for i in own_batch] + [cut.blocks, cut.tiles, *k_extents]
+        shape += group.place(cut.tile) if group else [cut.tile]
         tensor = te.compute(shape, body, name=name)
 
         def element(batch: Sequence[Any], o: Any, t: Any, i: Any, k: dict[Any, Any]) -> Any:
             own = [v for b, v in zip(self.batch, batch, strict=True) if b in own_batch]
-            return tensor(*own, o, t, *(k[r.var] for r in own_k), i, *self._within(k))
+            return self._read(tensor, (*own, o, t, *(k[r.var] for r in own_k)), i, k)
 
         return element
 
@@ -313,43 +375,42 @@ class Side:
             *(i.extent for i in own_batch),
             *(padded_k.get(r.var, r.extent) for r in loose),
             *phases,
-            last + overhang,
-            *([self.group.size] if self.group else []),
+            *(self.group.place(last + overhang) if self.group else [last + overhang]),
         ]
         extents = [int(e) for e in self.operand.buffer.shape]
 
+        group, first = self.group, len(own_batch) + len(loose) + len(phases)
+
         def body(*at: Any) -> Any:
             bound: dict[Any, Any] = {b.var: at[p] for p, b in enumerate(own_batch)}
-            position = len(own_batch)
-            inside = []
-            group, q = self.group, at[-1]
-            if group:
-                q, bound[group.var] = at[-2:]
-            for r in loose:
-                bound[r.var] = at[position]
-                extent = padded_k.get(r.var, r.extent)
-                if group and r is group.whole:
-                    inside += group.inside(at[position], at[-1], extent)
-                elif extent != r.extent:
-                    inside.append(at[position] < r.extent)
-                position += 1
-            indices: list[Any] = []
-            assert self.operand.access is not None
-            steps = unflatten(q, cut.pitches)
+            bound |= {r.var: at[len(own_batch) + p] for p, r in enumerate(loose)}
+            phase, place = list(at[len(own_batch) + len(loose) : first]), at[first:]
+            steps = unflatten(group.element(place) if group else place[0], cut.pitches)
             placed: dict[int, Any] = {}
             for slide, step in zip(slides, steps, strict=True):
                 placed[slide.dimension] = step * slide.stride
                 if slide.stride > 1:
-                    placed[slide.dimension] = placed[slide.dimension] + at[position]
-                    position += 1
-                inside.append(placed[slide.dimension] < extents[slide.dimension])
-            for d, form in enumerate(self.operand.access):
-                if d in placed:
-                    indices.append(placed[d])
-                else:
-                    terms = (c * bound[v] for v, c in form.terms.items())
-                    indices.append(sum(terms, form.constant))
-            return guarded(inside, self._stored(tensors.load(self.operand.buffer, indices)))
+                    placed[slide.dimension] = placed[slide.dimension] + phase.pop(0)
+            inside = [index < extents[d] for d, index in placed.items()]
+
+            def value(member: dict[Any, Any]) -> Any:
+                here, within = bound | member, list(inside)
+                for r in loose:
+                    extent = padded_k.get(r.var, r.extent)
+                    if group and r is group.whole:
+                        within += group.inside(here[r.var], here[group.var], extent)
+                    elif extent != r.extent:
+                        within.append(here[r.var] < r.extent)
+                assert self.operand.access is not None
+                indices = [
+                    placed[d] if d in placed
+                    else sum((c * here[v] for v, c in form.terms.items()), form.constant)
+                    for d, form in enumerate(self.operand.access)
+                ]  # fmt: skip
+                read = tensors.load(self.operand.buffer, indices)
+                return guarded(within, self._stored(read, here))
+
+            return self._packed(place, value)
 
         tensor = te.compute(shape, body, name=name)
 
@@ -362,7 +423,7 @@ class Side:
                 q = q + whole * step
                 if slide.stride > 1:
                     phase.append(part)
-            return tensor(*own, *(k[r.var] for r in loose), *phase, q, *self._within(k))
+            return self._read(tensor, (*own, *(k[r.var] for r in loose), *phase), q, k)
 
         return element
 
@@ -381,3 +442,19 @@ def guarded(inside: list[Any], value: Any) -> Any:
     if not inside:
         return value
     return tirx.if_then_else(te.all(*inside), value, tirx.const(0, value.ty.dtype))
+
+
+def word(elements: Sequence[Any]) -> Any:
+    """A word of 32 bits of elements that fill it, the first one lowest."""
+    bits = 32 // len(elements)
+    found = tirx.const(0, "uint32")
+    for position, element in enumerate(elements):
+        whole = tirx.reinterpret(f"uint{bits}", element).astype("uint32")
+        found = found | (whole << tirx.const(bits * position, "uint32"))
+    return found
+
+
+def in_word(stored: Any, position: Any, dtype: str) -> Any:
+    """An element of a word: int8, or the uint16 that a bfloat16 is stored as."""
+    bits = 8 if dtype == "int8" else 16
+    return (stored >> (position * bits).astype("uint32")).astype(dtype)

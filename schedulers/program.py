@@ -17,6 +17,7 @@ from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
+from flextensor.operators.workload import TERMS
 from flextensor.schedulers import prepack
 from flextensor.schedulers.expression import loads, rewrite, walk
 
@@ -70,6 +71,8 @@ class Program:
     stages: tuple[Stage, ...]
     constants: frozenset[Any] = frozenset()
     """Inputs that never change, so that whatever is computed from them alone costs nothing."""
+    terms: int = 1
+    """Terms of bfloat16 whose sum may stand for a float32 value that is multiplied."""
 
     def producer(self, buffer: Any) -> Stage | None:
         """The stage that writes `buffer`; None for an input."""
@@ -161,7 +164,12 @@ def read(func: Any) -> Program | None:
     if len(outputs) != 1 or not stages:
         return None
     constants = frozenset(func.params[p] for p in prepack.constants(func))
-    return Program(tuple(inputs), outputs[0], tuple(_unique_names(stages)), constants)
+    return Program(tuple(inputs), outputs[0], tuple(_unique_names(stages)), constants, _terms(func))
+
+
+def _terms(func: Any) -> int:
+    attributes = func.attrs or {}
+    return int(attributes[TERMS]) if TERMS in attributes else 1
 
 
 def _unique_names(stages: list[Stage]) -> list[Stage]:

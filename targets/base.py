@@ -142,10 +142,16 @@ class Target(ABC):
         without such an instruction."""
         return 0
 
+    def tile_depth(self, dtype: str) -> int:
+        """Products of `dtype` that an instruction on tile registers sums for each of 16 x 16 sums;
+        0 without such registers."""
+        return 0
+
     def bound(self, dtype: str) -> str:
         """The dtype whose peak bounds kernels of `dtype`: its own where something multiplies it
         faster, else float32."""
-        return dtype if self.matrix_tile(dtype) or self.dot_group(dtype) else "float32"
+        faster = self.matrix_tile(dtype), self.tile_depth(dtype), self.dot_group(dtype)
+        return dtype if any(faster) else "float32"
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flextensor.errors import DeviceError, InputError
-from flextensor.targets import dot_products, host
+from flextensor.targets import dot_products, host, tiles
 from flextensor.targets.base import Target
 from flextensor.targets.runtime import TVMRuntime
 
@@ -60,6 +60,11 @@ class LLVM(Target):
         """4 of int8 with AVX512-VNNI, 2 of bfloat16 with AVX512-BF16."""
         feature, group = dot_products.NEEDS.get(dtype, ("", 0))
         return group if feature in self.features else 0
+
+    def tile_depth(self, dtype: str) -> int:
+        """64 of int8, 32 of bfloat16, with AMX."""
+        unit = tiles.UNITS.get(dtype)
+        return unit.depth if unit and unit.feature in self.features else 0
 
     @property
     def device(self) -> str:

@@ -1,0 +1,218 @@
+"""Contractions in tile registers: matrices of 16 x 16 sums that one instruction adds to.
+
+    acc[rows, vectors] += row[rows] * lane[vectors]                    one product a lane
+    acc[16 R, 16 V]    += rows[16 R, 64] * lanes[64, 16 V]             in R x V tiles, of int8
+
+All else is `flextensor.schedulers.contraction`. Both operands are packed, so that 64 bytes along
+the reduction lie together: of int8 64 elements, of bfloat16 32.
+
+    rows    P[.., k // 64, i, k % 64 // 4]             words of four neighbours along k
+    lanes   P[.., k // 64, k % 64 // 4, i]
+
+float32, where a formulation allows it (`flextensor.operators.workload.TERMS`), is packed as terms of
+bfloat16, whose products are summed beside each other:
+
+    a * b  ->  a0 * b0 + a0 * b1 + a1 * b0            a = a0 + a1 + rest, b = b0 + b1 + rest
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm import te, tirx
+from tvm.s_tir import SBlock, SBlockRealize
+
+from flextensor.schedulers import loops, tile_intrinsics
+from flextensor.schedulers.analysis import Contraction, contraction, points
+from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.contraction import At, ContractionSchedule
+from flextensor.schedulers.contraction_space import Plan, Unit
+from flextensor.schedulers.dot_contraction import SUMS, grouped, narrow, product
+from flextensor.schedulers.layouts import Side
+from flextensor.schedulers.program import Program, Stage
+from flextensor.targets import tiles
+from flextensor.targets.base import Target
+
+@dataclasses.dataclass(frozen=True)
+class TileUnit(Unit):
+    """Tile registers, of which a register tile has rows / 16 x vectors of sums."""
+
+    rows: tuple[int, ...] = (16, 32, 48)
+    vectors: tuple[int, ...] = (1, 2, 3)
+    tiles: tuple[tuple[str, int, int], ...] = (
+        ("n", 32, 2), ("m", 32, 2), ("n", 16, 3), ("m", 16, 3), ("n", 48, 1), ("m", 48, 1),
+        ("n", 16, 2), ("m", 16, 2), ("n", 32, 1), ("m", 32, 1), ("n", 16, 1), ("m", 16, 1),
+    )  # fmt: skip
+    blocks: bool = False
+    pairs: int = 1
+    """Products of terms that are summed for one product."""
+
+    def crowded(self, plan: Plan, target: Target) -> str | None:
+        """Sums, and what one step loads, have a register each."""
+        rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
+        needed = rows * lanes + rows + lanes
+        if needed > tiles.REGISTERS:
+            return f"tile needs {needed} tile registers, has {tiles.REGISTERS}"
+        return None
+
+    def instructions(self, plan: Plan) -> int:
+        """Multiplications and loads."""
+        rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
+        return (rows * lanes + rows + lanes) * self.pairs
+
+    def rate(self, plan: Plan) -> float:
+        """A load takes half the time of a multiplication, and four of these must be in flight;
+        half of what is left then goes to caches."""
+        rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
+        return min(1.0, rows * lanes / 4) / max(1.0, (rows + lanes) / 2 / (rows * lanes)) / 2
+
+    def products(self, plan: Plan) -> float:
+        """16 x 16 in 16 cycles; a whole group counts as one."""
+        return 16.0 / self.pairs
+
+
+class TileContractionScheduler(Scheduler):
+    """Takes sums of products of int8, bfloat16, or float32 in terms of bfloat16."""
+
+    name = "tile_contraction"
+
+    def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
+        """The stage, on a CPU with tile registers, when both sides have something to fill them."""
+        found = contraction(stage)
+        if found is None or not found.k or target.threads_per_block:
+            return None
+        if min(points(found.m), points(found.n)) < 2:
+            return None
+        dtype = multiplied(program, found)
+        if not dtype or not target.tile_depth(dtype):
+            return None
+        return TileContractionSchedule(program, found, target)
+
+
+def multiplied(program: Program, found: Contraction) -> str:
+    """The dtype of the products; '' where tiles have none for it."""
+    if program.terms > 1 and str(found.stage.buffer.dtype) == "float32":
+        read = {str(operand.value.ty) for operand in (found.a, found.b)}
+        return "bfloat16" if read == {"float32"} and not narrow(found) else ""
+    return narrow(found)
+
+
+class TileContractionSchedule(ContractionSchedule):
+    """One contraction of a program in tile registers."""
+
+    order = (0, 2, 1, 3)
+
+    def __init__(self, program: Program, found: Contraction, target: Target) -> None:
+        self.dtype = multiplied(program, found)
+        self.terms = 1 if narrow(found) else program.terms
+        self.pairs = self.terms * (self.terms + 1) // 2
+        self.term = tirx.Var("term", "int32")
+        super().__init__(program, found, target)
+
+    def _sides(self, program: Program) -> dict[str, Side]:
+        self.found, group = grouped(self.found, self.target.tile_depth(self.dtype))
+        part = tiles.UNITS[self.dtype].part
+        group = dataclasses.replace(group, part=part, terms=self.terms, term=self.term)
+        stored = "uint16" if self.dtype == "bfloat16" else "int8"
+        return {
+            name: dataclasses.replace(side, group=group, stored=stored)
+            for name, side in super()._sides(program).items()
+        }
+
+    def _unit(self) -> Unit:
+        return TileUnit(pairs=self.pairs)
+
+    def _packed(self, side: Side, role: str) -> Side:
+        """Of lanes, words of neighbours lie together; of rows, those of a group."""
+        assert side.group is not None
+        across = dataclasses.replace(side.group, across=role == "lanes")
+        return dataclasses.replace(side, group=across)
+
+    def _reduction(self, plan: Plan) -> dict[Any, Any]:
+        """The pairs of terms stand between K and the group."""
+        axes = super()._reduction(plan)
+        if self.terms == 1:
+            return axes
+        assert self.group is not None
+        group = axes.pop(self.group.var)
+        pairs = te.reduce_axis((0, self.pairs), name="pair")
+        return axes | {self.term: pairs, self.group.var: group}
+
+    def _product(self, lane: At, row: At, k: dict[Any, Any]) -> Any:
+        if self.terms == 1:
+            return product(self.dtype, lane(k), row(k))
+        terms = pair(k[self.term], self.terms)
+        of_lane, of_row = (k | {self.term: term} for term in terms)
+        return product(self.dtype, lane(of_lane), row(of_row))
+
+    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: Any, k: list[Any]) -> None:
+        """ko, tiles, k..., pairs of terms, then all of a register tile."""
+        rt, ri, lt, li = tile
+        size = plan.rows.tile // tiles.ROWS, plan.vectors
+        order = [rt, lt] if plan.row_tiles_outer else [lt, rt]
+        *k, group = k
+        pairs = [k.pop()] if self.terms > 1 else []
+        ko, _ = self._order(plan, sch, order, k, [*pairs, ri, li, group])
+        for loop in pairs:
+            sch.unroll(loop)
+        sch.annotate(sch.get_loops(acc)[0], TASKS, True)
+        sums = SUMS[self.dtype]
+        stored = sch.cache_write(acc, 0, "local")
+        sch.reverse_compute_at(stored, order[1])
+        first = sch.decompose_reduction(acc, ko)
+        sch.tensorize(sch.get_loops(first)[-2], tile_intrinsics.zero(*size, sums))
+        sch.tensorize(sch.get_loops(stored)[-2], tile_intrinsics.store(*size, sums))
+        sch.tensorize(ri, tile_intrinsics.multiply(*size, self.dtype))
+
+    def finish(self, func: Any) -> Any:
+        """Tile registers are set up before every task, and given back after it.
+
+        for task in parallel: ...   ->   for task in parallel: begin(); ...; end()
+        """
+
+        root = func.body.block
+        nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
+        own = [self._set_up(nest) for nest in nests]
+        body = own[0] if len(own) == 1 else tirx.SeqStmt(own)
+        block = SBlock(
+            root.iter_vars, root.reads, root.writes, root.name_hint, body, root.init,
+            root.alloc_buffers, root.match_buffers, root.annotations,
+        )  # fmt: skip
+        return func.with_body(SBlockRealize([], func.body.predicate, block))
+
+    def _set_up(self, nest: Any) -> Any:
+        if not isinstance(nest, tirx.For) or TASKS not in nest.annotations:
+            return nest
+        notes = {k: v for k, v in nest.annotations.items() if k != TASKS}
+        body = tirx.SeqStmt([_call(tiles.BEGIN), nest.body, _call(tiles.END)])
+        return tirx.For(
+            nest.loop_var, nest.min, nest.extent, nest.kind, body, nest.thread_binding,
+            notes | {"pragma_import_llvm": tiles.DEFINE}, nest.step,
+        )  # fmt: skip
+
+
+TASKS = "flextensor_tiles"
+"""The annotation of the loop whose iterations have tile registers."""
+
+
+def _call(function: str) -> Any:
+    return tirx.Evaluate(tirx.call_extern("int32", function))
+
+
+def pair(position: Any, terms: int) -> tuple[Any, Any]:
+    """The terms of a lane and of a row that are multiplied at a position.
+
+    What is left out is as small as what is left of a value after its last term. Quotients tell
+    TVM that a step reads one term of either.
+
+        terms = 2   (0, 0) (0, 1) (1, 0)
+        terms = 3   (0, 0) (0, 1) (0, 2) (1, 0) (1, 1) (2, 0)
+    """
+    count = terms * (terms + 1) // 2
+    lane, row, start = 0 * position, position, 0
+    for length in range(terms, 1, -1):
+        start += length
+        later = (position + (count - start)) // count
+        lane, row = lane + later, row - later * length
+    return lane, row
