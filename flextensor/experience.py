@@ -143,7 +143,7 @@ def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]
         if workload is None or workload.prepacked:
             continue
         trials = by_formulation(database.trials(row.key, row.target))
-        for formulation in set(trials) & set(workload.formulations):
+        for formulation in filter(workload.has, trials):
             found = space(workload.prim_func(formulation), device)
             own = sorted(
                 (t for t in trials[formulation] if found.has(t.config)), key=lambda t: t.seconds

@@ -29,7 +29,7 @@ from flextensor.measure import Candidate
 from flextensor.model_page import FEWEST
 from flextensor.operators.workload import Workload
 from flextensor.results import header, make, write
-from flextensor.schedulers import space
+from flextensor.schedulers import spaces as spaces_of
 from flextensor.schedulers.space import Point, Space
 from flextensor.targets import Status, Target, Trial, lookup
 
@@ -44,7 +44,7 @@ def check(database: Database, target: Target) -> Iterator[dict[str, Any]]:
         device, workload = target.named(row.target), workload_of(row)
         if device is None or workload is None:
             continue
-        spaces = {name: space(workload.prim_func(name), device) for name in workload.formulations}
+        spaces = spaces_of(workload, device)
         measured = _seconds(database.trials(row.key, row.target), spaces)
         if len(measured) < FEWEST:
             continue

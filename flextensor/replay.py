@@ -24,7 +24,6 @@ explorers, uniform draws without a model among them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor.answers import Answers
 from flextensor.database import Database
-from flextensor.errors import InputError, UnsupportedError
+from flextensor.errors import InputError
 from flextensor.measure import Candidate, OnTrial, ignore
 from flextensor.ranking import spearman
 from flextensor.schedulers.space import Point, Space
@@ -306,6 +305,7 @@ def landscapes_of(path: Path, cases: Sequence[Case], target: Target) -> dict[str
     `InputError` for a case of which the database has too few trials there.
     """
     from flextensor.operators import Workload
+    from flextensor.schedulers import spaces
 
     if not path.exists():
         raise InputError(f"--replay {path}: no such file")
@@ -314,24 +314,13 @@ def landscapes_of(path: Path, cases: Sequence[Case], target: Target) -> dict[str
         for case in cases:
             workload = Workload(case.operator)
             trials = database.trials(workload.key, target.fingerprint)
-            found[case.full_name] = Landscape(_spaces(workload, target), trials)
+            found[case.full_name] = Landscape(spaces(workload, target), trials)
             if not found[case.full_name].tables:
                 raise InputError(
                     f"{path}: {len(trials)} trials of {case.full_name} on {target.device}, and a"
                     f" replay needs {FEWEST} points of a formulation that worked; measure some"
                     f" with flextensor compare --db {path}"
                 )
-    return found
-
-
-def _spaces(workload: Workload, target: Target) -> dict[str, Space]:
-    """The space of every formulation that the target's schedulers take."""
-    from flextensor.schedulers import space
-
-    found = {}
-    for name in workload.formulations:
-        with contextlib.suppress(UnsupportedError):
-            found[name] = space(workload.prim_func(name), target)
     return found
 
 

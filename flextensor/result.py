@@ -108,7 +108,7 @@ def current(known: Mapping[str, Any], workload: Workload, target: Target) -> boo
     from flextensor.schedulers import space
 
     formulation, config = known.get("formulation"), known.get("config")
-    if formulation not in workload.formulations or not isinstance(config, Mapping):
+    if not workload.has(formulation) or not isinstance(config, Mapping):
         return False
     return space(workload.prim_func(str(formulation)), target).has(config)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from flextensor import cost_models, explorers
 from flextensor.cost_models import Example
-from flextensor.errors import IllegalConfigError, UnsupportedError
+from flextensor.errors import IllegalConfigError
 from flextensor.measure import Candidate, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.schedulers.space import Point, Space
@@ -157,22 +157,19 @@ class Lane:
         return [points[i] for i in np.argsort(scores, kind="stable")]
 
 
-def lanes(workload: Workload, target: Target, explorer: str, model: str, seed: int) -> list[Lane]:
-    """A lane for every formulation that the target's schedulers take; the reason when none is."""
-    from flextensor.schedulers import space
+def lanes(
+    workload: Workload,
+    target: Target,
+    explorer: str,
+    model: str,
+    seed: int,
+    tolerance: float = 1e-4,
+) -> list[Lane]:
+    """A lane for every formulation of `flextensor.schedulers.spaces`."""
+    from flextensor.schedulers import spaces
 
-    made: list[Lane] = []
-    reasons: list[UnsupportedError] = []
-    for name in workload.formulations:
-        try:
-            found = space(workload.prim_func(name), target)
-        except UnsupportedError as error:
-            reasons.append(error)
-        else:
-            made.append(Lane(name, found, explorer, model, seed))
-    if not made:
-        raise reasons[0]
-    return made
+    found = spaces(workload, target, tolerance)
+    return [Lane(name, own, explorer, model, seed) for name, own in found.items()]
 
 
 Report = Callable[[str], None]

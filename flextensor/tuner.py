@@ -222,7 +222,7 @@ class Tuning:
         known: list[Trial] = []
         if not fresh:
             known = self.database.trials(self.workload.key, self.target.fingerprint)
-        made = lanes(self.workload, self.target, explorer, cost_model, seed)
+        made = lanes(self.workload, self.target, explorer, cost_model, seed, self.tolerance)
         for lane in made:
             own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
             lane.learn(own)
@@ -245,7 +245,7 @@ class Tuning:
         """Let the model of a lane learn from another shape."""
         from flextensor.schedulers import space
 
-        if lane.name in other.workload.formulations:
+        if other.workload.has(lane.name):
             theirs = space(other.workload.prim_func(lane.name), self.target)
             own = [t for t in other.trials if t.formulation == lane.name and theirs.has(t.config)]
             lane.recall(theirs, own)

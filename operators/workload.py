@@ -24,8 +24,14 @@ ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 CONSTANTS = "flextensor.constants"
 """The attribute of a PrimFunc that has the positions of the inputs that never change."""
 TERMS = "flextensor.terms"
-"""The attribute of a PrimFunc that says of how many terms of bfloat16 the sum may stand for a
-float32 value that is multiplied; see `Workload.formulations`."""
+"""The attribute of a PrimFunc that says how many terms of bfloat16 may stand for a float32 value
+that is multiplied; see `Workload.in_terms`."""
+IN_TWO_TERMS = "_bf16x2"
+"""What names of formulations in two terms end with; oneMKL's name of such products."""
+TWO_TERMS = 2e-5
+"""The least tolerance, relative to the largest output, that two terms keep: they hold 16 of 24
+significant bits, and what they leave out of each product, up to 2**-16 of it, is some 5e-6 of the
+largest of random sums."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +94,42 @@ class Workload:
         """Names of the operator's formulations; the first is the plain one."""
         return tuple(self.operator.formulations())
 
+    def in_terms(self, tolerance: float) -> tuple[str, ...]:
+        """Names of the formulations in float32 whose products may be taken of terms of bfloat16,
+        if a relative `tolerance` of the output allows it.
+
+        Each computes as the one that it is named after, on hardware that multiplies bfloat16 much
+        faster (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For
+        Higher-Precision Computations, ARITH 2019). Infinite inputs give NaN.
+
+            a * b  ->  a0 * b0 + a0 * b1 + a1 * b0       a0 = bfloat16(a), a1 = bfloat16(a - a0)
+        """
+        if {b.dtype for b in self.buffers} != {"float32"} or tolerance < TWO_TERMS:
+            return ()
+        # Winograd's transforms would magnify what is left out, those of F(4, 3) some 25 times
+        plain = (name for name in self.formulations if not name.startswith("winograd"))
+        return tuple(f"{name}{IN_TWO_TERMS}" for name in plain)
+
+    def has(self, formulation: object) -> bool:
+        """Whether there is a formulation of that name."""
+        return (
+            isinstance(formulation, str)
+            and formulation.removesuffix(IN_TWO_TERMS) in self.formulations
+        )
+
     def prim_func(self, formulation: str = "direct") -> Any:
         """The unscheduled `tvm.tirx.PrimFunc` of one formulation; its attribute `CONSTANTS` has
-        the positions of what may be packed ahead."""
+        the positions of what may be packed ahead, `TERMS` the terms of a value."""
         from tvm import te
 
-        if formulation not in self.formulations:
+        if not self.has(formulation):
             raise unknown(f"formulation of {self.operator.name}", formulation, self.formulations)
         if formulation not in self._programs:
-            tensors = self.operator.formulations()[formulation]()
-            func = te.create_prim_func(tensors)
+            name = formulation.removesuffix(IN_TWO_TERMS)
+            func = te.create_prim_func(self.operator.formulations()[name]())
             if self.prepacked:
                 func = func.with_attr(CONSTANTS, list(self.constants))
-            self._programs[formulation] = func
+            self._programs[formulation] = func if name == formulation else func.with_attr(TERMS, 2)
         return self._programs[formulation]
 
     @cached_property

@@ -21,6 +21,8 @@ class StageSchedule(ABC):
 
     stage: Stage
     space: Space
+    terms: int = 1
+    """Terms of bfloat16 whose sum stands for a value that is multiplied."""
     fuses: ClassVar[bool] = False
     """Whether `write` can fuse elementwise consumers into the last stage."""
 

@@ -82,6 +82,8 @@ class Composition:
                     done.add(consumer.name)
                     final = consumer
             parts.append((part, final))
+        if program.terms > 1 and all(part.terms == 1 for part, _ in parts):
+            raise UnsupportedError(f"{target.device} multiplies nothing here in terms of bfloat16")
         return cls(func, program, tuple(parts), _joint(program, [part for part, _ in parts]))
 
     def schedule(self, config: Mapping[str, Value]) -> Any:

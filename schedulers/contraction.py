@@ -14,7 +14,7 @@ loop nest; what few filters share is `window`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from tvm import te
@@ -126,23 +126,19 @@ class ContractionSchedule(StageSchedule):
         rows = self._element(plan, "rows", tensors)
         lanes = self._element(plan, "lanes", tensors)
         batch = self.found.batch
-        axes = self._reduction(plan)
 
-        def accumulate(*at: Any) -> Any:
+        def product(at: Sequence[Any], k: dict[Any, Any]) -> Any:
             b, (ro, lo, *tile) = at[: len(batch)], at[len(batch) :]
             rt, ri, lt, li = (tile[self.order.index(p)] for p in range(4))
-            product = self._product(
-                lambda k: lanes(b, lo, lt, li, k),
-                lambda k: rows(b, ro, rt, ri, k),
-                {var: axis.var for var, axis in axes.items()},
+            return self._product(
+                lambda k: lanes(b, lo, lt, li, k), lambda k: rows(b, ro, rt, ri, k), k
             )
-            return te.sum(product, axis=list(axes.values()))
 
         r, v = plan.rows, plan.lanes
         shape = [i.extent for i in batch]
         tile = (r.tiles, r.tile, v.tiles, v.tile)
         shape += [r.blocks, v.blocks, *(tile[p] for p in self.order)]
-        z = self._sums(plan, te.compute(shape, accumulate, name=f"{name}_acc"), rows, lanes)
+        z = self._sums(plan, self._accumulators(plan, shape, product), rows, lanes)
 
         def out(*indices: Any) -> Any:
             at = iterators(self.found.outputs, indices)
@@ -159,6 +155,18 @@ class ContractionSchedule(StageSchedule):
             tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
         else:
             tensors.plain(final, name=f"{name}_out")
+
+    def _accumulators(
+        self, plan: Plan, shape: list[int], product: Callable[[Sequence[Any], dict[Any, Any]], Any]
+    ) -> Any:
+        """The sums of products over the whole reduction, of such a shape."""
+        axes = self._reduction(plan)
+
+        def accumulate(*at: Any) -> Any:
+            k = {var: axis.var for var, axis in axes.items()}
+            return te.sum(product(at, k), axis=list(axes.values()))
+
+        return te.compute(shape, accumulate, name=f"{self.stage.name}_acc")
 
     def _reduction(self, plan: Plan) -> dict[Any, Any]:
         """The axes of the sum by variable: those of K in order, then those of a group."""
@@ -205,7 +213,7 @@ class ContractionSchedule(StageSchedule):
         elif plan.output == "root":
             loops.copy(sch, sch.get_sblock(f"{name}_out"), self.target)
         nest = sch.get_loops(acc)
-        count = len(self.found.batch) + 6 + len(self._reduction(plan))
+        count = len(self.found.batch) + 6 + self._reductions(plan)
         own = nest[-count:]
         batch, own = own[: len(self.found.batch)], own[len(self.found.batch) :]
         (ro, lo, *tile), k = own[:6], own[6:]
@@ -215,6 +223,7 @@ class ContractionSchedule(StageSchedule):
             sch.reorder(*batch, *order, rt, ri, lt, li)
             task = sch.fuse(*batch, *order)
             sch.parallel(task)
+        acc, tile, k = self._inner(plan, sch, acc, [rt, ri, lt, li], k)
         for role, at, layout in (
             ("rows", plan.row_at, plan.row_layout),
             ("lanes", plan.lane_at, plan.lane_layout),
@@ -225,7 +234,17 @@ class ContractionSchedule(StageSchedule):
             if at == "block":
                 sch.compute_at(block, task)
             self._pack(sch, block, role, parallel=at == "root")
-        self._tile(plan, sch, acc, (rt, ri, lt, li), k)
+        self._tile(plan, sch, acc, tile, k)
+
+    def _reductions(self, plan: Plan) -> int:
+        """Reduction loops of the accumulators."""
+        return len(self._reduction(plan))
+
+    def _inner(
+        self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any]
+    ) -> tuple[Any, list[Any], list[Any]]:
+        """The block that multiplies, the loops of its register tile, and those of its reduction."""
+        return acc, tile, k
 
     def _pack(self, sch: Any, block: Any, role: str, *, parallel: bool) -> None:
         """The loops of a packing block."""
@@ -255,7 +274,7 @@ class ContractionSchedule(StageSchedule):
         loops.vectorize_inner(sch, sch.get_loops(out)[1:], self.target)
         return task
 
-    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: Any, k: list[Any]) -> None:
+    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any]) -> None:
         """ko, tiles, k..., then the unrolled register tile."""
         rt, ri, lt, li = tile
         lv, lane = sch.split(li, [None, plan.vector])

@@ -32,8 +32,11 @@ class Unit:
     vectors: tuple[int, ...] = (1, 2, 3, 4, 6)
     tiles: tuple[tuple[str, int, int], ...] = TILES
     """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
-    blocks: bool = True
-    """Whether sums may lie in memory between two blocks of the reduction."""
+    block: int = 8
+    """The shortest block of the reduction."""
+    ahead: bool = False
+    """Whether seeds pack whole operands first, and not what a task needs: elements that take
+    longer to pack than to multiply."""
 
     def crowded(self, plan: Plan, target: Target) -> str | None:
         """Why a register tile does not fit; None when it does."""
@@ -166,13 +169,15 @@ def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
 
 
 def layouts(program: Program, side: Side) -> tuple[str, ...]:
-    """The layouts that fit a side; a buffer whose producer would be inlined is never `inline`."""
+    """The layouts that fit a side; a buffer whose producer would be inlined is never `inline`,
+    and words in which no window slides are never `flat`: a tile's rows would lie far apart."""
     options = []
     if side.operand.access is not None and not side.group:
         producer = program.producer(side.operand.buffer)
         if producer is None or not movable(program, producer):
             options.append("inline")
-    if side.slides is not None:
+    words = side.group is not None and side.group.part > 0
+    if side.slides is not None and (not words or any(s.taps.terms for s in side.slides)):
         options.append("flat")
     return (*options, "panel")
 
@@ -192,7 +197,7 @@ def contraction_space(
         sizes("vectors", unit.vectors),
         sizes("rows", unit.rows),
         sizes("k_unroll", (1, 2, 4, 8)),
-        sizes("k_parts", [p for p in PARTS if p <= (main.extent // 8 if unit.blocks else 1)] or [1]),
+        sizes("k_parts", [p for p in PARTS if p <= max(main.extent // unit.block, 1)]),
         sizes("unroll_windows", range(min(len(windows), 2) + 1)),
         choice("blocks_order", ("m", "n")),
         choice("tiles_order", ("m", "n")),
@@ -250,7 +255,7 @@ def _canonical(
 def _seeds(space: Space, sides: Mapping[str, Side], unit: Unit) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
-    ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed}
+    ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in unit.tiles:

@@ -203,21 +203,12 @@ def _rounded(value: Any) -> Any:
     return rounded.astype("uint16")
 
 
-def bfloat16_term(value: Any, term: Any, terms: int) -> Any:
-    """The bits of one of the bfloat16 terms that a float32 value is the sum of, as uint16.
+def bfloat16_term(value: Any, term: Any) -> Any:
+    """The bits of the first or the second of two bfloat16 terms, whose sum holds 16 of the 24
+    significant bits of a float32 value, as uint16.
 
-    Each is what the ones before it leave, rounded: two hold 16 of the 24 significant bits, three
-    all of them (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype
-    For Higher-Precision Computations, ARITH 2019, section 3).
-
-        x  ->  a = bfloat16(x),  b = bfloat16(x - a),  c = bfloat16(x - a - b)
+        x  ->  a = bfloat16(x),  b = bfloat16(x - a)
     """
-    found, rest = [bfloat16_bits(value)], value
-    while len(found) < terms:
-        high = found[-1].astype("uint32") << tirx.const(16, "uint32")
-        rest = rest - tirx.reinterpret("float32", high)
-        found.append(_rounded(rest))
-    chosen = found[-1]
-    for position in reversed(range(terms - 1)):
-        chosen = tirx.Select(term == position, found[position], chosen)
-    return chosen
+    first = bfloat16_bits(value)
+    whole = tirx.reinterpret("float32", first.astype("uint32") << tirx.const(16, "uint32"))
+    return tirx.Select(term == 0, first, _rounded(value - whole))

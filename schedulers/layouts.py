@@ -274,7 +274,7 @@ class Side:
         if self.stored != "uint16":
             return value
         if self.group and self.group.terms > 1:
-            return bfloat16_term(value, at[self.group.term], self.group.terms)
+            return bfloat16_term(value, at[self.group.term])
         return bfloat16_bits(value)
 
     def _packed(self, place: Sequence[Any], value: Callable[[dict[Any, Any]], Any]) -> Any:

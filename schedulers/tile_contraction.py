@@ -9,10 +9,8 @@ the reduction lie together: of int8 64 elements, of bfloat16 32.
     rows    P[.., k // 64, i, k % 64 // 4]             words of four neighbours along k
     lanes   P[.., k // 64, k % 64 // 4, i]
 
-float32, where a formulation allows it (`flextensor.operators.workload.TERMS`), is packed as terms of
-bfloat16, whose products are summed beside each other:
-
-    a * b  ->  a0 * b0 + a0 * b1 + a1 * b0            a = a0 + a1 + rest, b = b0 + b1 + rest
+float32, where a formulation allows it (`flextensor.operators.workload.Workload.in_terms`), is
+packed as two terms of bfloat16, and three of the four products of terms are summed.
 """
 
 from __future__ import annotations
@@ -44,9 +42,10 @@ class TileUnit(Unit):
         ("n", 32, 2), ("m", 32, 2), ("n", 16, 3), ("m", 16, 3), ("n", 48, 1), ("m", 48, 1),
         ("n", 16, 2), ("m", 16, 2), ("n", 32, 1), ("m", 32, 1), ("n", 16, 1), ("m", 16, 1),
     )  # fmt: skip
-    blocks: bool = False
-    pairs: int = 1
-    """Products of terms that are summed for one product."""
+    block: int = 2
+    ahead: bool = True
+    products_of_terms: int = 1
+    """That are summed for one product."""
 
     def crowded(self, plan: Plan, target: Target) -> str | None:
         """Sums, and what one step loads, have a register each."""
@@ -59,7 +58,7 @@ class TileUnit(Unit):
     def instructions(self, plan: Plan) -> int:
         """Multiplications and loads."""
         rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
-        return (rows * lanes + rows + lanes) * self.pairs
+        return (rows * lanes + rows + lanes) * self.products_of_terms
 
     def rate(self, plan: Plan) -> float:
         """A load takes half the time of a multiplication, and four of these must be in flight;
@@ -69,7 +68,7 @@ class TileUnit(Unit):
 
     def products(self, plan: Plan) -> float:
         """16 x 16 in 16 cycles; a whole group counts as one."""
-        return 16.0 / self.pairs
+        return 16.0 / self.products_of_terms
 
 
 class TileContractionScheduler(Scheduler):
@@ -106,7 +105,7 @@ class TileContractionSchedule(ContractionSchedule):
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         self.dtype = multiplied(program, found)
         self.terms = 1 if narrow(found) else program.terms
-        self.pairs = self.terms * (self.terms + 1) // 2
+        self.pairs = {1: 1, 2: 3}[self.terms]
         self.term = tirx.Var("term", "int32")
         super().__init__(program, found, target)
 
@@ -121,7 +120,7 @@ class TileContractionSchedule(ContractionSchedule):
         }
 
     def _unit(self) -> Unit:
-        return TileUnit(pairs=self.pairs)
+        return TileUnit(products_of_terms=self.pairs)
 
     def _packed(self, side: Side, role: str) -> Side:
         """Of lanes, words of neighbours lie together; of rows, those of a group."""
@@ -142,18 +141,67 @@ class TileContractionSchedule(ContractionSchedule):
     def _product(self, lane: At, row: At, k: dict[Any, Any]) -> Any:
         if self.terms == 1:
             return product(self.dtype, lane(k), row(k))
-        terms = pair(k[self.term], self.terms)
-        of_lane, of_row = (k | {self.term: term} for term in terms)
+        pair = k[self.term]  # (0, 0), (0, 1), (1, 0)
+        of_lane, of_row = (k | {self.term: term} for term in (pair // 2, pair % 2))
         return product(self.dtype, lane(of_lane), row(of_row))
 
-    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: Any, k: list[Any]) -> None:
-        """ko, tiles, k..., pairs of terms, then all of a register tile."""
+    def _accumulators(self, plan: Plan, shape: list[int], product: Any) -> Any:
+        """Blocks of the reduction are summed apart, and then together.
+
+            acc = sum over k    ->    part[block] = sum over k of the block;  acc = sum of parts
+        """
+        if plan.k_blocks == 1:
+            return super()._accumulators(plan, shape, product)
+        axes, main = self._reduction(plan), plan.main.var
+        length = plan.k_length // plan.k_blocks
+        axes[main] = te.reduce_axis((0, length), name="k")
+        at_block = len(self.found.batch) + 2
+
+        def partial(*at: Any) -> Any:
+            place, block = [*at[:at_block], *at[at_block + 1 :]], at[at_block]
+            k = {var: axis.var for var, axis in axes.items()}
+            k[main] = block * length + k[main]
+            return te.sum(product(place, k), axis=list(axes.values()))
+
+        of_part = [*shape[:at_block], plan.k_blocks, *shape[at_block:]]
+        part = te.compute(of_part, partial, name=f"{self.stage.name}_part")
+        blocks = te.reduce_axis((0, plan.k_blocks), name="block")
+        return te.compute(
+            shape,
+            lambda *at: te.sum(part(*at[:at_block], blocks, *at[at_block:]), axis=blocks),
+            name=f"{self.stage.name}_acc",
+        )
+
+    def _reductions(self, plan: Plan) -> int:
+        return 1 if plan.k_blocks > 1 else super()._reductions(plan)
+
+    def _inner(
+        self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any]
+    ) -> tuple[Any, list[Any], list[Any]]:
+        """One block's part of a register tile, which is added to the sums before the next one."""
+        if plan.k_blocks == 1:
+            return super()._inner(plan, sch, acc, tile, k)
+        (rt, ri, lt, li), (block,) = tile, k
+        part = sch.get_sblock(f"{self.stage.name}_part")
+        tiles_ = [rt, lt] if plan.row_tiles_outer else [lt, rt]
+        sch.reorder(block, *tiles_, ri, li)
+        sch.compute_at(part, tiles_[1], preserve_unit_loops=True)
+        loops.vectorize_inner(sch, [li], self.target)
+        first = sch.decompose_reduction(acc, block)
+        loops.vectorize_inner(sch, sch.get_loops(first), self.target)
+        count = 4 + len(self._reduction(plan))
+        own = sch.get_loops(part)[-count:]
+        return part, [own[:4][self.order.index(p)] for p in range(4)], own[4:]
+
+    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any]) -> None:
+        """tiles, k..., pairs of terms, then all of a register tile."""
         rt, ri, lt, li = tile
         size = plan.rows.tile // tiles.ROWS, plan.vectors
         order = [rt, lt] if plan.row_tiles_outer else [lt, rt]
         *k, group = k
         pairs = [k.pop()] if self.terms > 1 else []
-        ko, _ = self._order(plan, sch, order, k, [*pairs, ri, li, group])
+        whole = dataclasses.replace(plan, k_blocks=1)
+        ko, _ = self._order(whole, sch, order, k, [*pairs, ri, li, group])
         for loop in pairs:
             sch.unroll(loop)
         sch.annotate(sch.get_loops(acc)[0], TASKS, True)
@@ -198,21 +246,3 @@ TASKS = "flextensor_tiles"
 
 def _call(function: str) -> Any:
     return tirx.Evaluate(tirx.call_extern("int32", function))
-
-
-def pair(position: Any, terms: int) -> tuple[Any, Any]:
-    """The terms of a lane and of a row that are multiplied at a position.
-
-    What is left out is as small as what is left of a value after its last term. Quotients tell
-    TVM that a step reads one term of either.
-
-        terms = 2   (0, 0) (0, 1) (1, 0)
-        terms = 3   (0, 0) (0, 1) (0, 2) (1, 0) (1, 1) (2, 0)
-    """
-    count = terms * (terms + 1) // 2
-    lane, row, start = 0 * position, position, 0
-    for length in range(terms, 1, -1):
-        start += length
-        later = (position + (count - start)) // count
-        lane, row = lane + later, row - later * length
-    return lane, row
