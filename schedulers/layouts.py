@@ -449,7 +449,7 @@ def word(elements: Sequence[Any]) -> Any:
     bits = 32 // len(elements)
     found = tirx.const(0, "uint32")
     for position, element in enumerate(elements):
-        whole = tirx.reinterpret(f"uint{bits}", element).astype("uint32")
+        whole = element.astype(f"uint{bits}").astype("uint32")
         found = found | (whole << tirx.const(bits * position, "uint32"))
     return found
 

@@ -32,6 +32,11 @@ from flextensor.schedulers.program import Program, Stage
 from flextensor.targets import tiles
 from flextensor.targets.base import Target
 
+LEAST_FILLED = 0.2
+"""The least share of the groups along the reduction that must be elements: tiles are some five
+times as fast as vectors."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TileUnit(Unit):
     """Tile registers, of which a register tile has rows / 16 x vectors of sums."""
@@ -77,7 +82,7 @@ class TileContractionScheduler(Scheduler):
     name = "tile_contraction"
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
-        """The stage, on a CPU with tile registers, when both sides have something to fill them."""
+        """The stage, on a CPU with tile registers, when both sides and the reduction fill them."""
         found = contraction(stage)
         if found is None or not found.k or target.threads_per_block:
             return None
@@ -85,6 +90,9 @@ class TileContractionScheduler(Scheduler):
             return None
         dtype = multiplied(program, found)
         if not dtype or not target.tile_depth(dtype):
+            return None
+        _, group = grouped(found, target.tile_depth(dtype))
+        if LEAST_FILLED * group.whole.extent * group.size > group.extent:
             return None
         return TileContractionSchedule(program, found, target)
 
@@ -148,7 +156,7 @@ class TileContractionSchedule(ContractionSchedule):
     def _accumulators(self, plan: Plan, shape: list[int], product: Any) -> Any:
         """Blocks of the reduction are summed apart, and then together.
 
-            acc = sum over k    ->    part[block] = sum over k of the block;  acc = sum of parts
+        acc = sum over k    ->    part[block] = sum over k of the block;  acc = sum of parts
         """
         if plan.k_blocks == 1:
             return super()._accumulators(plan, shape, product)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flextensor.targets import dot_products, host, remote
+from flextensor.targets import dot_products, host, remote, tiles
 from flextensor.targets.base import Target
 
 BANDWIDTH = "bandwidth"
@@ -110,6 +110,8 @@ def measure(target: Target, what: str) -> float:
 def _measure_flops(target: Target, dtype: str) -> float:
     import numpy as np
 
+    if depth := target.tile_depth(dtype):
+        return _measure_tiles(target, dtype, depth)
     if group := target.dot_group(dtype):
         return _measure_dots(target, dtype, group)
     lanes = target.lanes(dtype)
@@ -127,6 +129,15 @@ def _measure_dots(target: Target, dtype: str, group: int) -> float:
     out = np.zeros(shape, "int32" if dtype == "int8" else "float32")
     module = dot_products.chains(dtype, target.cores, CHAINS, STEPS)
     return 2 * group * STEPS * math.prod(shape) / _best_seconds(target, module, x, out)
+
+
+def _measure_tiles(target: Target, dtype: str, depth: int) -> float:
+    import numpy as np
+
+    x = np.zeros((tiles.ROWS, tiles.ROWS), "uint32")
+    out = np.zeros((target.cores, *x.shape), "int32" if dtype == "int8" else "float32")
+    module, steps = tiles.products(dtype, target.cores, STEPS // 8), 4 * STEPS // 8
+    return 2 * depth * steps * out.size / _best_seconds(target, module, x, out)
 
 
 def _measure_bandwidth(target: Target) -> float:

@@ -9,6 +9,7 @@ Intel, Architecture Instruction Set Extensions Programming Reference, chapter 3.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 ROWS = 16
 """Rows of a tile, and 32-bit sums in a row of one."""
@@ -66,3 +67,56 @@ define i32 @{END}() {{
 """
 """What a kernel imports that has tiles. A thread calls `BEGIN` before it has any, and `END` after
 it. Linux lets a process have them that asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)."""
+
+
+def products(dtype: str, cores: int, steps: int) -> Any:
+    """An IRModule that keeps the multipliers of a dtype busy: on every core, `steps` times, four
+    tiles of sums of the products of tiles 4 and 5 with tiles 6 and 7, which have x.
+
+    x is (16, 16) words; out is (cores, 16, 16), of the sums in tile 0.
+    """
+    import tvm
+    from tvm.script import tirx as T
+
+    multiply, sums = UNITS[dtype].multiply, "int32" if dtype == "int8" else "float32"
+
+    @T.prim_func(s_tir=True)
+    def main(x: T.handle, out: T.handle) -> None:
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        X = T.match_buffer(x, (ROWS, ROWS), "uint32")
+        OUT = T.match_buffer(out, (cores, ROWS, ROWS), sums)
+        for core in T.parallel(cores, annotations={"pragma_import_llvm": DEFINE}):
+            T.evaluate(T.call_extern("int32", BEGIN))
+            for tile in T.unroll(4):
+                T.evaluate(
+                    T.call_llvm_intrin(
+                        T.llvm_lookup_intrinsic_id("llvm.x86.tilezero"),
+                        T.Cast("int8", tile), dtype="void",
+                    )
+                )  # fmt: skip
+                T.evaluate(
+                    T.call_llvm_intrin(
+                        T.llvm_lookup_intrinsic_id("llvm.x86.tileloadd64"),
+                        T.Cast("int8", tile + 4), X.access_ptr("r"), T.Cast("int64", ROW_BYTES),
+                        dtype="void",
+                    )
+                )  # fmt: skip
+            for _ in range(steps):
+                for tile in T.unroll(4):
+                    T.evaluate(
+                        T.call_llvm_intrin(
+                            T.llvm_lookup_intrinsic_id(multiply),
+                            T.Cast("int8", tile), T.Cast("int8", 4 + tile // 2),
+                            T.Cast("int8", 6 + tile % 2), dtype="void",
+                        )
+                    )  # fmt: skip
+            T.evaluate(
+                T.call_llvm_intrin(
+                    T.llvm_lookup_intrinsic_id("llvm.x86.tilestored64"),
+                    T.Cast("int8", 0), OUT.access_ptr("w", offset=core * ROWS * ROWS),
+                    T.Cast("int64", ROW_BYTES), dtype="void",
+                )
+            )  # fmt: skip
+            T.evaluate(T.call_extern("int32", END))
+
+    return tvm.IRModule({"main": main})
