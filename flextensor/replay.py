@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flextensor.operators.suites import Case
-    from flextensor.operators.workload import Workload
 
     Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -72,7 +72,7 @@ class StageSchedule(ABC):
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Schedule the blocks that `write` made, in `sch`, a `tvm.s_tir.Schedule`."""
 
-    def finish(self, func: Any) -> Any:
+    def wrap(self, func: Any) -> Any:
         """The scheduled PrimFunc, with what no transformation of loops could add."""
         return func
 

@@ -106,7 +106,7 @@ class Composition:
             part.arrange(own, sch)
         func = sch.mod["main"]
         for part, _ in self.parts:
-            func = part.finish(func)
+            func = part.wrap(func)
         module = split(func, constants(self.func))
         for (part, _), own in zip(self.parts, configs, strict=True):
             for name, note in part.notes(own).items():

@@ -121,7 +121,8 @@ class ContractionSchedule(StageSchedule):
         return next(d for d, parts in enumerate(self.found.outputs) if iterator in parts)
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
-        """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li] (but for `order`), the output."""
+        """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li] (the last four
+        as `order` says), the output."""
         plan, name = self.plan(config), self.stage.name
         rows = self._element(plan, "rows", tensors)
         lanes = self._element(plan, "lanes", tensors)

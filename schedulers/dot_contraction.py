@@ -26,7 +26,8 @@ from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction import At, ContractionSchedule
 from flextensor.schedulers.contraction_space import Plan
 from flextensor.schedulers.expression import linear, split_variable
-from flextensor.schedulers.layouts import Element, Group, Side
+from flextensor.schedulers.groups import Group
+from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
@@ -38,7 +39,7 @@ SUMS = {"int8": "int32", "bfloat16": "float32"}
 
 
 class DotContractionScheduler(Scheduler):
-    """Takes sums of products of int8 in int32, or of bfloat16 in float32."""
+    """Takes sums of products of int8 in int32, or of bfloat16 in float32, which found no tiles."""
 
     name = "dot_contraction"
 

@@ -221,7 +221,7 @@ class TileContractionSchedule(ContractionSchedule):
         sch.tensorize(sch.get_loops(stored)[-2], tile_intrinsics.store(*size, sums))
         sch.tensorize(ri, tile_intrinsics.multiply(*size, self.dtype))
 
-    def finish(self, func: Any) -> Any:
+    def wrap(self, func: Any) -> Any:
         """Tile registers are set up before every task, and given back after it.
 
         for task in parallel: ...   ->   for task in parallel: begin(); ...; end()

@@ -21,7 +21,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from flextensor.schedulers.dot_contraction import product
-from flextensor.schedulers.layouts import in_word
+from flextensor.schedulers.groups import in_word
 from flextensor.targets.tiles import ROWS, UNITS
 
 ZERO, LOAD, STORE = "llvm.x86.tilezero", "llvm.x86.tileloadd64", "llvm.x86.tilestored64"
