@@ -77,7 +77,15 @@ DOT_CASES = {
     ),
     "dot_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "int8"}, "direct"),
 }
-TARGETS = [(CASES, TARGET), (GPU_CASES, GPU), (TENSOR_CASES, TENSOR), (DOT_CASES, DOT)]
+TILE = dataclasses.replace(DOT, features=(*DOT.features, "amx-bf16", "amx-int8", "amx-tile"))
+"""One that has tile registers too."""
+TILE_CASES = {
+    "tile_gemm": ("gemm", {"m": "61", "n": "97", "k": "130", "bias": "true"}, "direct_bf16x2"),
+    "tile_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "int8"}, "direct"),
+}
+TARGETS = [
+    (CASES, TARGET), (GPU_CASES, GPU), (TENSOR_CASES, TENSOR), (DOT_CASES, DOT), (TILE_CASES, TILE),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for cases, _ in TARGETS for name in cases])
