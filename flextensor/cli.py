@@ -318,6 +318,10 @@ def compare(
     replay: Annotated[
         Path | None, typer.Option(metavar="DB", help="answer from the trials of a database")
     ] = None,
+    warm: Annotated[
+        Path | None,
+        typer.Option(metavar="DB", help="other shapes in it guide explorers named NAME/warm"),
+    ] = None,
 ) -> None:
     """Search the same workloads by several explorers; write raw data, a table and curves."""
     check_numbers(trials, time)
@@ -331,6 +335,6 @@ def compare(
     code = runner.run(
         chosen, variants, seeds=seeds, trials=trials, time=time, cost_model=cost_model,
         target=targets.lookup(target, threads), out=out, command=["flextensor", *sys.argv[1:]],
-        db=db, replay=replay,
+        db=db, replay=replay, warm=warm,
     )  # fmt: skip
     raise typer.Exit(code)

@@ -20,8 +20,9 @@ import numpy as np
 
 from flextensor.cost_models import Example
 from flextensor.cost_models.learned import examples
-from flextensor.experience import FOLDER, by_formulation, shipped
+from flextensor.experience import FOLDER, Experience, by_formulation, shipped
 from flextensor.operators import Workload, lookup
+from flextensor.search import Lane
 from flextensor.targets import Target
 from flextensor.targets.llvm import LLVM
 
@@ -55,6 +56,25 @@ def foreign(operator: str, formulation: str, flops: int, kind: str) -> list[Exam
         for lesson in [o for o in others if o.operator == name][:SHAPES]:
             found += lesson.examples
     return found
+
+
+def teach(
+    lanes: Sequence[Lane], workload: Workload, target: Target, others: Sequence[Experience]
+) -> None:
+    """Let the models of a workload's formulations learn from other operators and other shapes.
+
+    Other operators' packing cost time: they teach nothing where it is done ahead.
+    """
+    from flextensor.schedulers import space
+
+    for lane in lanes:
+        if not workload.prepacked:
+            lane.study(foreign(workload.operator.name, lane.name, workload.flops, target.kind))
+        for other in others:
+            if lane.name in other.workload.formulations:
+                theirs = space(other.workload.prim_func(lane.name), target)
+                own = [t for t in other.trials if t.formulation == lane.name]
+                lane.recall(theirs, [t for t in own if theirs.has(t.config)])
 
 
 def made(folder: Path, target: Target) -> Iterator[Lesson]:

@@ -314,7 +314,7 @@ def landscapes_of(path: Path, cases: Sequence[Case], target: Target) -> dict[str
         for case in cases:
             workload = Workload(case.operator)
             trials = database.trials(workload.key, target.fingerprint)
-            found[case.full_name] = Landscape(_spaces(workload, target), trials)
+            found[case.full_name] = Landscape(spaces_of(workload, target), trials)
             if not found[case.full_name].tables:
                 raise InputError(
                     f"{path}: {len(trials)} trials of {case.full_name} on {target.device}, and a"
@@ -324,7 +324,7 @@ def landscapes_of(path: Path, cases: Sequence[Case], target: Target) -> dict[str
     return found
 
 
-def _spaces(workload: Workload, target: Target) -> dict[str, Space]:
+def spaces_of(workload: Workload, target: Target) -> dict[str, Space]:
     """The space of every formulation that the target's schedulers take."""
     from flextensor.schedulers import space
 
