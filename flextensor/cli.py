@@ -106,7 +106,7 @@ def tune(
     time: TimeOption = None,
     total: TotalOption = None,
     effort: Annotated[str, typer.Option(help="quick, default or full")] = "default",
-    explorer: Annotated[str, typer.Option(help="search strategy")] = "annealing",
+    explorer: Annotated[str, typer.Option(help="search strategy")] = "flextensor",
     cost_model: Annotated[str, typer.Option(help="xgboost, analytic or none")] = "xgboost",
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     db: DbOption = None,
@@ -301,7 +301,7 @@ def bench(
 @app.command()
 def compare(
     explorers: Annotated[
-        str, typer.Option(metavar="NAMES", help="explorers, e.g. annealing,q-method/no-model")
+        str, typer.Option(metavar="NAMES", help="explorers, e.g. flextensor,q-method/no-model")
     ],
     suite: Annotated[str, typer.Option(metavar="NAME", help="the workloads")] = "smoke",
     cases: CasesOption = None,

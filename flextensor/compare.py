@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flextensor.targets import Target, Trial
 
 LEFT_OUT = ("no-seeds", "no-model", "no-finish")
-"""What a variant may leave out, e.g. ``annealing/no-seeds/no-model``."""
+"""What a variant may leave out, e.g. ``flextensor/no-seeds/no-model``."""
 
 AGAIN = 3
 """Fastest configs of a warm database that are measured again, for the best known of a workload."""
@@ -145,7 +145,7 @@ def check(
     if db is not None and replay is not None:
         raise InputError("--db keeps what is measured, and a --replay measures nothing")
     if any(variant.start == "warm" for variant in variants) != (warm is not None):
-        raise InputError("a start like annealing/warm and --warm DB need each other")
+        raise InputError("a start like flextensor/warm and --warm DB need each other")
     if warm is None:
         return
     if not warm.is_file():
@@ -214,7 +214,7 @@ def _search(case: Case, variant: Variant, seed: int, setting: Setting) -> dict[s
         setting.warm if variant.start == "warm" else None, workload, target
     )  # fmt: skip
     if variant.start is not None:
-        lessons.teach(own, workload, target, others)
+        lessons.teach(own, workload, target, others, twins=False)
     found = {} if variant.start is None else {"guides": [o.workload.key for o in others]}
     options = Options(
         seeds="no-seeds" not in variant.left_out,

@@ -21,7 +21,7 @@ SHARES = (0.90, 0.95, 0.99)
 """Shares of the best known speed that are waited for."""
 
 STARTS = ("shipped", "warm")
-"""What a search may know of other shapes when it begins, e.g. ``annealing/warm``: what the package
+"""What a search may know of other shapes when it begins, e.g. ``flextensor/warm``: what the package
 ships, as with an empty database; or the trials of a database, and what is shipped where it has too
 few shapes. In both, what is shipped of other operators, and never a trial of the workload's own."""
 

@@ -70,7 +70,7 @@ def tune(
     trials: int | None = None,
     time: float | None = None,
     effort: str = "default",
-    explorer: str = "annealing",
+    explorer: str = "flextensor",
     cost_model: str = "xgboost",
     seed: int = 0,
     db: Database | str | Path | None = None,
