@@ -176,16 +176,31 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f" shapes and other operators without twins, then ranks the shape's points but for"
         f" {OWN_POINTS} at random; first before it has measured any of the shape, then after it has"
         f" learned those {OWN_POINTS} too. Pairs that are ranked are of one shape. s: to learn and"
-        " to rank once, on one core, median. The first is what a search uses.",
+        " to rank once, on one core, median. The first is what a search uses; in brackets by"
+        " how much the others' rho and top 1 differ from its own, means and two standard errors.",
         "",
         f"| model | before: rho, top 1, top 8 | after {OWN_POINTS} trials: rho, top 1, top 8 | s |",
         "| --- | ---: | ---: | ---: |",
     ]
+    first, *_ = own[0]["after"]
     for name in own[0]["after"]:
         cells = [cell([row[when][name] for row in own]) for when in ("before", "after")]
+        if name != first:
+            gains = [_gain(own, when, name, first) for when in ("before", "after")]
+            cells = [f"{c} ({gain})" for c, gain in zip(cells, gains, strict=True)]
         spent = statistics.median(row["after"][name]["seconds"] for row in own)
         lines.append(f"| {name} | {' | '.join(cells)} | {spent:.2f} |")
     return lines
+
+
+def _gain(rows: Sequence[Mapping[str, Any]], when: str, name: str, first: str) -> str:
+    """How much better a model's rho and first pick are than the first's, shape by shape."""
+    said = []
+    for what, label in (("spearman", "rho"), ("top1", "top 1")):
+        more = [row[when][name][what] - row[when][first][what] for row in rows]
+        error = 2 * statistics.stdev(more) / len(more) ** 0.5 if len(more) > 1 else 0.0
+        said.append(f"{label} {statistics.mean(more):+.3f} ± {error:.3f}")
+    return ", ".join(said)
 
 
 def cell(scores: Sequence[Mapping[str, float]]) -> str:
