@@ -38,6 +38,7 @@ BAD = {
     "no time": (["tune", "gemm", "--time", "-1"], "greater than 0"),
     "no file": (["tune", "nowhere.py:f"], "nowhere.py"),
     "nothing": (["tune"], "OPERATOR"),
+    "cold": (["compare", "--explorers", "random/warm", "--trials", "4"], "need each other"),
 }
 
 
