@@ -143,7 +143,8 @@ def chosen(workload: Workload, target: CUDA, database: Database, count: int) -> 
     modelled = database.trials(workload.key, target.measured_by("model").fingerprint)
     ranked = sorted((t for t in modelled if t.ok), key=lambda t: t.seconds)
     measured = _measured(workload, target, database)
-    open_lanes = {lane.name: lane for lane in lanes(workload, target, "annealing", "xgboost", SEED)}
+    made = lanes(workload, target, "flextensor", "xgboost", SEED)
+    open_lanes = {lane.name: lane for lane in made}
     if not measured:
         return list(_distinct(ranked, open_lanes))[:count]
     scored: list[tuple[float, int, Candidate]] = []

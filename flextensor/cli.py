@@ -106,7 +106,7 @@ def tune(
     time: TimeOption = None,
     total: TotalOption = None,
     effort: Annotated[str, typer.Option(help="quick, default or full")] = "default",
-    explorer: Annotated[str, typer.Option(help="search strategy")] = "annealing",
+    explorer: Annotated[str, typer.Option(help="search strategy")] = "flextensor",
     cost_model: Annotated[str, typer.Option(help="xgboost, analytic or none")] = "xgboost",
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     db: DbOption = None,
@@ -301,7 +301,7 @@ def bench(
 @app.command()
 def compare(
     explorers: Annotated[
-        str, typer.Option(metavar="NAMES", help="explorers, e.g. annealing,q-method/no-model")
+        str, typer.Option(metavar="NAMES", help="explorers, e.g. flextensor,q-method/no-model")
     ],
     suite: Annotated[str, typer.Option(metavar="NAME", help="the workloads")] = "smoke",
     cases: CasesOption = None,
@@ -318,6 +318,10 @@ def compare(
     replay: Annotated[
         Path | None, typer.Option(metavar="DB", help="answer from the trials of a database")
     ] = None,
+    warm: Annotated[
+        Path | None,
+        typer.Option(metavar="DB", help="other shapes in it guide explorers named NAME/warm"),
+    ] = None,
 ) -> None:
     """Search the same workloads by several explorers; write raw data, a table and curves."""
     check_numbers(trials, time)
@@ -331,6 +335,6 @@ def compare(
     code = runner.run(
         chosen, variants, seeds=seeds, trials=trials, time=time, cost_model=cost_model,
         target=targets.lookup(target, threads), out=out, command=["flextensor", *sys.argv[1:]],
-        db=db, replay=replay,
+        db=db, replay=replay, warm=warm,
     )  # fmt: skip
     raise typer.Exit(code)

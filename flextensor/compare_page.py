@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the best known speed that are waited for."""
 
+STARTS = ("shipped", "warm")
+"""What a search may know of other shapes when it begins, e.g. ``flextensor/warm``: what the package
+ships, as with an empty database; or the trials of a database, and what is shipped where it has too
+few shapes. In both, what is shipped of other operators, and never a trial of the workload's own."""
+
+FIRST = (1, 8, 16)
+"""Trials after which starts are compared."""
+AIM = 0.95
+"""The share of the best known that a start is to come to."""
+
 RESAMPLES = 1000
 """Draws of a bootstrap."""
 LEAST = 1e-3
@@ -55,10 +65,12 @@ def reached(rows: Sequence[tuple[float, float]], share: float) -> tuple[int, flo
 
 
 def known(data: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of the fastest kernel of every case: by any run, or in the table of a replay."""
+    """Seconds of the fastest kernel of every case: by any run, by a config of a warm database that
+    was measured again, or in the table of a replay."""
     if "replay" in data:
         return {case: told["fastest"] for case, told in data["replay"].items()}
-    return best_known(data["runs"])
+    again = {case: math.inf if s is None else s for case, s in data.get("known", {}).items()}
+    return {case: min(s, again.get(case, s)) for case, s in best_known(data["runs"]).items()}
 
 
 def band(groups: Sequence[Array]) -> tuple[Array, Array, Array]:
@@ -93,12 +105,15 @@ def markdown(data: Mapping[str, Any]) -> str:
     best = known(data)
     seeds = len({r["seed"] for r in runs})
     whose = "that any run found" if "replay" not in data else "of its table"
+    if "known" in data:
+        whose += " or the warm database had, which was measured again"
+    starts = ", but for what its name says below," if _starts(data) else ""
     lines = [
         "# Explorers" if "replay" not in data else "# Explorers, replayed",
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(best)} workloads,"
-        f" {seeds} seeds; every search starts from nothing and runs to its budget. The best"
-        f" known kernel of a workload is the fastest {whose}. Medians over workloads"
+        f" {seeds} seeds; every search starts from nothing{starts} and runs to its budget. The"
+        f" best known kernel of a workload is the fastest {whose}. Medians over workloads"
         " and seeds, but for the geomean and the seconds of wall time a trial. In brackets: after"
         " a share the 95 % confidence interval of the median, by a bootstrap over seeds; after"
         " trials and seconds how many of the runs got there; a median counts those that did not"
@@ -110,6 +125,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         "| --- |" + " ---: |" * (4 + len(SHARES)),
     ]
     lines += [_row(variant, cases) for variant, cases in grouped(runs, best).items()]
+    lines += _starts(data)
     lines += _ablation(runs, best)
     if "replay" in data:
         lines += _replay(data)
@@ -137,13 +153,64 @@ def _row(variant: str, cases: Mapping[str, Sequence[Any]]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _starts(data: Mapping[str, Any]) -> list[str]:
+    """What a start is worth in the first trials, case by case; nothing where all are the same."""
+    runs = grouped(data["runs"], known(data))
+    if not any(start in variant.split("/") for variant in runs for start in STARTS):
+        return []
+    warm = data.get("warm")
+    holds = f", {warm['trials']} trials of {warm['workloads']} workloads" if warm else ""
+    lines = [
+        "",
+        "## What a start is worth",
+        "",
+        f"Share of the best known after {', '.join(map(str, FIRST))} trials, and trials to"
+        f" {AIM:.0%}; medians over seeds. /shipped: the four nearest other shapes that the package"
+        " ships give their trials to the model and their best configs to the search, as in a"
+        " `tune` with an empty database. On the machine that they come from, that is a warm"
+        f" start too. /warm: those of a database of this device{holds}, and shipped ones where it"
+        " has fewer than four. Both also learn from other operators, by shipped trials. No search"
+        " is given a trial of its own workload, by any of these ways.",
+        "",
+        "| workload | " + " | ".join(runs) + " |",
+        "| --- |" + " ---: |" * len(runs),
+    ]
+    cases = dict.fromkeys(case for own in runs.values() for case in own)
+    for case in cases:
+        lines.append(f"| {case} | " + " | ".join(_first(runs[v].get(case, [])) for v in runs))
+        lines[-1] += " |"
+    every = [[rows for group in own.values() for rows in group] for own in runs.values()]
+    lines.append("| all | " + " | ".join(map(_first, every)) + " |")
+    for trials in FIRST[1:]:
+        met = [f"{sum(_within(rows, trials) for rows in own) / len(own):.0%}" for own in every]
+        lines.append(f"| {AIM:.0%} within {trials} trials | " + " | ".join(met) + " |")
+    return lines
+
+
+def _within(rows: Sequence[tuple[float, float]], trials: int) -> bool:
+    found = reached(rows, AIM)
+    return found is not None and found[0] <= trials
+
+
+def _first(own: Sequence[Sequence[tuple[float, float]]]) -> str:
+    if not own:
+        return "-"
+    shares = [statistics.median(at(rows, "trials", place) for rows in own) for place in FIRST]
+    found = [reached(rows, AIM) for rows in own]
+    trials = statistics.median(f[0] if f else math.inf for f in found)
+    when = f"{trials:.0f} trials" if math.isfinite(trials) else "never"
+    return ", ".join(f"{share:.0%}" for share in shares) + f"; {when}"
+
+
 def ablations(variants: Sequence[str]) -> list[tuple[str, str, str]]:
     """(variant, what it lacks, the variant that has it) of all that can be compared."""
     found = []
     for variant in variants:
         explorer, *parts = variant.split("/")
-        if parts and explorer in variants:
-            found.append((variant, ", ".join(p.replace("-", " ") for p in parts), explorer))
+        lacking = [p for p in parts if p not in STARTS]
+        whole = "/".join([explorer, *(p for p in parts if p in STARTS)])
+        if lacking and whole in variants:
+            found.append((variant, ", ".join(p.replace("-", " ") for p in lacking), whole))
     if {"p-method", "q-method"} <= set(variants):
         found.append(("p-method", "no Q-network", "q-method"))
     return found

@@ -4,20 +4,21 @@
 
 The trials are those that the package ships. A shape is held out; the model learns from the four
 nearest other shapes of its operator and from other operators, as a search does before its first
-trial, or from other operators alone; then it ranks what was measured of the shape.
+trial, or from other operators alone; then it ranks what was measured of the shape. Other models
+stand beside it: `flextensor.evaluation_objectives`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flextensor import cost_models, lessons
+from flextensor import evaluation_objectives as objectives
 from flextensor.database_records import distance
 from flextensor.errors import exit_code
 from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
@@ -46,17 +47,6 @@ class Sample:
     seconds: Sequence[float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """How a model ranks a sample."""
-
-    spearman: float
-    top1: float
-    """Speed of the point that it likes best, as a share of the fastest."""
-    top8: float
-    """Speed of the fastest of its first eight, likewise."""
-
-
 def samples(folder: Path, target: Target) -> Iterator[Sample]:
     """Every shipped shape and formulation with at least `FEWEST` points that worked."""
     for path in sorted(folder.glob("*.jsonl.gz")):
@@ -71,11 +61,12 @@ def samples(folder: Path, target: Target) -> Iterator[Sample]:
                     yield Sample(operator, params, name, workload.flops, found, points, seconds)
 
 
-def score(sample: Sample, guesses: Sequence[float]) -> Score:
-    """The rank correlation of guesses and times, and what the first picks are worth."""
-    seconds = sample.seconds
+def score(guesses: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
+    """How well guesses rank times: "spearman" is the rank correlation; "top1" and "top8" the speed
+    of the point that they like best, and of the best of their first eight, as shares of the
+    fastest."""
     top1, top8 = (1 / regret(guesses, seconds, picks) for picks in (1, 8))
-    return Score(spearman(guesses, seconds), top1, top8)
+    return {"spearman": spearman(guesses, seconds), "top1": top1, "top8": top8}
 
 
 def kin(sample: Sample, every: Sequence[Sample]) -> list[Sample]:
@@ -91,25 +82,34 @@ def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
     """Scores of every sample, by what the model learned from."""
     every = list(samples(folder, target))
     rows = []
-    for sample in every:
-        foreign = lessons.foreign(sample.operator, sample.formulation, sample.flops, target.kind)
+    for number, sample in enumerate(every):
+        what = sample.operator, sample.formulation, sample.flops, target.kind
+        others, twins = (
+            [lesson.examples for lesson in lessons.foreign(*what, twins=kept)]
+            for kept in (False, True)
+        )
+        near = [(other.space, other.points, other.seconds) for other in kin(sample, every)]
         scores = {}
-        near = kin(sample, every)
-        for lesson, taught, shapes in (
-            ("none", [], []), ("shapes", [], near), ("operators", foreign, []),
-            ("both", foreign, near),
+        for learned, foreign, shapes in (
+            ("none", [], []), ("shapes", [], near), ("operators", others, []),
+            ("both", others, near), ("twins", twins, near),
         ):  # fmt: skip
             model = cost_models.create("xgboost", sample.space)
-            model.study(taught)
-            for other in shapes:
-                model.recall(other.space, other.points, other.seconds)
-            scores[lesson] = dataclasses.asdict(score(sample, model.predict(sample.points)))
-        rows.append(
-            {
-                "operator": sample.operator, "params": dict(sample.params),
-                "formulation": sample.formulation, "points": len(sample.points), "scores": scores,
-            }
-        )  # fmt: skip
+            for taught in foreign:
+                model.study(taught)
+            for shape in shapes:
+                model.recall(*shape)
+            scores[learned] = score(model.predict(sample.points), sample.seconds)
+        row = {
+            "operator": sample.operator, "params": dict(sample.params),
+            "formulation": sample.formulation, "points": len(sample.points), "scores": scores,
+        }  # fmt: skip
+        if len(sample.points) >= objectives.FEWEST:
+            row["objectives"] = objectives.judged(
+                sample.space, sample.points, sample.seconds,
+                objectives.Lessons(others, near), score, number,
+            )  # fmt: skip
+        rows.append(row)
         print(f"{sample.operator} {sample.formulation}: {scores}", file=sys.stderr)
     return rows
 
@@ -119,6 +119,7 @@ LESSONS = {
     "shapes": "near shapes",
     "operators": "other operators",
     "both": "both",
+    "twins": "both, with twins",
 }
 """What a model learned from."""
 
@@ -136,8 +137,11 @@ def markdown(data: Mapping[str, Any]) -> str:
         f" worked, where a formulation has {FEWEST} of them."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator,"
-        f" from {lessons.SHAPES} shapes of every other operator, and from both, as every search"
-        " begins. rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
+        f" from {lessons.SHAPES} shapes of every other operator, and from both. Twins are shapes of"
+        " other operators with exactly as many operations, among them the same computation under"
+        " another name (a 1x1 convolution is one with any dilation); a search learns from them"
+        " where there are any, a new shape has none, and they are left out but for the last column."
+        " rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
         " pick, and of the best of the first eight, as a share of the fastest point; medians. Half"
         " the shipped points of a shape are its fastest ones, which are the hard ones to rank.",
         "",
@@ -147,17 +151,11 @@ def markdown(data: Mapping[str, Any]) -> str:
     families = dict.fromkeys(r["operator"] for r in rows)
     groups = {**{f: [r for r in rows if r["operator"] == f] for f in families}, "all": rows}
     for name, own in groups.items():
-        cells = [_cell([r["scores"][h] for r in own if h in r["scores"]]) for h in LESSONS]
+        cells = [
+            objectives.cell([r["scores"][h] for r in own if h in r["scores"]]) for h in LESSONS
+        ]
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(scores: Sequence[Mapping[str, float]]) -> str:
-    if not scores:
-        return "-"
-    rho = statistics.mean(s["spearman"] for s in scores)
-    top1, top8 = (statistics.median(s[t] for s in scores) for t in ("top1", "top8"))
-    return f"{rho:.2f}, {top1:.0%}, {top8:.0%}"
+    return "\n".join([*lines, *objectives.table(rows)]) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -54,8 +54,9 @@ class Experience:
         }
 
 
-def near(database: Database, workload: Workload, target: Target) -> list[Experience]:
-    """Up to `NEAREST` other shapes, nearest first: those of this device, then shipped ones."""
+def near(database: Database | None, workload: Workload, target: Target) -> list[Experience]:
+    """Up to `NEAREST` other shapes, nearest first: those of this device, if there is a database,
+    then shipped ones."""
     name, params = workload.operator.name, plain(workload.params)
     if name not in registry():
         return []
@@ -67,8 +68,9 @@ def near(database: Database, workload: Workload, target: Target) -> list[Experie
             if own := tuple(trials(other.key)):
                 found[other.key] = Experience(other, own)
 
-    for theirs, _ in database.neighbours(name, params, target.fingerprint):
-        add(theirs, lambda key: database.trials(key, target.fingerprint))
+    if database is not None:
+        for theirs, _ in database.neighbours(name, params, target.fingerprint):
+            add(theirs, lambda key: database.trials(key, target.fingerprint))
     others = shipped(name, FOLDER / target.kind)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):

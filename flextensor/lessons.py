@@ -20,8 +20,9 @@ import numpy as np
 
 from flextensor.cost_models import Example
 from flextensor.cost_models.learned import examples
-from flextensor.experience import FOLDER, by_formulation, shipped
+from flextensor.experience import FOLDER, Experience, by_formulation, shipped
 from flextensor.operators import Workload, lookup
+from flextensor.search import Lane
 from flextensor.targets import Target
 from flextensor.targets.llvm import LLVM
 
@@ -45,16 +46,51 @@ class Lesson:
     examples: Sequence[Example]
 
 
-def foreign(operator: str, formulation: str, flops: int, kind: str) -> list[Example]:
-    """What a formulation may learn from other operators on a kind of target."""
+def foreign(
+    operator: str, formulation: str, flops: int, kind: str, twins: bool = True
+) -> list[Lesson]:
+    """What a formulation may learn from other operators on a kind of target.
+
+    Another operator may be the same computation under another name: a 1x1 convolution is one with
+    any dilation, and the same matrix product in one, two and three dimensions. An experiment that
+    is to say what a new shape may hope for leaves such `twins` out, all shapes with exactly as
+    many `flops`.
+    """
     path = FOLDER / kind / FILE
     others = [o for o in load(path) if o.formulation == formulation and o.operator != operator]
+    others = [o for o in others if twins or o.flops != flops]
     others.sort(key=lambda lesson: abs(math.log(max(lesson.flops, 1) / max(flops, 1))))
-    found: list[Example] = []
-    for name in dict.fromkeys(lesson.operator for lesson in others):
-        for lesson in [o for o in others if o.operator == name][:SHAPES]:
-            found += lesson.examples
-    return found
+    return [
+        lesson
+        for name in dict.fromkeys(lesson.operator for lesson in others)
+        for lesson in [o for o in others if o.operator == name][:SHAPES]
+    ]
+
+
+def teach(
+    lanes: Sequence[Lane],
+    workload: Workload,
+    target: Target,
+    others: Sequence[Experience],
+    twins: bool = True,
+) -> None:
+    """Let the models of a workload's formulations learn from other operators (`foreign`) and from
+    other shapes.
+
+    Other operators' packing cost time: they teach nothing where it is done ahead.
+    """
+    from flextensor.schedulers import space
+
+    for lane in lanes:
+        if not workload.prepacked:
+            name, kind = workload.operator.name, target.kind
+            for lesson in foreign(name, lane.name, workload.flops, kind, twins):
+                lane.study(lesson.examples)
+        for other in others:
+            if other.workload.has(lane.name):
+                theirs = space(other.workload.prim_func(lane.name), target)
+                own = [t for t in other.trials if t.formulation == lane.name]
+                lane.recall(theirs, [t for t in own if theirs.has(t.config)])
 
 
 def made(folder: Path, target: Target) -> Iterator[Lesson]:

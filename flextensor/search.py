@@ -280,21 +280,13 @@ class Search:
         if chosen is None:
             self.exhausted = True
             return False
-        self._measure(chosen, self._round(chosen), "search")
+        self._measure(chosen, chosen.propose(self.options.batch), "search")
         return True
 
     def end(self) -> None:
         """Coordinate descent around the best."""
         if self.options.finish:
             self._descend()
-
-    def _round(self, lane: Lane) -> list[Point]:
-        """What explorer and model propose; after a round without gain, the best's neighbours: a
-        model that likes the wrong points is never corrected by them."""
-        batch = self.options.batch
-        stuck = self.options.finish and self.since_gain // batch % 2 == 1
-        near = lane.around(batch) if stuck and lane.history else []
-        return near or lane.propose(batch)
 
     def _next(self) -> Lane | None:
         """The best formulation three times out of four, else the others within twice its time."""

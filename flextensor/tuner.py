@@ -13,10 +13,9 @@ from typing import Any
 
 from flextensor import lessons, measurers
 from flextensor.builders import Builders
-from flextensor.cost_models import Example
 from flextensor.database import Database
 from flextensor.errors import DeviceError, check_positive, unknown
-from flextensor.experience import Experience, hints, near
+from flextensor.experience import hints, near
 from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
@@ -71,7 +70,7 @@ def tune(
     trials: int | None = None,
     time: float | None = None,
     effort: str = "default",
-    explorer: str = "annealing",
+    explorer: str = "flextensor",
     cost_model: str = "xgboost",
     seed: int = 0,
     db: Database | str | Path | None = None,
@@ -199,10 +198,7 @@ class Tuning:
             self.measurer.start()  # while the spaces are made
             own = self._lanes(explorer, cost_model, seed, fresh)
             others = near(self.database, self.workload, self.target)
-            for lane in own:
-                lane.study(self._lessons(lane.name))
-                for other in others:
-                    self._recall(lane, other)
+            lessons.teach(own, self.workload, self.target, others)
             self.search = Search(own, self.measurer, self.budget, self._report, options)
             yield hints(others)
 
@@ -233,22 +229,6 @@ class Tuning:
         self.trials.append(trial)
         w = self.workload
         self.database.add(w.key, w.operator.name, w.params, self.target.fingerprint, trial)
-
-    def _lessons(self, formulation: str) -> list[Example]:
-        """What other operators taught, whose packing cost time: nothing where it is done ahead."""
-        w = self.workload
-        if w.prepacked:
-            return []
-        return lessons.foreign(w.operator.name, formulation, w.flops, self.target.kind)
-
-    def _recall(self, lane: Lane, other: Experience) -> None:
-        """Let the model of a lane learn from another shape."""
-        from flextensor.schedulers import space
-
-        if other.workload.has(lane.name):
-            theirs = space(other.workload.prim_func(lane.name), self.target)
-            own = [t for t in other.trials if t.formulation == lane.name and theirs.has(t.config)]
-            lane.recall(theirs, own)
 
     def _report(self, phase: str) -> None:
         if self.progress is None:

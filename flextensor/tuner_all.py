@@ -126,7 +126,7 @@ def tune_all(
     threads: int | None = None,
     trials: int | None = None,
     effort: str = "default",
-    explorer: str = "annealing",
+    explorer: str = "flextensor",
     cost_model: str = "xgboost",
     seed: int = 0,
     db: Database | str | Path | None = None,

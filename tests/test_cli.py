@@ -22,7 +22,7 @@ BAD = {
     "field": (["tune", "gemm", "q=4"], "q"),
     "no field": (["tune", "gemm", "m"], "no field=value"),
     "target": (["tune", "gemm", "--target", "lvm"], "unknown target"),
-    "explorer": (["tune", "gemm", "--explorer", "anealing"], "did you mean annealing"),
+    "explorer": (["tune", "gemm", "--explorer", "flextensr"], "did you mean flextensor"),
     "cost model": (["tune", "gemm", "--cost-model", "xgbost"], "did you mean xgboost"),
     "case": (["tune", "--case", "paper/C99"], "unknown case"),
     "other family": (["tune", "gemm", "--case", "paper/C8"], "is a conv2d"),
@@ -38,6 +38,7 @@ BAD = {
     "no time": (["tune", "gemm", "--time", "-1"], "greater than 0"),
     "no file": (["tune", "nowhere.py:f"], "nowhere.py"),
     "nothing": (["tune"], "OPERATOR"),
+    "cold": (["compare", "--explorers", "random/warm", "--trials", "4"], "need each other"),
 }
 
 
@@ -92,7 +93,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
 def test_lists_name_what_there_is() -> None:
     assert {"gemm", "conv2d"} <= set(json.loads(run("ops", "--json").stdout))
     assert "llvm" in json.loads(run("targets", "--json").stdout)
-    assert "annealing" in json.loads(run("explorers", "--json").stdout)
+    assert "flextensor" in json.loads(run("explorers", "--json").stdout)
     assert run("--version").stdout.startswith("flextensor ")
 
 

@@ -16,7 +16,8 @@ from flextensor.errors import InputError
 from flextensor.operators import Workload
 from flextensor.operators.gemm import Gemm
 from flextensor.operators.suites import Case
-from flextensor.targets import lookup
+from flextensor.schedulers import space as space_of
+from flextensor.targets import Status, Trial, lookup
 
 CASES = [Case("toy", "G", Gemm(m=33, n=35, k=37))]
 
@@ -29,6 +30,9 @@ def test_variants_are_explorers_without_some_parts() -> None:
         Variant.parse("q-metod")
     with pytest.raises(InputError, match="unknown part of the search 'no-sed'"):
         Variant.parse("random/no-sed")
+    assert str(Variant.parse("random/warm/no-model")) == "random/no-model/warm"
+    with pytest.raises(InputError, match="one start, shipped or warm"):
+        Variant.parse("random/warm/shipped")
 
 
 def run(out: Path, *names: str, **changes: Any) -> dict[str, Any]:
@@ -68,6 +72,56 @@ def test_a_budget_is_needed(tmp_path: Path) -> None:
         run(tmp_path, "random", trials=None)
 
 
+def other_shapes(path: Path) -> Path:
+    """A database with trials of the case, and of two other shapes of its operator."""
+    target = lookup("llvm")
+    with Database(path) as database:
+        for n in (35, 40, 64):
+            workload = Workload(Gemm(m=33, n=n, k=37))
+            space = space_of(workload.prim_func(), target)
+            for point in space.sample(np.random.default_rng(0), 12):
+                seconds = 1e-3 * (1 + sum(space.encode(point)))
+                database.add(
+                    workload.key, "gemm", workload.params, target.fingerprint,
+                    Trial("direct", space.config(point), Status.OK, (seconds,)),
+                )  # fmt: skip
+    return path
+
+
+def test_a_warm_start_knows_other_shapes_and_never_its_own(tmp_path: Path) -> None:
+    warm, names = other_shapes(tmp_path / "warm.db"), ("random", "random/shipped", "random/warm")
+    held = warm.read_bytes()
+    found = run(tmp_path, *names, seeds=1, trials=6, warm=warm)
+    assert warm.read_bytes() == held
+    nothing, shipped, guided = found["runs"]
+    own, *others = (Workload(Gemm(m=33, n=n, k=37)).key for n in (35, 40, 64))
+    assert "guides" not in nothing
+    assert guided["guides"][:2] == others and len(guided["guides"]) == 4
+    assert len(shipped["guides"]) == 4 and not {own, *others} & set(shipped["guides"])
+    assert own not in guided["guides"]
+    assert 0 < found["known"]["toy/G"] < 1e-3  # measured again: the database says more than 1 ms
+    page = (tmp_path / "README.md").read_text()
+    assert "36 trials of 3 workloads" in page and "| 95% within 8 trials |" in page
+    again = run(tmp_path, *names, seeds=1, trials=6, warm=warm)
+    assert (again["runs"], again["known"]) == (found["runs"], found["known"])
+
+
+def test_a_warm_start_and_its_database_need_each_other(tmp_path: Path) -> None:
+    warm = other_shapes(tmp_path / "warm.db")
+    with pytest.raises(InputError, match="need each other"):
+        run(tmp_path, "random/warm")
+    with pytest.raises(InputError, match="need each other"):
+        run(tmp_path, "random", warm=warm)
+    with pytest.raises(InputError, match="no such file"):
+        run(tmp_path, "random/warm", warm=tmp_path / "none.db")
+    with pytest.raises(InputError, match="warm the next search"):
+        run(tmp_path, "random/warm", warm=warm, db=warm)
+    with Database(tmp_path / "empty.db"):
+        pass
+    with pytest.raises(InputError, match="no trial on"):
+        run(tmp_path, "random/warm", warm=tmp_path / "empty.db")
+
+
 def traced(variant: str, *times: float | None, seed: int = 0) -> dict[str, Any]:
     trace = [(float(i), t) for i, t in enumerate(times, 1)]
     return {"case": "toy/G", "variant": variant, "seed": seed, "trace": trace}
@@ -96,6 +150,17 @@ def test_bands_are_of_seeds_within_workloads() -> None:
 def page(*runs: dict[str, Any]) -> str:
     data = {"runs": runs, "machine": {"device": "a machine"}, "command": "compare", "date": "today"}
     return compare_page.markdown(data)
+
+
+def test_a_start_is_judged_by_its_first_trials() -> None:
+    cold = [traced("annealing", *[4.0] * 9, 1.0, seed=s) for s in range(2)]
+    warm = [traced("annealing/warm", 2.0, 1.02, *[3.0] * 8, seed=s) for s in range(2)]
+    found = page(*cold, *warm)
+    assert "| toy/G | 25%, 25%, 100%; 10 trials | 50%, 98%, 98%; 2 trials |" in found
+    assert "| 95% within 8 trials | 0% | 100% |" in found
+    assert "| 95% within 16 trials | 100% | 100% |" in found
+    assert "What a start is worth" not in page(*cold)
+    assert "## What a part is worth" not in found  # a start is no part that is left out
 
 
 def test_an_ablation_is_against_the_same_seed_of_the_whole() -> None:

@@ -11,10 +11,9 @@ import pytest
 
 from flextensor import cost_models, evaluation, lessons
 from flextensor.experience import FOLDER
-from flextensor.operators import Conv2d, Workload
+from flextensor.operators import Conv2d, Workload, case
 from flextensor.ranking import spearman
 from flextensor.schedulers import space
-from flextensor.schedulers.space import Space
 
 SHIPPED = FOLDER / "llvm"
 
@@ -35,17 +34,31 @@ def test_shipped_lessons_are_those_of_the_shipped_trials(tmp_path: Path) -> None
 def test_an_operator_learns_from_others_and_never_from_itself() -> None:
     every = lessons.load(SHIPPED / lessons.FILE)
     flops = 10**9
-    taught = lessons.foreign("conv2d", "direct", flops, "llvm")
-    others = {one.operator for one in every if one.formulation == "direct"} - {"conv2d"}
+    chosen = lessons.foreign("conv2d", "direct", flops, "llvm")
+    assert {one.operator for one in chosen} == {
+        one.operator for one in every if one.formulation == "direct"
+    } - {"conv2d"}
+    taught = [example for one in chosen for example in one.examples]
     from_conv3d = [one for one in every if one.operator == "conv3d" and one.formulation == "direct"]
     nearest = min(from_conv3d, key=lambda one: abs(math.log(one.flops / flops)))
     assert all(example in taught for example in nearest.examples)
     farthest = max(from_conv3d, key=lambda one: abs(math.log(one.flops / flops)))
     assert farthest.examples[0] not in taught
     assert len(taught) < sum(len(one.examples) for one in every) / 2
-    assert len(others) > 10
+    assert len({one.operator for one in chosen}) > 10
     assert lessons.foreign("conv2d", "direct", 0, "llvm")  # a copy has no arithmetic
     assert lessons.foreign("conv2d", "direct", flops, "opencl") == []
+
+
+def test_a_twin_is_left_out_where_a_new_shape_is_judged() -> None:
+    """A 1x1 convolution is the same with dilation 1, of which the paper has one, and 2."""
+    flops = Workload(case("paper/C5").operator).flops
+    assert flops == Workload(case("paper/DIL1").operator).flops
+    taught = lessons.foreign("conv2d", "direct", flops, "llvm")
+    assert flops in {one.flops for one in taught if one.operator == "dilated_conv2d"}
+    apart = lessons.foreign("conv2d", "direct", flops, "llvm", twins=False)
+    assert flops not in {one.flops for one in apart}
+    assert {one.operator for one in apart} == {one.operator for one in taught}
 
 
 def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
@@ -53,7 +66,8 @@ def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
     workload = Workload(Conv2d(in_channels=64, out_channels=64, height=28, width=28, kernel=3))
     found = space(workload.prim_func(), lessons.MACHINE)
     model = cost_models.create("xgboost", found)
-    model.study(lessons.foreign("conv2d", "direct", workload.flops, "llvm"))
+    for lesson in lessons.foreign("conv2d", "direct", workload.flops, "llvm"):
+        model.study(lesson.examples)
     seed = found.seeds[0]
     small = {**seed, "conv2d.rows": 1, "conv2d.vectors": 1}
     good, bad = model.predict([found.point(seed), found.point(small)])
@@ -61,13 +75,12 @@ def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
 
 
 def test_scores_are_of_ranks_and_of_first_picks() -> None:
-    sample = evaluation.Sample("gemm", {}, "direct", 1, Space(()), [(0,)] * 4, [4, 1, 2, 8])
-    perfect = evaluation.score(sample, [2.0, 0.0, 1.0, 3.0])
-    assert perfect.spearman == pytest.approx(1.0) and (perfect.top1, perfect.top8) == (1.0, 1.0)
-    backwards = evaluation.score(sample, [-2.0, 0.0, -1.0, -3.0])
-    assert backwards.spearman == pytest.approx(-1.0)
-    assert (backwards.top1, backwards.top8) == (1 / 8, 1.0)
-    assert evaluation.score(sample, [0.0] * 4).spearman == 0.0
+    seconds = [4.0, 1.0, 2.0, 8.0]
+    perfect = evaluation.score([2.0, 0.0, 1.0, 3.0], seconds)
+    assert perfect == {"spearman": pytest.approx(1.0), "top1": 1.0, "top8": 1.0}
+    backwards = evaluation.score([-2.0, 0.0, -1.0, -3.0], seconds)
+    assert backwards == {"spearman": pytest.approx(-1.0), "top1": 1 / 8, "top8": 1.0}
+    assert evaluation.score([0.0] * 4, seconds)["spearman"] == 0.0
 
 
 def test_equal_values_share_their_rank() -> None:

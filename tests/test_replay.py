@@ -158,6 +158,23 @@ def test_searches_are_replayed_and_the_page_says_so(path: Path, tmp_path: Path) 
     assert again["runs"] == data["runs"]
 
 
+def test_a_replay_has_warm_starts(path: Path, tmp_path: Path) -> None:
+    other = Workload(Gemm(m=33, n=64, k=37))
+    with Database(filled(path)) as database:
+        target, workload = lookup("llvm"), Workload(CASES[0].operator)
+        for known in database.trials(workload.key, target.fingerprint):
+            database.add(other.key, "gemm", other.params, target.fingerprint, known)
+    compare.run(
+        CASES, [Variant.parse("random/warm")], seeds=1, trials=8, time=None, cost_model="xgboost",
+        target=lookup("llvm"), out=tmp_path / "out", command=[], replay=path, warm=path,
+    )  # fmt: skip
+    data = json.loads((tmp_path / "out" / "data.json").read_text())
+    (run,) = data["runs"]
+    assert run["guides"][0] == other.key and workload.key not in run["guides"]
+    assert data["replay"]["toy/G"]["fastest"] == run["trace"][0][1]  # the other's best comes first
+    assert "known" not in data
+
+
 def test_seconds_are_those_of_the_table(path: Path, tmp_path: Path) -> None:
     data = replayed(filled(path), tmp_path / "out", trials=None, time=6.0, seeds=1)
     pace = 0.5 / lookup("llvm").builders + 2e-3

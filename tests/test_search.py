@@ -56,7 +56,25 @@ class TestCostModels(CostModelCase):
 
 
 def test_the_default_search_comes_near_the_optimum() -> None:
-    assert search("annealing", "xgboost", 160).best < 1.1e-3
+    assert search("flextensor", "xgboost", 160).best < 1.1e-3
+
+
+def test_the_default_explorer_looks_around_the_best_when_nothing_was_gained() -> None:
+    explorer = explorers.create("flextensor", SPACE, np.random.default_rng(0))
+    best, *others = SPACE.sample(np.random.default_rng(1), 3)
+    explorer.tell([best, *others], [1.0, 2.0, 3.0])  # seeds, which nobody asked for
+    near = set(SPACE.neighbours(best))
+
+    def told(seconds: float) -> set[tuple[int, ...]]:
+        asked = explorer.ask(64)
+        explorer.tell(asked[:2], [seconds] * 2)
+        return set(asked)
+
+    assert not told(5.0) <= near
+    assert told(5.0) <= near  # after a round without a gain
+    assert not told(5.0) <= near  # and not twice
+    assert told(0.5) <= near
+    assert not told(0.2) <= near  # gained: as before
 
 
 def explored(name: str, seed: int) -> float:
@@ -120,7 +138,7 @@ def test_failures_are_trials_and_never_win() -> None:
             return Trial("direct", candidate.config, Status.RUN_ERROR, message="SIGSEGV")
         return seconds(candidate)
 
-    run = search("annealing", "xgboost", 96, fails)
+    run = search("flextensor", "xgboost", 96, fails)
     assert math.isfinite(run.best)
 
 
@@ -161,7 +179,7 @@ def test_same_seed_same_proposals_in_a_fresh_process() -> None:
         "import numpy as np; from flextensor import explorers;"
         "from flextensor.schedulers.space import Space, sizes;"
         "s = Space(tuple(sizes(f'k{i}', range(1, 17)) for i in range(4)));"
-        "e = explorers.create('annealing', s, np.random.default_rng(3));"
+        "e = explorers.create('flextensor', s, np.random.default_rng(3));"
         "p = e.ask(8); e.tell(p, [1.0 + i for i in range(8)]); print(p, e.ask(8))"
     )
     outputs = {

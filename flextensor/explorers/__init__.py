@@ -22,7 +22,7 @@ class Explorer(Protocol):
     """One search strategy over one space."""
 
     def ask(self, count: int) -> list[Point]:
-        """Up to `count` distinct legal points that were not told yet; fewer when none are left."""
+        """Up to `count` distinct legal points that were not told yet; none when none are left."""
 
     def tell(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Measured median seconds of points; infinite for a failure."""
@@ -32,6 +32,7 @@ _HOME = {
     "annealing": ("flextensor.explorers.annealing", "Annealing"),
     "coordinate-descent": ("flextensor.explorers.coordinate", "CoordinateDescent"),
     "evolutionary": ("flextensor.explorers.evolutionary", "Evolutionary"),
+    "flextensor": ("flextensor.explorers.flextensor", "FlexTensor"),
     "p-method": ("flextensor.explorers.p_method", "PMethod"),
     "q-method": ("flextensor.explorers.q_method", "QMethod"),
     "random": ("flextensor.explorers.random", "Random"),

@@ -1,0 +1,72 @@
+"""The models that stand beside the search's own: what they learn, and the table of all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from flextensor import evaluation
+from flextensor import evaluation_objectives as objectives
+from flextensor.cost_models import CostModel
+from flextensor.evaluation_objectives import Ensemble, Lessons, Ranked
+from flextensor.ranking import spearman
+from flextensor.testing import CostModelCase, bowl, bowl_space
+
+SPACE = bowl_space()
+POINTS = SPACE.sample(np.random.default_rng(0), 160)
+SECONDS = [bowl(SPACE, p) for p in POINTS]
+
+
+class TestOtherModels(CostModelCase):
+    @pytest.fixture(params=[Ranked, Ensemble, functools.partial(Ensemble, boldness=1.0)])
+    def create(self, request: pytest.FixtureRequest) -> Callable[..., CostModel]:
+        model: Callable[..., CostModel] = request.param
+        return model
+
+
+@pytest.mark.parametrize("create", objectives.MODELS.values(), ids=list(objectives.MODELS))
+def test_every_model_ranks_what_it_never_saw(create: Callable[..., CostModel]) -> None:
+    model = create(SPACE)
+    model.fit(POINTS[:120], SECONDS[:120])
+    assert spearman(model.predict(POINTS[120:]), SECONDS[120:]) > 0.7
+
+
+def test_a_ranking_compares_no_points_of_two_shapes() -> None:
+    """Another shape is 1000 times as slow: that says nothing of its schedules."""
+    scores = []
+    for slower in (1.0, 1000.0):
+        model = Ranked(SPACE)
+        for points, times in ((POINTS[:60], 1.0), (POINTS[60:120], slower)):
+            model.recall(SPACE, points, [times * bowl(SPACE, p) for p in points])
+        scores.append(model.predict(POINTS[120:]))
+    assert spearman(scores[0], SECONDS[120:]) > 0.7
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_a_bold_ensemble_prefers_what_its_members_disagree_on() -> None:
+    calm, bold = Ensemble(SPACE), Ensemble(SPACE, boldness=1.0)
+    for model in (calm, bold):
+        model.fit(POINTS[:40], SECONDS[:40])
+    spread = np.std([m.predict(POINTS[40:]) for m in calm.members], axis=0)
+    difference = np.array(calm.predict(POINTS[40:])) - np.array(bold.predict(POINTS[40:]))
+    assert difference == pytest.approx(spread) and spread.max() > 0
+
+
+def test_only_points_that_were_not_learned_are_ranked() -> None:
+    asked: list[int] = []
+
+    def score(guesses: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
+        asked.append(len(seconds))
+        return evaluation.score(guesses, seconds)
+
+    near = [(SPACE, POINTS[:60], SECONDS[:60])]
+    found = objectives.judged(SPACE, POINTS, SECONDS, Lessons([], near), score, 0)
+    assert set(asked) == {len(POINTS) - objectives.OWN_POINTS}
+    assert set(found) == {"before", "after"} and set(found["after"]) == set(objectives.MODELS)
+    rows = [{"objectives": found}, {}]
+    lines = objectives.table(rows)
+    assert len([line for line in lines if line.startswith("| ")]) == 2 + len(objectives.MODELS)
+    assert objectives.table([{}]) == []
