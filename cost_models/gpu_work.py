@@ -44,6 +44,8 @@ UNROLLED = 8
 """Iterations of an innermost loop whose loads the compiler issues together at most."""
 TILE_INSTRUCTIONS = 2
 """Of a product of tiles: two of 16 x 8 x 16."""
+ROW_BYTES = 16
+"""What a lane names of tiles in shared memory that a warp loads together (ldmatrix)."""
 SPECIAL = frozenset("exp exp2 log log2 tanh sqrt rsqrt erf pow sigmoid".split())
 """Functions that the special units compute, or several instructions."""
 
@@ -231,6 +233,13 @@ class _Reader:
             self._open(place)
         elif name == "tvm_mma_sync":
             self.work.tiles += place.times * self.work.warps
+        elif name == "mma":  # 16 x 8 x 16
+            self.work.tiles += place.times * self.work.warps / TILE_INSTRUCTIONS
+        elif name == "ldmatrix":
+            pointer, offset = args[5:7]
+            (row,) = pointer.args
+            start = (self.value(row.indices[0]) + self.value(offset)) * item_bytes(row.source)
+            self._found(row.source, start, ROW_BYTES, place, False)
         elif name in ("tvm_load_matrix_sync", "tvm_store_matrix_sync"):
             (load,), pitch = args[5].args, int(args[6])
             buffer, store = load.source, name == "tvm_store_matrix_sync"

@@ -1,9 +1,10 @@
-"""Kernels for CUDA architectures without a card: one of each family, modelled and proven.
+"""Kernels for CUDA architectures without a card: those of a suite, modelled and proven.
 
-    python -m flextensor.cuda_table [--arch sm_80,sm_90] [--time 15] [--cases C1] [--out FOLDER]
+    python -m flextensor.cuda_table [--suite paper] [--arch sm_80,sm_90] [--time 15] [--cases C1]
 
-tunes the first case of the paper of every family by the model, in float32, and on matrix units in
-float16 what `HALF` names; writes data.json and README.md.
+tunes the cases of a suite by the model, by default the first of every family of the paper: in
+float32, and in dtypes of matrix units the families of `HALF`; writes data.json and README.md. A
+run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flextensor import operators
 from flextensor.errors import DeviceError, InputError, check_positive, exit_code, unknown
@@ -27,35 +29,73 @@ from flextensor.targets import cuda_emulation, lookup
 from flextensor.targets.cuda import CUDA
 from flextensor.tuner import tune
 
+DTYPES = ("float32", "float16", "bfloat16")
 HALF = ("gemm", "conv2d")
-"""Families that are tuned in float16 too, for matrix units."""
+"""Families that are tuned in dtypes of 16 bits too, for matrix units."""
 LIMIT = 60.0
 """Seconds that a case may take with everything."""
-MATRIX = "wmma::mma_sync"
+MATRIX = re.compile(r"wmma::mma_sync|mma\.sync")
 """What a kernel says that uses matrix units."""
 
 
-def run(archs: Sequence[str], seconds: float, names: Sequence[str] | None, out: Path,
-        command: Sequence[str]) -> None:  # fmt: skip
-    """Tune, and write the folder; `DeviceError` at the end when a case is not as it should be."""
+def run(suite: str, archs: Sequence[str], dtypes: Sequence[str], seconds: float,
+        names: Sequence[str] | None, out: Path, command: Sequence[str]) -> None:  # fmt: skip
+    """Tune, and write the folder after every case. What the folder holds already stays: what was
+    found by as long a search for the same architecture with the same versions is not tuned again,
+    unless something was wrong with it.
+
+    `DeviceError` at the end when a case is not as it should be.
+    """
     check_positive("time", seconds)
     targets = [_target(arch) for arch in archs]
     for target in targets:
         target.check()
     cuda_emulation.check()
-    chosen = list(_cases(names))
+    chosen = [(target, *case) for target in targets for case in _cases(suite, dtypes, names)]
     make(out)
-    data: dict[str, Any] = {**header(targets[0], command), "rows": []}
-    for target in targets:
-        for case, dtype in chosen:
-            row = _row(case, dtype, target, seconds)
-            data["rows"].append(row)
-            print(line(row), file=sys.stderr)
-            write(out / "data.json", json.dumps(data, indent=1) + "\n")
-            write(out / "README.md", markdown(data))
+    data: dict[str, Any] = {**header(targets[0], command), "suite": suite}
+    keys = [Key(case.name, dtype, target.fingerprint, seconds) for target, case, dtype in chosen]
+    rows: dict[Key, dict[str, Any]] = {}
+    for key, row in _recorded(out / "data.json", data).items():
+        if key not in keys or not complaint(row):
+            rows[key] = row
+    others = [key for key in rows if key not in keys]
+    for key, (target, case, dtype) in zip(keys, chosen, strict=True):
+        if key not in rows:
+            rows[key] = _row(case, dtype, target, seconds) | key._asdict()
+            print(line(rows[key]), file=sys.stderr, flush=True)
+            _write(out, data | {"rows": [rows[k] for k in (*keys, *others) if k in rows]})
+    data["rows"] = [rows[key] for key in (*keys, *others)]
+    _write(out, data)
     wrong = [row for row in data["rows"] if complaint(row)]
     if wrong:
         raise DeviceError(f"{len(wrong)} of {len(data['rows'])} failed, see {out / 'README.md'}")
+
+
+class Key(NamedTuple):
+    """What tells one row from another."""
+
+    case: str
+    dtype: str
+    fingerprint: str
+    budget: float
+    """Seconds of the search."""
+
+
+def _recorded(path: Path, today: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
+    """The rows of an older `path`, if the same versions made them of the same suite."""
+    try:
+        old = json.loads(path.read_text())
+        if any(old[name] != today[name] for name in ("suite", "versions")):
+            return {}
+        return {Key(*(row[name] for name in Key._fields)): dict(row) for row in old["rows"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(out: Path, data: Mapping[str, Any]) -> None:
+    write(out / "data.json", json.dumps(data, indent=1) + "\n")
+    write(out / "README.md", markdown(data))
 
 
 def _target(arch: str) -> CUDA:
@@ -66,19 +106,21 @@ def _target(arch: str) -> CUDA:
     return found.measured_by("model")
 
 
-def _cases(names: Sequence[str] | None) -> Iterator[tuple[Case, str]]:
+def _cases(
+    suite: str, dtypes: Sequence[str], names: Sequence[str] | None
+) -> Iterator[tuple[Case, str]]:
     """(case, dtype), those that are named or all."""
-    every = operators.cases(SMOKE)
+    every = operators.cases(suite)
     for name in names or ():
         if name not in (known := [c.name for c in every]):
-            raise unknown(f"case of suite {SMOKE}", name, known)
-    for case in every:
-        if names is None or case.name in names:
-            yield case, "float32"
-    for family in HALF:
-        for case in operators.cases(SMOKE, family, dtype="float16"):
-            if names is None or case.name in names:
-                yield case, "float16"
+            raise unknown(f"case of suite {suite}", name, known)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        typed = every
+        if dtype != DTYPES[0]:
+            typed = [c for c in operators.cases(suite, dtype=dtype) if c.family in HALF]
+        yield from ((c, dtype) for c in typed if names is None or c.name in names)
 
 
 def _row(case: Case, dtype: str, target: CUDA, seconds: float) -> dict[str, Any]:
@@ -120,7 +162,7 @@ def _compiled(func: Any, target: CUDA, config: Mapping[str, Any]) -> dict[str, A
     return {
         "kernels": kernels,
         "cubin_bytes": len(judged.binary.cubin),
-        "matrix_units": MATRIX in judged.program.source,
+        "matrix_units": bool(MATRIX.search(judged.program.source)),
     }
 
 
@@ -133,7 +175,7 @@ def complaint(row: Mapping[str, Any]) -> str:
         said.append("not verified")
     if any(kernel["spilled_bytes"] for kernel in row["kernels"]):
         said.append("registers spilled")
-    if row["dtype"] == "float16" and not row["matrix_units"]:
+    if row["dtype"] != "float32" and not row["matrix_units"]:
         said.append("no matrix units")
     if row["seconds"] > LIMIT:
         said.append(f"took more than {LIMIT:.0f} s")
@@ -155,11 +197,12 @@ def markdown(data: Mapping[str, Any]) -> str:
     slowest = max(row["seconds"] for row in rows)
     versions = ", ".join(f"{p} {v}" for p, v in data["versions"].items() if v)
     lines = [
-        "# One kernel of every family, for architectures without a card",
+        f"# Kernels of the suite {data['suite']}, for architectures without a card",
         "",
         f"`{data['command']}`, {data['date']}; {versions}. {good} of {len(rows)} are as they "
         f"should be: compiled to machine code, no register spilled, verified in emulation, with "
-        f"matrix units in float16, in {LIMIT:.0f} s or less; the slowest took {slowest:.0f} s.",
+        f"matrix units where elements have 16 bits, in {LIMIT:.0f} s or less; the slowest took "
+        f"{slowest:.0f} s.",
         "",
         "Times are a model's, not a card's: they rank kernels, and are a bound from below rather "
         "than a forecast. Registers, spills and shared memory are what ptxas gave. Verified means "
@@ -209,14 +252,19 @@ def _cells(row: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m flextensor.cuda_table")
+    parser.add_argument("--suite", default=SMOKE, help="of cases, e.g. paper")
     parser.add_argument("--arch", default="sm_80,sm_90")
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--time", type=float, default=15.0, help="seconds of each search")
-    parser.add_argument("--cases", help="of the suite smoke, e.g. C1,GMM1; by default all")
-    parser.add_argument("--out", type=Path, default=Path("results/cuda/modelled"))
+    parser.add_argument("--cases", help="of the suite, e.g. C1,GMM1; by default all")
+    parser.add_argument("--out", type=Path, help="default results/cuda/modelled, or modelled-SUITE")
     given = parser.parse_args(arguments)
     names = given.cases.split(",") if given.cases else None
+    suffix = "" if given.suite == SMOKE else f"-{given.suite}"
+    out = given.out or Path(f"results/cuda/modelled{suffix}")
+    archs, dtypes = given.arch.split(","), given.dtypes.split(",")
     command = ["python", "-m", "flextensor.cuda_table", *arguments]
-    return exit_code(lambda: run(given.arch.split(","), given.time, names, given.out, command))
+    return exit_code(lambda: run(given.suite, archs, dtypes, given.time, names, out, command))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@
             for fragment of Y:
                 sums -> shared memory -> fused elementwise consumers, rounding -> output
 
+The instructions are those of `gpu_tensor_core_units`; where each lane knows its own sums (`mma`),
+they are written from registers.
+
 Sides and their gathered panels are those of `flextensor.schedulers.gpu_contraction`: a convolution
 is a GEMM, tiles need not divide, only copies and the last write are guarded. A side's panel has
 its elements as rows, or as columns, by which of them are neighbours in memory, and is copied in
@@ -34,6 +37,7 @@ from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_tensor_core_pack import Rows, Weights
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.gpu_tensor_core_space import GpuTensorCoreSpace
+from flextensor.schedulers.gpu_tensor_core_units import SIDES, UNITS, Unit
 from flextensor.schedulers.gpu_two_sided import TwoSidedSchedule
 from flextensor.schedulers.layouts import guarded, unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
@@ -77,9 +81,9 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Panels P[batch, y, k] or P[batch, k, y] of each side, their fragments, the sums
-        Z[batch, fragment, warp, 16, x], the same staged, and the output. The fragments of a warp
-        lie apart, so that one of each is dense in what is staged at a time. With parts of the
-        reduction, they are the first index of Z and of what is staged, and the output adds them."""
+        Z[batch, y, x], y as the unit wants it, the same staged, and the output.
+        With parts of the reduction, they are the first index of Z and of what is staged, and the
+        output adds them."""
         plan, name = self.decides.plan(config), self.stage.name
         batch = [i.extent for i in self.found.batch]
         parts = [plan.k_split] if plan.k_split > 1 else []
@@ -92,13 +96,13 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
         k = te.reduce_axis((0, part), "k")
 
         def accumulate(*at: Any) -> Any:
-            *b, yf, yw, yi, xq = at
+            b, yq, xq = list(at[: -len(rows) - 1]), at[-len(rows) - 1 : -1], at[-1]
             kq = b.pop(0) * part + k.var if parts else k.var
-            left = y(*(b[p] for p in own["y"]), yf, yw, yi, kq)
+            left = y(*(b[p] for p in own["y"]), *yq, kq)
             right = x(*(b[p] for p in own["x"]), kq, xq)
             return te.sum(left.astype("float32") * right.astype("float32"), axis=k)
 
-        rows = [plan.y.blocks * plan.y.fragments, plan.y.warps, TILE]
+        rows = UNITS[plan.unit].rows(plan.y)
         shape = [*parts, *batch, *rows, plan.x.padded]
         z = te.compute(shape, accumulate, name=f"{name}_acc")
         s = te.compute(shape, lambda *at: z(*at), name=f"{name}_staged")
@@ -136,11 +140,11 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
             if which == "x":
                 *b, kq, q = at
             else:
-                *b, f, w, i, kq = at
-                q = (f * band.warps + w) * TILE + i
+                b, kq = at[: -len(tiles) - 1], at[-1]
+                q = gpu_loops.flatten(at[-len(tiles) - 1 : -1], tiles)
             return p(*b, *order(q, kq))
 
-        tiles, k = [band.blocks * band.fragments, band.warps, TILE], plan.k_padded
+        tiles, k = UNITS[plan.unit].rows(band), plan.k_padded
         shape = [k, band.padded] if which == "x" else [*tiles, k]
         return te.compute([*extents, *shape], fragment, name=f"{name}_tile")
 
@@ -243,12 +247,9 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Blocks and warps over the output, panels shared, sums and operands in fragments."""
-        from flextensor.schedulers import matrix_intrinsics as units
-
         plan, name = self.decides.plan(config), self.stage.name
-        flat, acc, staged, out = (
-            sch.get_sblock(f"{name}_{part}") for part in ("flat", "acc", "staged", "out")
-        )
+        unit = UNITS[plan.unit](sch, name, self.dtype)
+        flat, acc, out = map(unit.block, ("flat", "acc", "out"))
         if plan.k_split > 1:
             width = min(self.decides.written(plan), operands.written(self.found, self.sides["x"]))
             gpu_parts.arrange(
@@ -259,7 +260,7 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
         else:
             gpu_loops.relayout(sch, out, lambda *at: self.coordinates(at), len(self.stage.shape))
         *batch, y, x = sch.get_loops(flat)
-        yb, yf, yw, yi = sch.split(y, [plan.y.blocks, plan.y.fragments, plan.y.warps, TILE])
+        yb, yw, yf, yi = unit.split(y, plan.y)
         xb, xw, xf, xi = sch.split(x, [plan.x.blocks, plan.x.warps, plan.x.fragments, TILE])
         sch.reorder(*batch, yb, xb, yw, xw, yf, xf, yi, xi)
         if batch:
@@ -269,13 +270,13 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
         sch.bind(xw, "threadIdx.z")
         sch.bind(yw, "threadIdx.y")
         sch.reverse_compute_at(out, yf, preserve_unit_loops=True)
-        sch.compute_at(staged, yf, preserve_unit_loops=True)
-        sch.set_scope(acc, 0, units.SUMS)
+        sch.compute_at(unit.block("staged"), yf, preserve_unit_loops=True)
+        sch.set_scope(acc, 0, unit.scopes["sums"])
         sch.compute_at(acc, xw, preserve_unit_loops=True)
-        yi, kb, ks = self._sums(plan, sch, acc)
-        for side in ("y", "x"):
-            fragment = sch.get_sblock(f"{name}_{side}_tile")
-            sch.set_scope(fragment, 0, units.FRAGMENTS[side])
+        yi, kb, ks = self._sums(plan, unit, acc)
+        for side in SIDES:
+            fragment = unit.block(f"{side}_tile")
+            sch.set_scope(fragment, 0, unit.scopes[side])
             sch.compute_at(fragment, ks, preserve_unit_loops=True)
             self._copy(plan, sch, side, kb)
         sch.unroll(yf)  # registers have no addresses
@@ -283,58 +284,39 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
             self._weights(plan).arrange(sch)
         if plan.laid and self.decides.laid is not None:
             Rows(self.decides.laid, f"{name}_x_copy").arrange(sch)
-        fused = sch.fuse(*sch.get_loops(out)[-2:])
-        _, lane, vector = sch.split(fused, [None, WARP, self.decides.written(plan)])
-        sch.bind(lane, "threadIdx.x")
-        sch.vectorize(vector)
+        unit.spread(out, self.decides.written(plan))
         # at last: what an intrinsic does is opaque to TVM, and is moved no more
-        sch.compute_inline(flat)
+        unit.bare(acc)
         tile = sch.blockize(yi)
         first = sch.decompose_reduction(tile, kb)
-        # what is shared counts as wanted by all threads, and a warp wants its own sums
-        sch.set_scope(staged, 0, units.SHARED)
-        sch.tensorize(self._tiled(sch, staged), units.store())
-        staged = sch.get_sblock(f"{name}_staged_o")
-        sch.storage_align(staged, 0, axis=-2, factor=TILE, offset=SKEW)
-        for side in ("y", "x"):
-            fragment = sch.get_sblock(f"{name}_{side}_tile")
-            transposed = plan.rows[side] != (side == "y")
-            sch.tensorize(self._tiled(sch, fragment), units.load(side, transposed, self.dtype))
+        for side in SIDES:
+            unit.read(side, plan.rows[side] != (side == "y"))
         if plan.stages > 1:
             sch.annotate(kb, "software_pipeline_stage", [0, 0, plan.stages - 1])
             sch.annotate(kb, "software_pipeline_order", [0, 1, 2])
             sch.annotate(kb, "software_pipeline_async_stages", [0])
-        sch.tensorize(sch.get_loops(sch.get_child_blocks(first)[0])[0], units.zero())
-        sch.tensorize(sch.get_loops(sch.get_child_blocks(tile)[0])[0], units.multiply(self.dtype))
+        unit.multiply(tile, first)
 
-    def _sums(self, plan: Plan, sch: Any, acc: Any) -> tuple[Any, Any, Any]:
+    def _sums(self, plan: Plan, unit: Unit, acc: Any) -> tuple[Any, Any, Any]:
         """The sums by tiles; the loops of a tile, over panels and over steps of one."""
-        *units, yf, yw, yi, x, k = sch.get_loops(acc)[
-            -(len(self.found.batch) + 5 + (plan.k_split > 1)) :
-        ]
+        sch, rows = unit.sch, len(unit.rows(plan.y))
+        outer = len(self.found.batch) + (plan.k_split > 1)
+        *units, x, k = sch.get_loops(acc)[-(outer + rows + 2) :]
+        yf, yi = units[outer], units[-1]
+        if rows == 1:
+            yf, yi = sch.split(yf, [None, TILE])
+        apart = [*units[:outer], *units[outer + 1 : -1]]  # one each
         xf, xi = sch.split(x, [None, TILE])
         kb, ks, ki = sch.split(k, [None, plan.k_steps, TILE])
-        sch.reorder(kb, ks, *units, yw, yf, xf, yi, xi, ki)
+        sch.reorder(kb, ks, *apart, yf, xf, yi, xi, ki)
         for loop in (ks, yf, xf):
             sch.unroll(loop)
         return yi, kb, ks
 
-    def _tiled(self, sch: Any, block: Any) -> Any:
-        """The innermost loops by tiles; the outer loop of a tile."""
-        y, x = sch.get_loops(block)[-2:]
-        yo, yi = sch.split(y, [None, TILE])
-        xo, xi = sch.split(x, [None, TILE])
-        sch.reorder(yo, xo, yi, xi)
-        sch.unroll(yo)
-        sch.unroll(xo)
-        return yi
-
     def _copy(self, plan: Plan, sch: Any, side: str, kb: Any) -> None:
         """A side's panel in shared memory, copied by all threads in turns."""
-        from flextensor.schedulers import matrix_intrinsics as units
-
         panel = sch.get_sblock(f"{self.stage.name}_{side}_panel")
-        sch.set_scope(panel, 0, units.SHARED)
+        sch.set_scope(panel, 0, "shared.dyn")
         sch.compute_at(panel, kb, preserve_unit_loops=True)
         fused = sch.fuse(*sch.get_loops(panel)[-2:])
         parts = [None, plan.x.warps, plan.y.warps, WARP, self.decides.width(plan, side)]

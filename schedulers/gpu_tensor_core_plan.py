@@ -64,6 +64,8 @@ class Plan:
     """Whether a kernel of its own also lays the operand of X out, as `Laid` tells."""
     k_split: int = 1
     """Parts of the reduction that blocks of their own compute."""
+    unit: str = "wmma"
+    """The instructions: one of `gpu_tensor_core_units.UNITS`."""
 
     @property
     def k_tile(self) -> int:
@@ -115,6 +117,8 @@ class Plan:
     @property
     def staged_bytes(self) -> int:
         """Shared memory of the sums of one fragment of every warp's rows."""
+        if self.unit == "mma":
+            return 0
         return self.y.warps * TILE * (self.x.block + SKEW) * 4
 
     @property
@@ -124,10 +128,11 @@ class Plan:
 
     @property
     def registers(self) -> int:
-        """32-bit registers of a thread: 8 for each fragment of sums and of operands, and a few
-        for addresses."""
+        """32-bit registers of a thread: 8 for each fragment of sums and, by wmma, of operands, 4
+        by mma, and a few for addresses."""
         sums = self.y.fragments * self.x.fragments
-        return 8 * (sums + self.y.fragments + self.x.fragments) + 32
+        own = 4 if self.unit == "mma" else 8
+        return 8 * sums + own * (self.y.fragments + self.x.fragments) + 32
 
     @classmethod
     def of(
@@ -151,4 +156,5 @@ class Plan:
             packed=packed,
             laid=laid,
             k_split=int(config.get("k_split", 1)),
+            unit=str(config.get("unit", "wmma")),
         )

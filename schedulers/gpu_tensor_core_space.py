@@ -122,6 +122,8 @@ class GpuTensorCoreSpace:
             knobs.append(choice("packed", packed))
         if (splits := self._splits()) != [1]:
             knobs.append(sizes("k_split", splits))
+        if (units := self._units()) != ["wmma"]:
+            knobs.append(choice("unit", units))
         space = Space(tuple(knobs), (self._illegal,))
         return dataclasses.replace(
             space, seeds=space.starts(self._wanted()), features=self._features
@@ -131,6 +133,11 @@ class GpuTensorCoreSpace:
         """What kernels of their own may lay out, the default first."""
         own = ["y", "none"] if self.taps_first != self.found.k else ["none"]
         return own if self.laid is None else [*own, "both"]
+
+    def _units(self) -> list[str]:
+        """Kinds of instructions, the default first."""
+        dtype = str(self.found.a.value.ty)
+        return ["wmma", "mma"] if self.target.lane_tile(dtype) == TILE else ["wmma"]
 
     def _splits(self) -> list[int]:
         """Parts of the reduction that may go to blocks of their own: none where the outputs
@@ -154,7 +161,9 @@ class GpuTensorCoreSpace:
                 if 1 in (self.width(plan, "y"), self.width(plan, "x")):
                     wanted["stages"] = min(stages, 2)
                 for blocks in (1, 2):
-                    yield wanted | {"k_split": self._filling(plan, blocks)}
+                    split: Config = {"k_split": self._filling(plan, blocks)}
+                    for unit in reversed(self._units()):
+                        yield wanted | split | {"unit": unit}
 
     def _filling(self, plan: Plan, blocks: int) -> int:
         """Parts of the reduction that give every core so many blocks at most."""

@@ -15,17 +15,12 @@ import functools
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-SHARED = "shared.dyn"
-"""Shared memory whose size is given at launch."""
-FRAGMENTS = {"y": "wmma.matrix_a", "x": "wmma.matrix_b"}
-"""Scopes of the left and of the right factor."""
-SUMS = "wmma.accumulator"
-
 
 @functools.cache
 def load(side: str, transposed: bool, dtype: str) -> str:
     """A tile of a side, from a panel that has its rows as columns if it is `transposed`."""
-    scope, layout = FRAGMENTS[side], "col_major" if transposed else "row_major"
+    scope = {"y": "wmma.matrix_a", "x": "wmma.matrix_b"}[side]
+    layout = "col_major" if transposed else "row_major"
 
     @T.prim_func(s_tir=True)
     def row(a: T.handle, c: T.handle) -> None:
@@ -83,7 +78,7 @@ def load(side: str, transposed: bool, dtype: str) -> str:
                 )
             )
 
-    return _registered(f"load_{side}_{layout}_{dtype}", column if transposed else row, given)
+    return registered(f"load_{side}_{layout}_{dtype}", column if transposed else row, given)
 
 
 @functools.cache
@@ -130,7 +125,7 @@ def zero() -> str:
                 )
             )
 
-    return _registered("zero", wanted, given)
+    return registered("zero", wanted, given)
 
 
 @functools.cache
@@ -202,7 +197,7 @@ def multiply(dtype: str) -> str:
                 )
             )
 
-    return _registered(f"multiply_{dtype}", wanted, given)
+    return registered(f"multiply_{dtype}", wanted, given)
 
 
 @functools.cache
@@ -261,10 +256,10 @@ def store() -> str:
                 )
             )
 
-    return _registered("store", wanted, given)
+    return registered("store", wanted, given)
 
 
-def _registered(name: str, wanted: object, given: object) -> str:
+def registered(name: str, wanted: object, given: object) -> str:
     """Let TVM know an intrinsic: blocks that look like `wanted` become `given`."""
     TensorIntrin.register(f"flextensor_matrix_{name}", wanted, given)
     return f"flextensor_matrix_{name}"

@@ -133,6 +133,11 @@ class Target(ABC):
         with sums in float32; 0 without such units."""
         return 0
 
+    def lane_tile(self, dtype: str) -> int:
+        """Depth of such tiles where the registers of a warp's lanes hold them in an order that is
+        known; 0 where only the units know it."""
+        return 0
+
     def computes(self, dtype: str) -> bool:
         """Whether kernels may use a dtype."""
         return {"float16": self.half, "bfloat16": False}.get(dtype, True)

@@ -163,6 +163,10 @@ class CUDA(Target):
         own = ("float16", "bfloat16") if self.data.bfloat else ("float16",)
         return 16 if dtype in own else 0
 
+    def lane_tile(self, dtype: str) -> int:
+        """mma.sync.m16n8k16, since sm_80."""
+        return self.matrix_tile(dtype) if self.data.asynchronous else 0
+
     def computes(self, dtype: str) -> bool:
         """All of them: what has no bfloat16 computes with it as float32, and rounds by integers."""
         return True

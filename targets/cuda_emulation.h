@@ -109,6 +109,8 @@ static T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
   return shuffle(value, lane_of(width) ^ mask, width);
 }
 
+#include "cuda_emulation_lanes.h"
+
 // Copies to shared memory beside the kernel, done as late as they may be: at the wait for their group.
 // Zeros where there is nothing to copy are written at once.
 static inline void copy_async(void* to, const void* from, int bytes, bool inside) {

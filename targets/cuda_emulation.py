@@ -43,6 +43,10 @@ ASYNC = re.compile(
     r"^__forceinline__ __device__ void (?:tvm_builtin_)?ptx_cp_async_(\w+)\((.*?)\) \{.*?^\}",
     re.MULTILINE | re.DOTALL,
 )
+PTX = re.compile(
+    r'__asm__ __volatile__\(\s*"((?:ldmatrix|mma)\.[\w.]+)"\s*"[^"]*"(.*?)\);', re.DOTALL
+)
+OPERAND = re.compile(r'\s*[:,]?\s*"=?[rf]"')
 DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?uchar (\w+)\[\];")
 FAILURES = {
     1: "threads of a block disagree about its barriers",
@@ -71,6 +75,8 @@ def host_source(source: str) -> str:
     """
     functions = re.sub(r"__shared__\s+(alignas\(\d+\))", r"\1 __shared__", body(source))
     functions = ASYNC.sub(_async, functions)
+    functions = functions.replace("unsigned int addr = __cvta_generic_to_shared", "void* addr = ")
+    functions = PTX.sub(_instruction, functions)
     functions = DYNAMIC.sub(r"uchar* \1 = dynamic_shared;", functions)
     entries = [_entry(name, types) for name, types in SIGNATURE.findall(functions)]
     head = f'#include "{HEADER}"\nstatic void** kernel_arguments;\n'
@@ -93,6 +99,16 @@ def _async(function: re.Match[str]) -> str:
     inside = "predicate" if "predicate" in parameters else "true"
     there, here = f"(char*)dst + dst_off * {to}", f"(char*)src + src_off * {source}"
     return f"{head}{{ copy_async({there}, {here}, {size}, {inside}); }}"
+
+
+def _instruction(asm: re.Match[str]) -> str:
+    """An instruction of a warp by the function of the emulation that has its name.
+
+    "ldmatrix.sync.aligned.m8n8.x4.shared.b16" .. : "=r"(a), .. : "r"(addr)
+        ->   ldmatrix_sync_aligned_m8n8_x4_shared_b16((a), .., (addr));
+    """
+    operands = [part.strip() for part in OPERAND.split(asm[2]) if part.strip(" :\n")]
+    return f"{asm[1].replace('.', '_')}({', '.join(operands)});"
 
 
 def _entry(name: str, parameters: str) -> str:

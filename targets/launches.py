@@ -23,6 +23,8 @@ DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 MATRIX_PASSES = {"tirx.disable_storage_rewrite": True, "tirx.use_async_copy": True}
 """How TVM lowers what keeps panels in shared memory of dynamic size. Two of its passes let buffers
 take each other's place there; the first of them cannot where one is of half, the other of float."""
+LANE_PASSES = {**MATRIX_PASSES, "tirx.disable_cse_tir": True}
+"""The same where lanes of a warp hold tiles together: no name may stand for an index of a lane."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +104,56 @@ def lowered(module: Any, target: Any) -> tuple[Program, dict[str, Any]]:
     from tvm.tirx.build import codegen_build, split_host_device_mods
 
     programs = {v.name_hint: f for v, f in module.functions.items()}
-    passes = MATRIX_PASSES if any(map(_sized_at_launch, programs.values())) else {}
+    scopes = set().union(*map(_scopes, programs.values()))
+    passes = MATRIX_PASSES if "shared.dyn" in scopes else {}
+    passes = LANE_PASSES if "warp" in scopes else passes
     with tvm.transform.PassContext(config=passes), _uncompiled():
         bound = tirx.transform.BindTarget(target)(module)
         pipeline, _, finalize = tirx.get_default_tir_pipeline(target)
         # the host side is left as it is: once finalized, its launches are calls like any other
         host, devices = split_host_device_mods(pipeline(bound))
-        finalized = {t: finalize()(m) for t, m in devices.items()}
+        finalized = {t: finalize()(_by_lanes(m)) for t, m in devices.items()}
         sources = [codegen_build(m, t).inspect_source() for t, m in finalized.items()]
     kernels = {v.name_hint: f for m in finalized.values() for v, f in m.functions.items()}
     functions = {
         v.name_hint: _function_of(programs[v.name_hint], f) for v, f in host.functions.items()
     }
     return Program("\n".join(sources), functions), kernels
+
+
+def _by_lanes(module: Any) -> Any:
+    """Registers for what a warp holds together, in which no lane asks for another's.
+
+        launch threadIdx.x:                                       launch threadIdx.x:
+            B = alloc_buffer((256,), scope="warp")          ->        B = alloc_buffer((8,))
+            ... B[number * 32 + threadIdx.x] ...                      ... B[number] ...
+
+    TVM's pass has to find the lanes behind the buffer, which therefore goes out of the launch, and
+    changes one buffer at a time.
+    """
+    import tvm_ffi
+    from tvm import tirx
+
+    most = 0
+
+    def outside(function: Any, module: Any, context: Any) -> Any:
+        nonlocal most
+        held: dict[Any, Any] = {}
+
+        def take(node: Any) -> Any:
+            if str(node.buffer.scope()) != "warp":
+                return node
+            held.setdefault(node.buffer, node)
+            return tirx.Evaluate(0)
+
+        body = tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, take))
+        most = max(most, len(held))
+        return function.with_body(tirx.SeqStmt([*held.values(), body])) if held else function
+
+    module = tirx.transform.prim_func_pass(outside, opt_level=0)(module)
+    for _ in range(most):
+        module = tirx.transform.LowerWarpMemory()(module)
+    return module
 
 
 @contextlib.contextmanager
@@ -132,8 +171,8 @@ def _uncompiled() -> Iterator[None]:
         tvm_ffi.register_global_func(name, own, override=True)
 
 
-def _sized_at_launch(func: Any) -> bool:
-    """Whether a function has shared memory of dynamic size."""
+def _scopes(func: Any) -> set[str]:
+    """Scopes of the buffers that a function allocates."""
     import tvm_ffi
     from tvm import s_tir
 
@@ -142,7 +181,7 @@ def _sized_at_launch(func: Any) -> bool:
         func.body,
         (s_tir.SBlock, lambda block: scopes.update(str(b.scope()) for b in block.alloc_buffers)),
     )
-    return "shared.dyn" in scopes
+    return scopes
 
 
 def _written(func: Any) -> tuple[int, ...]:

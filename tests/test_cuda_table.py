@@ -26,7 +26,7 @@ ROW: dict[str, Any] = {
 def page(*rows: dict[str, Any]) -> str:
     versions = {"flextensor": "0", "torch": None}
     return cuda_table.markdown(
-        {"command": "x", "date": "today", "versions": versions, "rows": rows}
+        {"command": "x", "date": "today", "versions": versions, "suite": "smoke", "rows": rows}
     )
 
 
@@ -61,16 +61,45 @@ def test_what_is_not_as_it_should_be_is_said(change: dict[str, Any], said: str) 
 def test_a_case_is_tuned_compiled_and_proven(tmp_path: Path) -> None:
     arguments = ["--arch", "sm_90", "--time", "1", "--cases", "GMM1", "--out", str(tmp_path)]
     assert cuda_table.main(arguments) == 0
-    single, half = json.loads((tmp_path / "data.json").read_text())["rows"]
-    assert (single["dtype"], half["dtype"]) == ("float32", "float16")
-    assert half["matrix_units"] and not single["matrix_units"]
-    for row in (single, half):
+    found = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert [row["dtype"] for row in found] == ["float32", "float16", "bfloat16"]
+    assert [row["matrix_units"] for row in found] == [False, True, True]
+    for row in found:
         assert row["arch"] == "sm_90" and row["measured"] == "model"
         assert row["verified"] and 0 < row["max_rel_error"] < 1e-2
         assert all(0 < kernel["registers"] <= 255 for kernel in row["kernels"])
         assert all(kernel["spilled_bytes"] == 0 for kernel in row["kernels"])
         assert sum(k["seconds"] for k in row["kernels"]) == pytest.approx(row["best_seconds"])
     assert "| GMM1 | gemm | float16 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found stays, also beside what is not asked for; what failed is tuned again."""
+    tuned: list[tuple[str, str]] = []
+
+    def row(case: Any, dtype: str, target: Any, seconds: float) -> dict[str, Any]:
+        tuned.append((case.name, dtype))
+        if case.name == "GMV3" and tuned.count(tuned[-1]) == 1:
+            raise KeyboardInterrupt
+        spilled = case.name == "GMV1" and tuned.count(tuned[-1]) == 1
+        kernels = [{**KERNEL, "spilled_bytes": 8 if spilled else 0}]
+        return {**ROW, "case": case.name, "dtype": dtype, "kernels": kernels}
+
+    monkeypatch.setattr(cuda_table, "_row", row)
+
+    def main(cases: str, *more: str) -> int:
+        given = ["--suite", "paper", "--arch", "sm_80", "--cases", cases, "--out", str(tmp_path)]
+        return cuda_table.main([*given, *more])
+
+    with pytest.raises(KeyboardInterrupt):
+        main("GMV1,GMV2,GMV3")
+    assert main("GMV1,GMV2,GMV3") == 0
+    assert [name for name, _ in tuned] == ["GMV1", "GMV2", "GMV3", "GMV1", "GMV3"]
+    assert main("GMM1", "--dtypes", "bfloat16") == 2  # the row says that no matrix unit was used
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert [r["case"] for r in rows] == ["GMM1", "GMV1", "GMV2", "GMV3"]
+    assert main("GMV2", "--time", "5") == 2
+    assert tuned[-1] == ("GMV2", "float32") and len(tuned) == 7
 
 
 def test_a_kernel_that_is_wrong_fails_the_command(
@@ -90,6 +119,8 @@ def test_a_kernel_that_is_wrong_fails_the_command(
         (["--arch", "sm_70"], "sm_70 is gone from CUDA 13"),
         (["--arch", "0"], "name architectures, as sm_80,sm_90"),
         (["--cases", "GMM"], "did you mean GMM1"),
+        (["--suite", "papr"], "did you mean paper"),
+        (["--dtypes", "float64"], "unknown dtype 'float64'"),
         (["--time", "0"], "time must be greater than 0"),
     ],
 )

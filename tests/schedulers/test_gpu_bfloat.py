@@ -95,7 +95,9 @@ def test_architectures_differ_in_who_multiplies_and_how_fast() -> None:
 def test_products_are_instructions_of_matrix_units(case: str, arch: str) -> None:
     workload, target = brain(*CASES[case]), card(arch)
     func = workload.prim_func()
+    name = workload.operator.name
     for config in space(func, target).seeds[:3]:
+        config = {**config, f"{name}.unit": "wmma"}
         source = launches.lower(schedule(func, target, config), target.tvm_target()).source
         found = compile_cuda(source, arch).resources.values()
         assert not sum(kernel.spill_stores + kernel.spill_loads for kernel in found)
@@ -107,7 +109,8 @@ def test_products_are_instructions_of_matrix_units(case: str, arch: str) -> None
 def program() -> launches.Program:
     target, func = card("sm_80", True), GEMM.prim_func()
     tile = {
-        "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2, "stages": 1
+        "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2, "stages": 1,
+        "unit": "wmma",
     }  # fmt: skip
     module = schedule(func, target, {f"gemm.{knob}": value for knob, value in tile.items()})
     return launches.lower(module, target.tvm_target())

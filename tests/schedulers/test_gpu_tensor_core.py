@@ -97,7 +97,7 @@ def test_without_matrix_units_half_is_computed_in_float(
 @pytest.mark.parametrize("workload", [GEMM, DEEP], ids=["gemm", "conv2d"])
 def test_seeds_become_machine_code_without_spills(workload: Workload, arch: str) -> None:
     target, func = card(arch), workload.prim_func()
-    for config in seeds(workload, target)[:3]:
+    for config in seeds(workload, target)[:2]:  # of each kind of instruction
         program = launches.lower(schedule(func, target, config), target.tvm_target())
         found = compile_cuda(program.source, arch).resources.values()
         assert not sum(kernel.spill_stores + kernel.spill_loads for kernel in found), config
@@ -111,10 +111,11 @@ def test_seeds_become_machine_code_without_spills(workload: Workload, arch: str)
 def test_products_are_instructions_of_matrix_units() -> None:
     """The machine code has them: HMMA has the opcode 0x23c on every architecture since sm_75."""
     target = card("sm_80")
-    module = schedule(GEMM.prim_func(), target, seeds(GEMM, target)[0])
+    config = {**seeds(GEMM, target)[0], "gemm.unit": "wmma"}
+    module = schedule(GEMM.prim_func(), target, config)
     source = launches.lower(module, target.tvm_target()).source
     assert "wmma::mma_sync" in source and "cp.async.cg" in source
-    words = np.frombuffer(compile_cuda(source, "sm_80").cubin[:], np.uint8)
+    words = np.frombuffer(compile_cuda(source, "sm_80").cubin, np.uint8)
     found = np.flatnonzero((words[:-1] == 0x3C) & (words[1:] == 0x72))
     assert len(found[found % 16 == 0]) >= 2 * source.count("wmma::mma_sync") // 4
 
@@ -132,7 +133,7 @@ def staged(request: pytest.FixtureRequest) -> launches.Program:
     target = card("sm_80", True)
     config = {
         "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2,
-        "stages": request.param,
+        "stages": request.param, "unit": "wmma",
     }  # fmt: skip
     module = schedule(GEMM.prim_func(), target, {f"gemm.{k}": v for k, v in config.items()})
     program = launches.lower(module, target.tvm_target())
@@ -185,7 +186,7 @@ def test_less_shared_memory_than_needed_is_caught(staged: launches.Program) -> N
 def test_an_illegal_config_never_reaches_the_compiler(change: dict[str, int], reason: str) -> None:
     config = {
         "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 2, "k_steps": 2, "stages": 1,
-        "k_split": 1,
+        "k_split": 1, "unit": "wmma",
     }  # fmt: skip
     workload = Workload(half("gemm", {"m": "250", "n": "1024", "k": "1024"}))
     target, func = card("sm_80"), workload.prim_func()
