@@ -210,7 +210,7 @@ def _race(found: dict[str, Any], result: Result, database: Database) -> None:
     raced = found["searches"].keys() & found["methods"].keys()
     if not raced:
         return
-    runs = convergence.searches(database.everything(), result.target.fingerprint)
+    runs = convergence.searches(database.everything(), result.target.fingerprint, newest=True)
     own = next((run for run in runs if run["case"] == result.workload.key), None)
     if own is not None:
         for method in raced:

@@ -31,6 +31,7 @@ from flextensor.cli_options import (
     check_numbers,
     split,
     stdout_kept,
+    with_weights,
     workloads_of,
 )
 from flextensor.cli_serve import serve
@@ -130,6 +131,8 @@ def tune(
     import_tvm()
     with stdout_kept():
         work = workloads_of(what, fields, einsum, case, suite)
+    if prepacked and suite is not None:
+        work = with_weights(work)
     show = report.json_line if as_json else report.Rows() if suite is not None else report.table
     failed = False
     device = as_target(target, threads, measure)

@@ -102,6 +102,17 @@ def workloads_of(
     return [(what, operator_of(what, given))]
 
 
+def with_weights(work: list[tuple[str, Operator]]) -> list[tuple[str, Operator]]:
+    """The workloads with weights that can be packed ahead; the others are named on stderr.
+    `InputError` when none has any."""
+    found = [(label, operator) for label, operator in work if operator.weights]
+    if not found:
+        raise InputError("--prepacked: no case has weights that could be packed ahead")
+    if others := [label for label, operator in work if not operator.weights]:
+        print(f"left out, without weights to pack ahead: {', '.join(others)}", file=sys.stderr)
+    return found
+
+
 def _agree(what: str | None, case: Case) -> tuple[str, Operator]:
     if what is not None and what != case.family:
         raise InputError(f"case {case.full_name} is a {case.family}, not a {what}")

@@ -35,9 +35,11 @@ SPENT = ("build", "run")
 """What a trial's own seconds go into, on one core and on all."""
 
 
-def searches(records: Iterable[Record], fingerprint: str) -> list[dict[str, Any]]:
-    """The first search of every workload on a device, whose result was kept. One that took turns
-    with others (`tune --total`) is left out: its wall time is not its own.
+def searches(
+    records: Iterable[Record], fingerprint: str, newest: bool = False
+) -> list[dict[str, Any]]:
+    """The first (or the `newest`) search of every workload on a device, whose result was kept. One
+    that took turns with others (`tune --total`) is left out: its wall time is not its own.
 
     {"case": workload, "operator", "variant": "search", "trace": [(wall seconds since the search
     began, median seconds per call or None)], "build", "run": median seconds of its trials,
@@ -50,8 +52,8 @@ def searches(records: Iterable[Record], fingerprint: str) -> list[dict[str, Any]
             continue
         if record["record"] == "trial":
             trials[record["workload"]].append(record)
-        else:
-            results.setdefault(record["workload"], record)
+        elif newest or record["workload"] not in results:
+            results[record["workload"]] = record
     found = []
     for key, result in results.items():
         if result["result"].get("turns"):

@@ -42,7 +42,8 @@ def write(result: Result, out: Path) -> list[Path]:
         return export_kernel.write(result, out)
     if not isinstance(target, FPGA):
         raise InputError(
-            f"a {target.kind} kernel is a library of this machine; `show --source` prints its code"
+            f"a {target.kind} kernel is a library of this machine: call it from Python, or print"
+            " its code (`show --source`); --target cuda, opencl and fpga are exported"
         )
     make(out)
     engines = Engines(result.workload, target)

@@ -28,6 +28,19 @@ from flextensor.targets.launches import Function, Launch
 HOST = Path(hosts.__file__).with_name("cuda_library.c")
 SECONDS = 60
 """What the C compiler may take."""
+RESERVED = frozenset(
+    # C11 (6.4.1), and what C++20 (lex.key) adds, for the header is read by both
+    """auto break case char const continue default do double else enum extern float for goto if
+    inline int long register restrict return short signed sizeof static struct switch typedef
+    typeof union unsigned void volatile while asm main
+    alignas alignof and and_eq bitand bitor bool catch char8_t char16_t char32_t class co_await
+    co_return co_yield compl concept const_cast consteval constexpr constinit decltype delete
+    dynamic_cast explicit export false friend mutable namespace new noexcept not not_eq nullptr
+    operator or or_eq private protected public reinterpret_cast requires static_assert static_cast
+    template this thread_local throw true try typeid typename using virtual wchar_t xor
+    xor_eq""".split()
+)
+"""Words that name no function, `main` among them."""
 DATA = """\
 #include <stddef.h>
 #define ARCHITECTURE "{arch}"
@@ -85,10 +98,13 @@ def write(result: Result, path: Path) -> list[Path]:
     """
     workload, target, name = result.workload, result.target, path.stem
     if not isinstance(target, CUDA):
-        raise InputError(f"--out {path.name}: only a kernel for cuda is exported as a library")
+        raise InputError(
+            f"--out {path.name}: only a kernel for cuda is exported as a library: --target cuda, or"
+            " cuda:sm_90 --measure model"
+        )
     if workload.prepacked:
         raise InputError("a kernel whose weights are packed ahead cannot be exported yet")
-    if re.fullmatch(r"[A-Za-z_]\w*", name) is None:
+    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None or name in RESERVED:
         raise InputError(f"--out {path.name}: {name} is no name of a function in C")
     compiler = _compiler()
     make(path.parent)

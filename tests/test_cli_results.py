@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flextensor import cli, report, tuner, tuner_all
+from flextensor import cli, operators, report, tuner, tuner_all
 from flextensor.errors import DeviceError
 from flextensor.result import Result
 from flextensor.shares import AllInterrupted
@@ -118,6 +118,21 @@ def test_a_suite_is_a_row_or_an_object_per_case(
     assert max(map(len, out.splitlines())) <= 80
     _, out, _ = call("tune", "gemv", "--suite", "paper", "--json")
     assert len({json.loads(line)["workload"] for line in out.splitlines()}) == 6
+
+
+def test_a_prepacked_suite_leaves_out_what_has_no_weights(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, lambda what, **_: result(workload=what.key()))
+    every = [c for c in operators.cases("smoke")]
+    bare = [c.full_name for c in every if not c.operator.weights]
+    assert 0 < len(bare) < len(every)
+    code, out, err = call("tune", "--suite", "smoke", "--prepacked", "--json")
+    assert code == 0 and len(out.splitlines()) == len(every) - len(bare)
+    assert err == f"left out, without weights to pack ahead: {', '.join(bare)}\n"
+    family = next(c.family for c in every if not c.operator.weights)
+    code, out, err = call("tune", family, "--suite", "smoke", "--prepacked")
+    assert code == 2 and not out and err.startswith("error: --prepacked: no case has weights")
 
 
 def test_a_suite_goes_on_after_a_case_that_fails(

@@ -66,8 +66,10 @@ def test_the_first_search_of_every_workload_is_read_with_its_wall_time(
         (run,) = convergence.searches(database.everything(), HERE)
         best = convergence.best_known(database.everything(), HERE)
         assert convergence.searches(database.everything(), "elsewhere") == []
+        (later,) = convergence.searches(database.everything(), HERE, newest=True)
     assert run["case"] == first and run["operator"] == "gemm"
     assert run["trace"] == [(1.0, 4.0), (2.0, None), (3.0, 2.0)]
+    assert later["case"] == first and later["trace"] == [(1.0, 1.0)]
     assert best[first] == 1.0
 
 
