@@ -126,6 +126,7 @@ def run(
         data |= _recorded(out / "data.json", data)
         setting = Setting(trials, time, cost_model, target, database, landscapes, known)
         _run(cases, variants, seeds, setting, data, out / "data.json")
+    write(out / "data.json", json.dumps(data) + "\n")
     write(out / "README.md", compare_page.markdown(data))
     compare_page.plot(data, out / "curves.png")
     return 0

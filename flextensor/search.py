@@ -33,6 +33,9 @@ SEEDS = ((2, math.inf), (8, 2.0), (16, 1.5))
 """Instalments of a formulation's seeds: how many it has after each, and how many times slower than
 the best of all it may be to get it. Where a trial takes a second, a batch for each formulation is
 the budget. The first instalment has one for every builder, if these are more."""
+GUIDED = ((2, math.inf), (4, 1.5))
+"""The same where other shapes' configs come first: they are worth more than the schedulers' picks
+after them, and a model that other shapes taught proposes better ones than these."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
 
@@ -264,7 +267,7 @@ class Search:
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
         first = 0
-        for count, slowest in SEEDS:
+        for count, slowest in GUIDED if any(hints.values()) else SEEDS:
             last = max(count, min(self.options.first, BATCH))
             for lane in ranked:
                 if not first or lane.best <= slowest * self.best:  # all, while nothing works

@@ -246,7 +246,8 @@ def test_while_no_seed_works_the_others_are_measured() -> None:
     assert len(tried) == 16
 
 
-def test_a_slow_formulation_gets_few_seeds() -> None:
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_slow_formulation_gets_few_seeds(guided: bool) -> None:
     slower = {"fast": 1.0, "near": 1.8, "far": 3.0}
     counts = dict.fromkeys(slower, 0)
 
@@ -258,5 +259,8 @@ def test_a_slow_formulation_gets_few_seeds() -> None:
     lanes = [Lane(name, space, "random", "none", 0) for name in slower]
     options = Options(patience=0, finish=False, first=2)
     budget = Budget(1000, math.inf)
-    Search(lanes, FunctionMeasurer(even), budget, lambda phase: None, options).run({})
-    assert counts == {"fast": 16, "near": 8, "far": 2}
+    hints = {"near": [space.config(space.sample(np.random.default_rng(1), 1)[0])]}
+    run = Search(lanes, FunctionMeasurer(even), budget, lambda phase: None, options)
+    run.run(hints if guided else {})
+    few, many = {"fast": 4, "near": 2, "far": 2}, {"fast": 16, "near": 8, "far": 2}
+    assert counts == (few if guided else many)
