@@ -138,7 +138,7 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
 
         def fragment(*at: Any) -> Any:
             if which == "x":
-                *b, kq, q = at
+                b, kq, q = at[:-2], *at[-2:]
             else:
                 b, kq = at[: -len(tiles) - 1], at[-1]
                 q = gpu_loops.flatten(at[-len(tiles) - 1 : -1], tiles)

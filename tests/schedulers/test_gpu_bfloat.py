@@ -19,6 +19,7 @@ from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.composition import Composition
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
 from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
+from flextensor.schedulers.space import Config
 from flextensor.targets import CUDA, Target, launches
 from flextensor.targets.cuda_compiler import compile_cuda, ptx
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
@@ -108,7 +109,7 @@ def test_products_are_instructions_of_matrix_units(case: str, arch: str) -> None
 @pytest.fixture(scope="module")
 def program() -> launches.Program:
     target, func = card("sm_80", True), GEMM.prim_func()
-    tile = {
+    tile: Config = {
         "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2, "stages": 1,
         "unit": "wmma",
     }  # fmt: skip

@@ -15,6 +15,7 @@ from flextensor.operators import Workload, parse
 from flextensor.operators.workload import empty
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.lane_intrinsics import PLACES
+from flextensor.schedulers.space import Config
 from flextensor.targets import CUDA, launches
 from flextensor.targets.cuda_compiler import compile_cuda
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
@@ -31,7 +32,7 @@ CASES = {
     "conv2d of odd channels": ("conv2d", {**IMAGE, "in_channels": "35", "batch": "2"}),
     "conv3d": ("conv3d", {**IMAGE, "depth": "3", "height": "4", "width": "5"}),
 }
-TILE = {
+TILE: Config = {
     "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2, "unit": "mma",
 }  # fmt: skip
 
@@ -145,7 +146,7 @@ def test_sums_never_go_to_shared_memory_and_the_model_knows() -> None:
     target, func = card("sm_80"), GEMM.prim_func()
     works = {}
     for unit in ("wmma", "mma"):
-        config = {f"gemm.{k}": v for k, v in {**TILE, "stages": 1, "unit": unit}.items()}
+        config = {f"gemm.{k}": v for k, v in {**TILE, "unit": unit, "stages": 1}.items()}
         program, kernels = launches.lowered(schedule(func, target, config), target.tvm_target())
         (launch,) = program.functions["main"].launches
         works[unit] = gpu_work.of_block(kernels[launch.kernel], launch.grid, launch.block)

@@ -131,7 +131,7 @@ def run(source: str, program: launches.Program, workload: Workload) -> float:
 @pytest.fixture(scope="module", params=[1, 3])
 def staged(request: pytest.FixtureRequest) -> launches.Program:
     target = card("sm_80", True)
-    config = {
+    config: Config = {
         "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2,
         "stages": request.param, "unit": "wmma",
     }  # fmt: skip
@@ -184,7 +184,7 @@ def test_less_shared_memory_than_needed_is_caught(staged: launches.Program) -> N
     ],
 )
 def test_an_illegal_config_never_reaches_the_compiler(change: dict[str, int], reason: str) -> None:
-    config = {
+    config: Config = {
         "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 2, "k_steps": 2, "stages": 1,
         "k_split": 1, "unit": "wmma",
     }  # fmt: skip
