@@ -65,10 +65,10 @@ def run() -> None:
     except FlexTensorError as error:
         _fail(str(error), 2)
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # as below; who read it has seen enough
+        sys.stdout = None  # as below; who read it has seen enough
         sys.exit(1)
     except OSError as error:
-        sys.stdout = None  # type: ignore[assignment]  # Python would fail to flush it once more
+        sys.stdout = None  # Python would fail to flush it once more
         _fail(f"cannot read or write: {error}", 2)
     except KeyboardInterrupt:
         sys.exit(130)
