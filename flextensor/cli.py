@@ -60,8 +60,16 @@ def run() -> None:
     """Run a command: errors made for people become one line on stderr and exit code 2."""
     try:
         code = app(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except FlexTensorError as error:
         _fail(str(error), 2)
+    except BrokenPipeError:
+        sys.stdout = None  # as below; who read it has seen enough
+        sys.exit(1)
+    except OSError as error:
+        sys.stdout = None  # Python would fail to flush it once more
+        _fail(f"cannot read or write: {error}", 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

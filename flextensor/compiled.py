@@ -47,8 +47,7 @@ class Library:
         try:
             self._module = runtime.load(path)
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1:]
-            raise DeviceError(f"cannot load {path}: {' '.join(reason)}") from error
+            raise DeviceError(f"cannot load {path}: {_reason(error)}") from error
         self.main = self._module["main"]
         note = path.with_suffix(".json")
         known = json.loads(note.read_text()) if note.is_file() else {}
@@ -68,3 +67,9 @@ class Library:
         if arrays:
             self._module["pack"](*weights, *map(self._runtime.passed, arrays))
         return arrays
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that names one, as a compiler's log has it; or else its last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("error:")), "".join(lines[-1:]))

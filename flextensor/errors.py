@@ -49,7 +49,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     >>> str(unknown("operator", "gem", ["gemm", "gemv", "shift"]))
     "unknown operator 'gem'; did you mean gemm, gemv?"
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
     return InputError(f"unknown {what} {name!r}; {hint}")

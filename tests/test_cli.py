@@ -52,6 +52,24 @@ def test_bad_input_is_one_line_and_exit_code_2(args: list[str], says: str, tmp_p
     assert says in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    command = [sys.executable, "-m", "flextensor", "ops"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot read or write: [Errno 28] No space left on device\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "flextensor", "ops"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None and started.stderr is not None
+        started.stdout.close()
+        assert started.stderr.read() == b""
+    assert started.returncode == 1
+
+
 def test_a_custom_file_that_raises_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def f(n: int = 4):\n    raise RuntimeError('boom')\n")
     done = run("tune", f"{tmp_path / 'bad.py'}:f", "--db", tmp_path / "t.db")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flextensor import buffers, targets
+from flextensor.compiled import Library
 from flextensor.errors import DeviceError, InputError
 from flextensor.kernel import Kernel
 from flextensor.operators import BufferSpec
@@ -169,3 +170,18 @@ def test_libraries_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_text("no library")
     with pytest.raises(DeviceError, match="cannot load"):
         Kernel(tmp_path / "broken.so", SPECS, targets.lookup("llvm").runtime())
+
+
+def test_a_library_that_cannot_be_loaded_gives_the_compilers_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = "BUILD_PROGRAM_FAILURE\n\nerror: k.cl:54: no such function\nDevice failed\n(options: -I)"
+
+    def load(path: Path) -> Any:
+        raise RuntimeError(log)
+
+    runtime = targets.lookup("llvm").runtime()
+    monkeypatch.setattr(runtime, "load", load)
+    (tmp_path / "kernel.so").touch()
+    with pytest.raises(DeviceError, match="error: k.cl:54: no such function$"):
+        Library(tmp_path / "kernel.so", runtime)
