@@ -48,7 +48,7 @@ def test_tune_verifies_keeps_reuses_and_continues(tmp_path: Path) -> None:
     kernel = flextensor.load(GEMM, db=db).kernel
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((37, 29), (29, 53)))
-    np.testing.assert_allclose(kernel(a, b), a @ b, atol=1e-4)
+    np.testing.assert_allclose(kernel(a, b), a @ b, atol=1e-3)
     y = kernel(torch.from_numpy(a), torch.from_numpy(b))
     assert isinstance(y, torch.Tensor)
 
@@ -64,7 +64,7 @@ def test_prepacked_weights_are_another_workload_with_peers_of_its_own(tmp_path: 
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(s, dtype=np.float32) for s in ((37, 29), (29, 53)))
     layer = flextensor.load(GEMM, db=db, prepacked=True).kernel.prepack(b)
-    np.testing.assert_allclose(layer(a), a @ b, atol=1e-4)
+    np.testing.assert_allclose(layer(a), a @ b, atol=1e-3)
     assert results.as_workload(Workload(GEMM), prepacked=True) == result.workload
     with pytest.raises(InputError, match="gemv has no weights"):
         flextensor.tune(Gemv(m=8, k=8), db=db, prepacked=True)
