@@ -34,8 +34,8 @@ SEEDS = ((2, math.inf), (8, 2.0), (16, 1.5))
 the best of all it may be to get it. Where a trial takes a second, a batch for each formulation is
 the budget. The first instalment has one for every builder, if these are more."""
 GUIDED = ((2, math.inf), (4, 1.5))
-"""The same where other shapes' configs come first: they are worth more than the schedulers' picks
-after them, and a model that other shapes taught proposes better ones than these."""
+"""The same where other shapes' configs of the formulation come first: they are worth more than the
+schedulers' picks after them, and a model that other shapes taught proposes better ones."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
 
@@ -266,14 +266,22 @@ class Search:
         """Measure the seeds of every formulation."""
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
-        first = 0
-        for count, slowest in GUIDED if any(hints.values()) else SEEDS:
-            last = max(count, min(self.options.first, BATCH))
+        plans = {lane.name: self._instalments(bool(hints.get(lane.name))) for lane in ranked}
+        for turn in range(len(SEEDS)):
             for lane in ranked:
-                if not first or lane.best <= slowest * self.best:  # all, while nothing works
-                    self._measure(lane, starts[lane.name][first:last], "seeds")
-            first = last
+                for first, last, slowest in plans[lane.name][turn : turn + 1]:
+                    if not first or lane.best <= slowest * self.best:  # all, while nothing works
+                        self._measure(lane, starts[lane.name][first:last], "seeds")
         self.since_gain = 0  # seeds are no search
+
+    def _instalments(self, guided: bool) -> list[tuple[int, int, float]]:
+        """The first and the last seed of each instalment, and how slow a formulation may be."""
+        found, first = [], 0
+        for count, slowest in GUIDED if guided else SEEDS:
+            last = max(count, min(self.options.first, BATCH))
+            found.append((first, last, slowest))
+            first = last
+        return found
 
     def step(self) -> bool:
         """One round, if there is one; whether another may follow."""
