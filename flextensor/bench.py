@@ -41,6 +41,7 @@ def run(
     peer_trials: int = 64,
     prepacked: bool = False,
     dtype: str | None = None,
+    tolerance: float = 1e-4,
     command: Sequence[str],
 ) -> int:
     """Tune every case; write OUT/data.json after each, then the table and the picture.
@@ -49,7 +50,7 @@ def run(
     what is solved answers from the database, and what was recorded on the same machine with the
     same versions stays until it is measured again. `peers` are measured besides the one that
     `tune` compares with; `prepacked` takes the cases that have weights, and packs them ahead;
-    `dtype` takes those that have one, in that one.
+    `dtype` takes those that have one, in that one; `tolerance` is that of `tune`.
     Returns the exit code: 1 when a case failed.
     """
     from flextensor import operators, peer_libraries, tuner
@@ -74,6 +75,7 @@ def run(
         **header(device, command, peak),
         "prepacked": prepacked,
         "dtype": dtype or "float32",
+        "tolerance": tolerance,
         "cases": [],
     }
     done = {c["case"]: c for c in _recorded(out / "data.json", data)}
@@ -94,6 +96,7 @@ def run(
                     peers,
                     peer_trials,
                     prepacked,
+                    tolerance,
                 )
             except (tuner.Interrupted, KeyboardInterrupt):
                 code = INTERRUPTED
@@ -133,6 +136,7 @@ def _measure(
     peers: Sequence[str] | None,
     peer_trials: int,
     prepacked: bool,
+    tolerance: float,
 ) -> dict[str, Any]:
     """The JSON object of one case, or its name, operator and the reason of its failure."""
     from flextensor import tuner
@@ -141,7 +145,7 @@ def _measure(
         with report.Live(label) as live:
             result = tuner.tune(
                 case.operator, target=device, trials=trials, time=time, db=database,
-                prepacked=prepacked, builders=builders, progress=live.update,
+                prepacked=prepacked, tolerance=tolerance, builders=builders, progress=live.update,
             )  # fmt: skip
         others = {"beside": beside(result, peers, peer_trials, builders)} if peers else {}
         if others:
@@ -227,6 +231,7 @@ def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:
             and old["versions"] == today["versions"]
             and old.get("prepacked", False) == today["prepacked"]
             and old.get("dtype", "float32") == today["dtype"]
+            and old.get("tolerance", 1e-4) == today["tolerance"]
         )
         return [dict(c) for c in old["cases"] if "case" in c] if same else []
     except (OSError, ValueError, KeyError, TypeError):

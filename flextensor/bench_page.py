@@ -75,6 +75,7 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for c in data["cases"]:
         for method, reason in c.get("beside", {}).get("missing", {}).items():
             lines += ["", f"{c['case']}: `{method}` failed, {reason.rstrip('.')}."]
+    lines += _formulations(data)
     if compared(data["cases"]):
         lines += ["", "![speed-up over PyTorch, one bar per case](speedup.png)"]
     if placed(data["cases"]):
@@ -82,6 +83,24 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"
+
+
+def _formulations(data: Mapping[str, Any]) -> list[str]:
+    """What the kernels compute as, and how far from the reference that is."""
+    found: dict[str, list[float]] = {}
+    for c in data["cases"]:
+        if c.get("max_rel_error") is not None:
+            found.setdefault(c["formulation"], []).append(c["max_rel_error"])
+    if not found:
+        return []
+    ranked = sorted(found.items(), key=lambda item: -len(item[1]))
+    named = (
+        f"`{name}` {len(errors)} times (error up to {max(errors):.1e})" for name, errors in ranked
+    )
+    return [
+        "",
+        f"Formulations, within a tolerance of {data.get('tolerance', 1e-4):g}: {', '.join(named)}.",
+    ]
 
 
 def _baseline(data: Mapping[str, Any]) -> str:
@@ -173,8 +192,8 @@ def _search(cases: Iterable[Case], peer: str) -> list[str]:
 
 def _table(cases: Sequence[Case]) -> list[str]:
     peers = peers_of(cases)
-    titles = ["case", "ms", "spread", "GFLOP/s", "share of roof", "speed-up", "error", "trials",
-              "s", *(f"over {peer}" for peer in peers)]  # fmt: skip
+    titles = ["case", "ms", "spread", "GFLOP/s", "share of roof", "speed-up", "error",
+              "formulation", "trials", "s", *(f"over {peer}" for peer in peers)]  # fmt: skip
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for c in cases:
         if "failure" in c:
@@ -190,6 +209,7 @@ def _table(cases: Sequence[Case]) -> list[str]:
             f"{c['peak_fraction']:.0%} {roof}",
             f"{c['speedup']:.2f}" if c["speedup"] else "-",
             "-" if c["max_rel_error"] is None else f"{c['max_rel_error']:.1e}",
+            c["formulation"],
             f"{c['trials']}",
             f"{c['tuning_seconds']:.0f}",
         ]

@@ -291,10 +291,11 @@ def bench(
     peer_trials: Annotated[int, typer.Option(min=1, help="of a peer that searches")] = 64,
     prepacked: PrepackedOption = False,
     dtype: Annotated[str | None, typer.Option(help="of the cases that have one")] = None,
+    tolerance: Annotated[float, typer.Option(help="largest relative error")] = 1e-4,
     db: DbOption = None,
 ) -> None:
     """Tune every case of a suite beside its peers; write raw data, a table and a picture."""
-    check_numbers(trials, time)
+    check_numbers(trials, time, tolerance)
     from flextensor import bench as runner
     from flextensor.lean import import_tvm
 
@@ -304,7 +305,8 @@ def bench(
         threads=threads,
         out=out or runner.folder(suite, target, prepacked, dtype), db=db,
         peers=split(peers), peer_trials=peer_trials,
-        prepacked=prepacked, dtype=dtype, command=["flextensor", *sys.argv[1:]],
+        prepacked=prepacked, dtype=dtype, tolerance=tolerance,
+        command=["flextensor", *sys.argv[1:]],
     )  # fmt: skip
     raise typer.Exit(code)
 

@@ -215,6 +215,7 @@ class Search:
         self.lanes, self.measurer, self.budget, self.report = lanes, measurer, budget, report
         self.options = options or Options()
         self.since_gain = 0
+        self._without_gain = 0
         self.rounds = 0
         self.exhausted = False
         self._each: float | None = None
@@ -243,7 +244,7 @@ class Search:
             return "trials spent"
         if self.budget.late:
             return "time spent"
-        return f"no gain in {self.since_gain} trials"
+        return f"no gain in {self._without_gain} trials"
 
     def _starts(self, lane: Lane, hints: Sequence[Mapping[str, object]]) -> list[Point]:
         return lane.seeds(hints) if self.options.seeds else lane.explorer.ask(self.options.batch)
@@ -296,6 +297,7 @@ class Search:
 
     def end(self) -> None:
         """Coordinate descent around the best."""
+        self._without_gain = self.since_gain
         if self.options.finish:
             self._descend()
 

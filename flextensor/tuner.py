@@ -218,6 +218,8 @@ class Tuning:
         known: list[Trial] = []
         if not fresh:
             known = self.database.trials(self.workload.key, self.target.fingerprint)
+        if not any(trial.ok for trial in known):
+            known = []  # what failed, a driver or a version ago, may work by now
         made = lanes(self.workload, self.target, explorer, cost_model, seed, self.tolerance)
         for lane in made:
             own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]

@@ -32,6 +32,8 @@ from flextensor.schedulers.program import Program, Stage
 from flextensor.targets import tiles
 from flextensor.targets.base import Target
 
+TASKS = "flextensor_tiles"
+"""The annotation of a loop whose iterations have tile registers."""
 LEAST_FILLED = 0.2
 """The least share of the groups along the reduction that must be elements: tiles are some five
 times as fast as vectors."""
@@ -191,9 +193,9 @@ class TileContractionSchedule(ContractionSchedule):
             return super()._inner(plan, sch, acc, tile, k)
         (rt, ri, lt, li), (block,) = tile, k
         part = sch.get_sblock(f"{self.stage.name}_part")
-        tiles_ = [rt, lt] if plan.row_tiles_outer else [lt, rt]
-        sch.reorder(block, *tiles_, ri, li)
-        sch.compute_at(part, tiles_[1], preserve_unit_loops=True)
+        outer, inner = (rt, lt) if plan.row_tiles_outer else (lt, rt)
+        sch.reorder(block, outer, inner, ri, li)
+        sch.compute_at(part, inner, preserve_unit_loops=True)
         loops.vectorize_inner(sch, [li], self.target)
         first = sch.decompose_reduction(acc, block)
         loops.vectorize_inner(sch, sch.get_loops(first), self.target)
@@ -226,31 +228,31 @@ class TileContractionSchedule(ContractionSchedule):
 
         for task in parallel: ...   ->   for task in parallel: begin(); ...; end()
         """
-
         root = func.body.block
         nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
-        own = [self._set_up(nest) for nest in nests]
-        body = own[0] if len(own) == 1 else tirx.SeqStmt(own)
+        tasks = [position for position, nest in enumerate(nests) if _has_tasks(nest)]
+        for position in tasks:
+            nests[position] = _set_up(nests[position], define=position == tasks[0])
+        body = nests[0] if len(nests) == 1 else tirx.SeqStmt(nests)
         block = SBlock(
             root.iter_vars, root.reads, root.writes, root.name_hint, body, root.init,
             root.alloc_buffers, root.match_buffers, root.annotations,
         )  # fmt: skip
         return func.with_body(SBlockRealize([], func.body.predicate, block))
 
-    def _set_up(self, nest: Any) -> Any:
-        if not isinstance(nest, tirx.For) or TASKS not in nest.annotations:
-            return nest
-        notes = {k: v for k, v in nest.annotations.items() if k != TASKS}
-        body = tirx.SeqStmt([_call(tiles.BEGIN), nest.body, _call(tiles.END)])
-        return tirx.For(
-            nest.loop_var, nest.min, nest.extent, nest.kind, body, nest.thread_binding,
-            notes | {"pragma_import_llvm": tiles.DEFINE}, nest.step,
-        )  # fmt: skip
+
+def _has_tasks(nest: Any) -> bool:
+    return isinstance(nest, tirx.For) and TASKS in nest.annotations
 
 
-TASKS = "flextensor_tiles"
-"""The annotation of the loop whose iterations have tile registers."""
-
-
-def _call(function: str) -> Any:
-    return tirx.Evaluate(tirx.call_extern("int32", function))
+def _set_up(nest: Any, *, define: bool) -> Any:
+    """A loop over tasks, each with tile registers; a program defines their functions once."""
+    notes = {k: v for k, v in nest.annotations.items() if k != TASKS}
+    notes |= {"pragma_import_llvm": tiles.DEFINE} if define else {}
+    begin, end = (
+        tirx.Evaluate(tirx.call_extern("int32", name)) for name in (tiles.BEGIN, tiles.END)
+    )
+    return tirx.For(
+        nest.loop_var, nest.min, nest.extent, nest.kind, tirx.SeqStmt([begin, nest.body, end]),
+        nest.thread_binding, notes, nest.step,
+    )  # fmt: skip

@@ -50,7 +50,7 @@ def result(what: Any, speedup: float | None = 2.0) -> Result:
     values: Any = {
         "workload": what.key(), "operator": what.name, "params": {}, "best_seconds": 2e-3,
         "spread": 0.01, "gflops": 12.5, "peak_fraction": 0.5, "bound": "compute", "trials": 7,
-        "intensity": 0.5,
+        "intensity": 0.5, "formulation": "direct",
         "failures": {}, "tuning_seconds": 3.0, "reused": False, "verified": True,
         "max_rel_error": 1e-6, "speedup": speedup,
     }  # fmt: skip
@@ -73,7 +73,8 @@ def run(
         command=["flextensor", "bench", "--out", "a b"],
     )  # fmt: skip
     data = json.loads((out / "data.json").read_text())
-    assert set(data) == {"machine", "command", "date", "versions", "prepacked", "dtype", "cases"}
+    settings = {"prepacked", "dtype", "tolerance"}
+    assert set(data) == {"machine", "command", "date", "versions", "cases", *settings}
     assert data["command"] == "flextensor bench --out 'a b'"
     assert data["machine"]["peak_gflops"] == 200
     return code, {c["case"]: c for c in data["cases"]}
@@ -87,7 +88,8 @@ def test_data_page_and_picture(
     assert list(cases) == [f"paper/GMV{i}" for i in range(1, 7)]
     page = (tmp_path / "out" / "README.md").read_text()
     assert "| gemv | 6 | 1.41 | 0.25 | 8.00 | 4 | 2 | 0 |" in page
-    assert "| paper/GMV4 | 2 | 1.0% | 12.5 | 50% peak | 2.00 | 1.0e-06 | 7 | 3 |" in page
+    assert "| paper/GMV4 | 2 | 1.0% | 12.5 | 50% peak | 2.00 | 1.0e-06 | direct | 7 | 3 |" in page
+    assert "within a tolerance of 0.0001: `direct` 6 times (error up to 1.0e-06)." in page
     assert "geomean of their geomeans 1.41" in page
     assert (tmp_path / "out" / "speedup.png").read_bytes().startswith(PNG)
     assert (tmp_path / "out" / "roofline.png").read_bytes().startswith(PNG)
@@ -158,7 +160,7 @@ def test_a_second_run_replaces_its_cases_and_keeps_the_others(
     assert len(cases) == 13 and cases["paper/GMV1"]["speedup"] == 4
 
 
-@pytest.mark.parametrize("damage", ["not json", '{"cases": 1}', "machine", "versions"])
+@pytest.mark.parametrize("damage", ["not json", '{"cases": 1}', "machine", "versions", "tolerance"])
 def test_what_another_machine_or_version_measured_is_not_mixed_in(
     damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -169,6 +171,8 @@ def test_what_another_machine_or_version_measured_is_not_mixed_in(
         data = json.loads(path.read_text())
         data[damage]["fingerprint" if damage == "machine" else "torch"] = "other"
         damage = json.dumps(data)
+    elif damage == "tolerance":
+        damage = json.dumps(json.loads(path.read_text()) | {"tolerance": 1e-6})
     path.write_text(damage)
     _, cases = run(monkeypatch, out, result, family="gemm")
     assert {c["operator"] for c in cases.values()} == {"gemm"}

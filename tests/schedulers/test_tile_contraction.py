@@ -12,7 +12,7 @@ import pytest
 
 from flextensor.buffers import aligned, empty, poison, relative_error
 from flextensor.operators import Workload, parse
-from flextensor.operators.workload import TWO_TERMS
+from flextensor.operators.workload import TERMS, TWO_TERMS
 from flextensor.schedulers import schedule, space, spaces
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.composition import Composition
@@ -174,3 +174,19 @@ def test_the_ends_of_int8_do_not_saturate(value: int, tmp_path: Path) -> None:
         out = empty((3, 17), "int32")
         target.runtime().load(tmp_path / "k.so")["main"](aligned(a), aligned(other), out)
         assert (out == a.astype("int32") @ other.astype("int32")).all()
+
+
+def test_two_products_of_a_program_share_the_functions_of_tiles() -> None:
+    import tvm
+    from tvm import te
+
+    a, b, c = (te.placeholder((64, 64), name=name) for name in "abc")
+    k, j = te.reduce_axis((0, 64), "k"), te.reduce_axis((0, 64), "j")
+    first = te.compute((64, 64), lambda m, n: te.sum(a[m, k] * b[k, n], axis=k), name="first")
+    last = te.compute((64, 64), lambda m, n: te.sum(first[m, j] * c[j, n], axis=j), name="last")
+    func = te.create_prim_func([a, b, c, last]).with_attr(TERMS, 2)
+    assert takers(CHIP, func) == ["TileContractionSchedule"] * 2
+    module = schedule(func, CHIP, space(func, CHIP).seeds[0])
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
+    text = tvm.compile(module, target=target).mod.inspect_source("s")
+    assert text.count("ldtilecfg") == text.count("tilerelease") == 2  # inlined where tasks begin
