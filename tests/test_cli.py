@@ -133,7 +133,8 @@ def test_bench_writes_data_table_and_picture(tmp_path: Path) -> None:
                "--db", db)  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = json.loads((out / "data.json").read_text())
-    assert {"machine", "command", "date", "versions", "prepacked", "dtype", "cases"} == set(data)
+    settings = {"prepacked", "dtype", "tolerance"}
+    assert {"machine", "command", "date", "versions", "cases", *settings} == set(data)
     assert data["cases"][0]["case"] == "smoke/GMM1"
     assert "| gemm | 1 |" in (out / "README.md").read_text()
     assert (out / "speedup.png").stat().st_size > 1000
