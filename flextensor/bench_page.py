@@ -99,7 +99,8 @@ def _formulations(data: Mapping[str, Any]) -> list[str]:
     )
     return [
         "",
-        f"Formulations, within a tolerance of {data.get('tolerance', 1e-4):g}: {', '.join(named)}.",
+        f"Formulations, within a tolerance of {data.get('tolerance', 1e-4):g}, or of what rounding"
+        f" to the output's dtype needs: {', '.join(named)}.",
     ]
 
 

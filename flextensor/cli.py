@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 from pathlib import Path
@@ -43,6 +44,9 @@ from flextensor.errors import (
     unknown,
 )
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Errors of output that name no file; others without one are no fault of what a user named."""
+
 app = typer.Typer(
     name="flextensor",
     help="Tune tensor operators for this machine, and keep the schedules.",
@@ -68,6 +72,8 @@ def run() -> None:
         sys.stdout = None  # as below; who read it has seen enough
         sys.exit(1)
     except OSError as error:
+        if error.filename is None and error.errno not in UNWRITABLE:
+            raise
         sys.stdout = None  # Python would fail to flush it once more
         _fail(f"cannot read or write: {error}", 2)
     except KeyboardInterrupt:

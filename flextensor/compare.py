@@ -115,7 +115,10 @@ def run(
     check(variants, trials, time, db, replay, warm)
     landscapes = None if replay is None else landscapes_of(replay, cases, target)
     make(out)
-    data = {**header(target, command), "trials": trials, "seconds": time, "runs": []}
+    data = {
+        **header(target, command), "trials": trials, "seconds": time, "cost_model": cost_model,
+        "runs": [],
+    }  # fmt: skip
     if landscapes is not None:
         data["replay"] = {name: found.describe() for name, found in landscapes.items()}
     with contextlib.ExitStack() as stack:
@@ -257,12 +260,12 @@ def _again(case: Case, database: Database, target: Target) -> float | None:
 
 
 def _recorded(path: Path, today: Mapping[str, Any]) -> dict[str, Any]:
-    """The runs of an older `path` with the same machine, versions, budget and tables, and the best
-    known of its cases."""
+    """The runs of an older `path` with the same machine, versions, budget, cost model and tables,
+    and the best known of its cases."""
     try:
         old = json.loads(path.read_text())
         same = all(old[k] == today[k] for k in ("versions", "trials", "seconds"))
-        same = same and all(old.get(k) == today.get(k) for k in ("replay", "warm"))
+        same = same and all(old.get(k) == today.get(k) for k in ("cost_model", "replay", "warm"))
         here = old["machine"]["fingerprint"] == today["machine"]["fingerprint"]
         return {k: old[k] for k in ("runs", "known") if k in old} if same and here else {}
     except (OSError, ValueError, KeyError, TypeError):

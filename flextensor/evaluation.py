@@ -2,10 +2,10 @@
 
     python -m flextensor.evaluation [results/cost-model]
 
-The trials are those that the package ships. A shape is held out; the model learns from the four
-nearest other shapes of its operator and from other operators, as a search does before its first
-trial, or from other operators alone; then it ranks what was measured of the shape. Other models
-stand beside it: `flextensor.evaluation_objectives`.
+The trials are those that the package ships for CPUs of this one's breed. A shape is held out; the
+model learns from the four nearest other shapes of its operator and from other operators, as a
+search does before its first trial, or from other operators alone; then it ranks what was measured
+of the shape. Other models stand beside it: `flextensor.evaluation_objectives`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
 from flextensor.operators import Workload, lookup
 from flextensor.ranking import regret, spearman
 from flextensor.results import header, make, write
-from flextensor.schedulers import space
+from flextensor.schedulers import spaces
 from flextensor.schedulers.space import Point, Space
 from flextensor.targets import Target
 from flextensor.targets import lookup as target_of
@@ -53,9 +53,10 @@ def samples(folder: Path, target: Target) -> Iterator[Sample]:
         operator = path.name.removesuffix(".jsonl.gz")
         for params, trials in shipped(operator, folder):
             workload = Workload(lookup(operator)(**params))
-            for name, own in by_formulation(t for t in trials if t.ok).items():
-                found = space(workload.prim_func(name), target)
-                known = {found.point(t.config): t.seconds for t in own if found.has(t.config)}
+            own = by_formulation(t for t in trials if t.ok)
+            for name, found in spaces(workload, target).items():
+                measured = [t for t in own.get(name, ()) if found.has(t.config)]
+                known = {found.point(t.config): t.seconds for t in measured}
                 if len(known) >= FEWEST:
                     points, seconds = list(known), list(known.values())
                     yield Sample(operator, params, name, workload.flops, found, points, seconds)
@@ -83,7 +84,7 @@ def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
     every = list(samples(folder, target))
     rows = []
     for number, sample in enumerate(every):
-        what = sample.operator, sample.formulation, sample.flops, target.kind
+        what = sample.operator, sample.formulation, sample.flops, target.breed
         others, twins = (
             [lesson.examples for lesson in lessons.foreign(*what, twins=kept)]
             for kept in (False, True)
@@ -163,8 +164,9 @@ def main(arguments: Sequence[str]) -> None:
     out = Path(arguments[0]) if arguments else Path("results/cost-model")
     make(out)
     command = ["python", "-m", "flextensor.evaluation", *arguments]
-    rows = evaluate(FOLDER / lessons.MACHINE.kind, lessons.MACHINE)
-    data = {**header(target_of("llvm"), command), "rows": rows}
+    target = target_of("llvm")
+    rows = evaluate(FOLDER / target.breed, lessons.MACHINES[target.breed])
+    data = {**header(target, command), "rows": rows}
     write(out / "data.json", json.dumps(data) + "\n")
     write(out / "README.md", markdown(data))
 

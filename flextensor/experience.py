@@ -1,11 +1,11 @@
 """What other shapes of an operator taught: trials from the database, or shipped with the package.
 
-The shipped trials are one file per kind of target and operator, made from any database by
+The shipped trials are one file per breed of device and operator, made from any database by
 
     python -m flextensor.experience TRIALS.db [TARGET]
 
-They guide a search on every device of the kind: ratios between schedules travel further than
-seconds. The shape that is tuned itself is never among them.
+They guide a search on every device of the breed (`Target.breed`): ratios between schedules travel
+further than seconds. The shape that is tuned itself is never among them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def near(database: Database | None, workload: Workload, target: Target) -> list[
     if database is not None:
         for theirs, _ in database.neighbours(name, params, target.fingerprint):
             add(theirs, lambda key: database.trials(key, target.fingerprint))
-    others = shipped(name, FOLDER / target.kind)
+    others = shipped(name, FOLDER / target.breed)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):
         shape, own = others[place]
@@ -128,12 +128,12 @@ def by_formulation(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
 
 def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]:
     """Write what is worth keeping of every trial of a database that was measured on a target's
-    kind of device, into a folder of the kind's name; the number of lines by operator.
+    kind of device, into a folder of its breed's name; the number of lines by operator.
 
     Trials that this version's spaces do not know are left out, and those with weights packed
     ahead too, whose packing costs nothing.
     """
-    from flextensor.schedulers import space
+    from flextensor.schedulers import spaces
     from flextensor.targets import lookup as target
 
     device = target(spec)
@@ -145,28 +145,26 @@ def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]
         if workload is None or workload.prepacked:
             continue
         trials = by_formulation(database.trials(row.key, row.target))
-        for formulation in filter(workload.has, trials):
-            found = space(workload.prim_func(formulation), device)
-            own = sorted(
-                (t for t in trials[formulation] if found.has(t.config)), key=lambda t: t.seconds
-            )
+        for formulation, found in spaces(workload, device).items():
+            known = [t for t in trials.get(formulation, ()) if found.has(t.config)]
+            own = sorted(known, key=lambda t: t.seconds)
             rest = own[KEPT // 2 :]
             spread = rest[:: max(1, math.ceil(len(rest) / (KEPT // 2)))]
             for trial in own[: KEPT // 2] + spread:
                 seconds = float(f"{trial.seconds:.4g}") if trial.ok else None
                 entry = [plain(workload.params), formulation, dict(trial.config), seconds]
                 lines[row.operator].append(json.dumps(entry, separators=(",", ":")))
-    (folder / device.kind).mkdir(parents=True, exist_ok=True)
+    (folder / device.breed).mkdir(parents=True, exist_ok=True)
     for operator, own_lines in lines.items():
         text = "\n".join(sorted(own_lines)) + "\n"
         data = gzip.compress(text.encode(), mtime=0)
-        (folder / device.kind / f"{operator}.jsonl.gz").write_bytes(data)
+        (folder / device.breed / f"{operator}.jsonl.gz").write_bytes(data)
     return {operator: len(own_lines) for operator, own_lines in lines.items()}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m flextensor.experience TRIALS.db [TARGET]``: renew the shipped trials of a kind of
-    target, by default llvm."""
+    """``python -m flextensor.experience TRIALS.db [TARGET]``: renew the shipped trials of a
+    target's breed, by default of this CPU's."""
     from flextensor.database import Database
 
     if len(arguments) not in (1, 2):

@@ -20,18 +20,27 @@ import numpy as np
 
 from flextensor.cost_models import Example
 from flextensor.cost_models.learned import examples
-from flextensor.experience import FOLDER, Experience, by_formulation, shipped
+from flextensor.experience import FOLDER, Experience, shipped
 from flextensor.operators import Workload, lookup
 from flextensor.search import Lane
 from flextensor.targets import Target
 from flextensor.targets.llvm import LLVM
 
 FILE = "lessons.npz"
-MACHINE = LLVM(
-    cores=2, vector_bits=512, vector_registers=32, l1_bytes=48 << 10, l2_bytes=2 << 20,
-    l3_bytes=480 << 20, max_unroll=512,
-)  # fmt: skip
-"""The CPU that the shipped trials come from, in so far as schedulers ask."""
+MACHINES = {
+    cpu.breed: cpu
+    for cpu in (
+        LLVM(
+            cores=2, vector_bits=512, vector_registers=32, l1_bytes=48 << 10, l2_bytes=2 << 20,
+            l3_bytes=480 << 20, max_unroll=512,
+        ),
+        LLVM(
+            cores=2, vector_bits=256, vector_registers=16, l1_bytes=32 << 10, l2_bytes=512 << 10,
+            l3_bytes=32 << 20, max_unroll=512,
+        ),
+    )
+}  # fmt: skip
+"""The CPUs that the shipped trials come from, by breed, in so far as schedulers ask."""
 SHAPES = 2
 """Shapes of every other operator that a search learns from: those nearest in arithmetic."""
 
@@ -47,16 +56,16 @@ class Lesson:
 
 
 def foreign(
-    operator: str, formulation: str, flops: int, kind: str, twins: bool = True
+    operator: str, formulation: str, flops: int, breed: str, twins: bool = True
 ) -> list[Lesson]:
-    """What a formulation may learn from other operators on a kind of target.
+    """What a formulation may learn from other operators on a breed of devices.
 
     Another operator may be the same computation under another name: a 1x1 convolution is one with
     any dilation, and the same matrix product in one, two and three dimensions. An experiment that
     is to say what a new shape may hope for leaves such `twins` out, all shapes with exactly as
     many `flops`.
     """
-    path = FOLDER / kind / FILE
+    path = FOLDER / breed / FILE
     others = [o for o in load(path) if o.formulation == formulation and o.operator != operator]
     others = [o for o in others if twins or o.flops != flops]
     others.sort(key=lambda lesson: abs(math.log(max(lesson.flops, 1) / max(flops, 1))))
@@ -83,26 +92,26 @@ def teach(
 
     for lane in lanes:
         if not workload.prepacked:
-            name, kind = workload.operator.name, target.kind
-            for lesson in foreign(name, lane.name, workload.flops, kind, twins):
+            name, breed = workload.operator.name, target.breed
+            for lesson in foreign(name, lane.name, workload.flops, breed, twins):
                 lane.study(lesson.examples)
         for other in others:
-            if other.workload.has(lane.name):
+            own = [t for t in other.trials if t.formulation == lane.name]
+            if own and other.workload.has(lane.name):
                 theirs = space(other.workload.prim_func(lane.name), target)
-                own = [t for t in other.trials if t.formulation == lane.name]
                 lane.recall(theirs, [t for t in own if theirs.has(t.config)])
 
 
 def made(folder: Path, target: Target) -> Iterator[Lesson]:
     """The lessons of all shipped trials in a folder, as this version's spaces describe them."""
-    from flextensor.schedulers import space
+    from flextensor.schedulers import spaces
 
     for path in sorted(folder.glob("*.jsonl.gz")):
         operator = path.name.removesuffix(".jsonl.gz")
         for params, trials in shipped(operator, folder):
             workload = Workload(lookup(operator)(**params))
-            for formulation, own in by_formulation(trials).items():
-                found = space(workload.prim_func(formulation), target)
+            for formulation, found in spaces(workload, target).items():
+                own = [t for t in trials if t.formulation == formulation]
                 known = [t for t in own if found.has(t.config)]
                 described = [found.describe(t.config) for t in known]
                 taught = examples(described, [t.seconds for t in known])
@@ -156,10 +165,12 @@ def load(path: Path) -> Sequence[Lesson]:
 
 def main() -> None:
     """``python -m flextensor.lessons``: renew what is shipped, after a change of the spaces."""
-    folder = FOLDER / MACHINE.kind
-    lessons = list(made(folder, MACHINE))
-    save(lessons, folder / FILE)
-    print(f"{folder.name}: {sum(len(lesson.examples) for lesson in lessons)} examples")
+    for breed, machine in MACHINES.items():
+        folder = FOLDER / breed
+        folder.mkdir(parents=True, exist_ok=True)
+        lessons = list(made(folder, machine))
+        save(lessons, folder / FILE)
+        print(f"{folder.name}: {sum(len(lesson.examples) for lesson in lessons)} examples")
 
 
 if __name__ == "__main__":

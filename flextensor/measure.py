@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 PREPARE_SECONDS = 120.0
 """What a method of a peer may take to pack its weights or to compile."""
+SEEN, LONG_BUILD, LEAST_BUILD_SECONDS = 16, 8.0, 3.0
+"""Once so many builds were seen, one may take so many times as long as nine in ten of them, and
+this in any case."""
 TURN_CALLS = 3
 """Calls of one turn of a comparison when each takes long: two to warm up, one to time."""
 
@@ -81,8 +85,9 @@ def ignore(trial: Trial) -> None:
 class Limits:
     """What a candidate may use before it is given up: seconds and bytes.
 
-    A build or a run that takes longer is a ``timeout``; memory counts per process, without the
-    workload's own buffers. `builders` is the number of parallel builds (0: the target's).
+    A build or a run that takes longer is a ``timeout``; that of a build shrinks to what builds of
+    the workload take (`build_limit`). Memory counts per process, without the workload's own
+    buffers. `builders` is the number of parallel builds (0: the target's).
     """
 
     build_seconds: float = 15.0
@@ -125,6 +130,7 @@ class LocalMeasurer:
         self._builders = builders or Builders(target, self.limits.builders, memory, module)
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
+        self._builds: list[float] = []
 
     def measure(
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
@@ -142,6 +148,7 @@ class LocalMeasurer:
                 self.on_trial(failure)
             elif isinstance(reply, dict):
                 built[index] = paths[index], reply["seconds"]
+                self._builds.append(reply["seconds"])
         running = time.monotonic()
         self.seconds["build"] += running - begun
         for index, (path, seconds) in sorted(built.items()):
@@ -256,7 +263,8 @@ class LocalMeasurer:
             {"config": dict(c.config), "out": str(path)}
             for c, path in zip(candidates, paths, strict=True)
         ]
-        return self._builders.call("build", formulations, payloads, self.limits.build_seconds)
+        seconds = build_limit(self._builds, self.limits.build_seconds)
+        return self._builders.call("build", formulations, payloads, seconds)
 
     def _data(self, seed: int) -> dict[str, Any]:
         """Write the inputs of `seed` and their reference; the payload that names them."""
@@ -295,6 +303,15 @@ class LocalMeasurer:
             reply["error"],
             run_seconds=reply["seconds"],
         )
+
+
+def build_limit(seen: Sequence[float], most: float) -> float:
+    """Seconds that the next build may take, by what others of the workload took: one that takes
+    far longer has a body that nobody wants, and holds up its whole batch."""
+    if len(seen) < SEEN:
+        return most
+    usual = statistics.quantiles(seen, n=10)[-1]
+    return min(most, max(LEAST_BUILD_SECONDS, LONG_BUILD * usual))
 
 
 def failed(candidate: Candidate, status: Status, error: WorkerError) -> Trial:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.database import Database
-from flextensor.errors import DeviceError, InputError
+from flextensor.errors import DeviceError, InputError, UnsupportedError
 from flextensor.operators.base import Operator
 from flextensor.operators.workload import Workload
 from flextensor.targets import Target, lookup, remote
@@ -110,7 +110,10 @@ def current(known: Mapping[str, Any], workload: Workload, target: Target) -> boo
     formulation, config = known.get("formulation"), known.get("config")
     if not workload.has(formulation) or not isinstance(config, Mapping):
         return False
-    return space(workload.prim_func(str(formulation)), target).has(config)
+    try:
+        return space(workload.prim_func(str(formulation)), target).has(config)
+    except UnsupportedError:
+        return False
 
 
 def roofline(workload: Workload, target: Target, seconds: float) -> tuple[float, str]:

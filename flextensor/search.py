@@ -129,13 +129,15 @@ class Lane:
         self.model.recall(space, points, [trial.seconds for trial in trials])
 
     def seeds(self, hints: Sequence[Mapping[str, object]]) -> list[Point]:
-        """Legal starts: configs of neighbours first, then the schedulers' picks by estimate."""
-        warm = [self.space.project(dict(hint)) for hint in hints]
+        """Legal starts: configs of neighbours first, each at the nearest legal point that the model
+        likes best, then the schedulers' picks by estimate."""
+        near = [self.space.legal_nearby(self.space.project(dict(hint))) for hint in hints]
+        warm = [self._ranked(points)[0] for points in near if points]
         picks = [self.space.point(seed) for seed in self.space.seeds]
         picks = [p for p in picks if self.space.legal(p)]
         scores = self.model.predict(picks)
         ranked = [p for _, _, p in sorted(zip(scores, range(len(picks)), picks, strict=True))]
-        legal = [p for p in warm if self.space.legal(p)] + ranked
+        legal = warm + ranked
         starts = dict.fromkeys(map(self.space.representative, legal))
         return [p for p in starts if p not in self.history]
 
@@ -215,7 +217,7 @@ class Search:
         self.lanes, self.measurer, self.budget, self.report = lanes, measurer, budget, report
         self.options = options or Options()
         self.since_gain = 0
-        self._without_gain = 0
+        self._reason = ""
         self.rounds = 0
         self.exhausted = False
         self._each: float | None = None
@@ -238,13 +240,17 @@ class Search:
     @property
     def stopped(self) -> str:
         """Why the search ended, in words."""
+        return self._reason or self._why()
+
+    def _why(self) -> str:
+        """What would be the reason if the search ended now."""
         if self.exhausted:
             return "every point was measured"
         if self.trials >= (1 - FINISH) * self.budget.trials:
             return "trials spent"
         if self.budget.late:
             return "time spent"
-        return f"no gain in {self._without_gain} trials"
+        return f"no gain in {self.since_gain} trials"
 
     def _starts(self, lane: Lane, hints: Sequence[Mapping[str, object]]) -> list[Point]:
         return lane.seeds(hints) if self.options.seeds else lane.explorer.ask(self.options.batch)
@@ -297,7 +303,7 @@ class Search:
 
     def end(self) -> None:
         """Coordinate descent around the best."""
-        self._without_gain = self.since_gain
+        self._reason = self._why()
         if self.options.finish:
             self._descend()
 

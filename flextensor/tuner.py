@@ -32,7 +32,7 @@ from flextensor.search import (
     batch_of,
     lanes,
 )
-from flextensor.targets import Target, Trial
+from flextensor.targets import Status, Target, Trial
 from flextensor.targets.process import SetupFailed
 
 FINALISTS = 3
@@ -116,7 +116,7 @@ def kept(
 ) -> Result | None:
     """The database's result of a workload, where it answers what is asked."""
     known = database.result(workload.key, target.fingerprint)
-    if known is None or not answers(known, trials, tolerance):
+    if known is None or not answers(known, trials, workload.tolerance(tolerance)):
         return None
     if not current(known, workload, target):
         return None
@@ -144,6 +144,25 @@ def check_names(effort: str, explorer: str, cost_model: str) -> None:
     ):
         if name not in names:
             raise unknown(what, name, names)
+
+
+def judged(trials: Sequence[Trial], tolerance: float) -> list[Trial]:
+    """Trials of an earlier run, as a run of this tolerance sees them: what is less exact is a wrong
+    result, and what was one for another tolerance is not known."""
+    found = []
+    for trial in trials:
+        exact = trial.error is None or trial.error <= tolerance
+        if trial.status is not Status.WRONG_RESULT:
+            found.append(trial if exact else wrong(trial, tolerance))
+        elif trial.error is None or not exact:
+            found.append(trial)
+    return found
+
+
+def wrong(trial: Trial, tolerance: float) -> Trial:
+    """A trial that ran, as a wrong result."""
+    message = f"relative error {trial.error:.3g} exceeds the tolerance {tolerance:.3g}"
+    return dataclasses.replace(trial, status=Status.WRONG_RESULT, times=(), message=message)
 
 
 class Tuning:
@@ -217,7 +236,8 @@ class Tuning:
         """A lane for every formulation, with what is known of it unless it is tuned `fresh`."""
         known: list[Trial] = []
         if not fresh:
-            known = self.database.trials(self.workload.key, self.target.fingerprint)
+            stored = self.database.trials(self.workload.key, self.target.fingerprint)
+            known = judged(stored, self.workload.tolerance(self.tolerance))
         if not any(trial.ok for trial in known):
             known = []  # what failed, a driver or a version ago, may work by now
         made = lanes(self.workload, self.target, explorer, cost_model, seed, self.tolerance)

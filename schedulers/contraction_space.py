@@ -17,11 +17,21 @@ from flextensor.targets.rounding import ceil_div, round_up
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28)
 
-
-TILES = (
-    ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4), ("n", 14, 1),
+SMALL_TILES = (
     ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4), ("n", 1, 4), ("m", 1, 1),
 )  # fmt: skip
+TILES = {
+    32: (
+        ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4),
+        ("n", 14, 1), *SMALL_TILES,
+    ),
+    16: (
+        ("m", 6, 2), ("n", 6, 2), ("n", 4, 3), ("m", 4, 3), ("n", 12, 1), ("m", 12, 1),
+        ("n", 2, 4), *SMALL_TILES,
+    ),
+}  # fmt: skip
+"""Where the lanes are, rows and vectors of the register tiles that seeds begin with, by vector
+registers: a CPU has the tiles of the largest number that it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +40,6 @@ class Unit:
 
     rows: tuple[int, ...] = ROWS
     vectors: tuple[int, ...] = (1, 2, 3, 4, 6)
-    tiles: tuple[tuple[str, int, int], ...] = TILES
-    """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
     block: int = 8
     """The shortest block of the reduction."""
     ahead: bool = False
@@ -43,6 +51,10 @@ class Unit:
         if plan.registers > target.vector_registers:
             return f"tile needs {plan.registers} vector registers, has {target.vector_registers}"
         return None
+
+    def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
+        """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
+        return TILES[max((n for n in TILES if n <= target.vector_registers), default=min(TILES))]
 
     def instructions(self, plan: Plan) -> int:
         """Instructions that a register tile takes for one step of the reduction."""
@@ -217,7 +229,7 @@ def contraction_space(
     )
     return dataclasses.replace(
         space,
-        seeds=_seeds(space, sides, unit),
+        seeds=_seeds(space, sides, target, unit),
         features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target, unit),
     )
 
@@ -252,13 +264,15 @@ def _canonical(
     return same
 
 
-def _seeds(space: Space, sides: Mapping[str, Side], unit: Unit) -> tuple[Config, ...]:
+def _seeds(
+    space: Space, sides: Mapping[str, Side], target: Target, unit: Unit
+) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
-    for lanes, rows, vectors in unit.tiles:
+    for lanes, rows, vectors in unit.first_tiles(target):
         for packed in ("lanes", "all", "nothing"):
             if packed == "nothing" and not sides[lanes].contiguous:
                 continue

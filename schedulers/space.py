@@ -118,6 +118,18 @@ class Space:
         at their first value. What a warm start from another workload becomes here."""
         return tuple(k.nearest(config[k.name]) if k.name in config else 0 for k in self.knobs)
 
+    def legal_nearby(self, point: Point) -> list[Point]:
+        """The point, if it is legal, else all legal ones that differ from it in one knob: a tile
+        of a CPU with more registers needs fewer rows, or fewer vectors."""
+        if self.legal(point):
+            return [point]
+        others = (
+            (*point[:d], value, *point[d + 1 :])
+            for d, knob in enumerate(self.knobs)
+            for value in range(len(knob.values))
+        )
+        return [other for other in others if self.legal(other)]
+
     def starts(self, wanted: Iterable[Mapping[str, Any]]) -> tuple[Config, ...]:
         """Seeds: the legal ones among wanted configs, each at its nearest point, and once."""
         points = dict.fromkeys(map(self.project, wanted))

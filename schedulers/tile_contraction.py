@@ -37,6 +37,10 @@ TASKS = "flextensor_tiles"
 LEAST_FILLED = 0.2
 """The least share of the groups along the reduction that must be elements: tiles are some five
 times as fast as vectors."""
+FIRST_TILES = (
+    ("n", 32, 2), ("m", 32, 2), ("n", 16, 3), ("m", 16, 3), ("n", 48, 1), ("m", 48, 1),
+    ("n", 16, 2), ("m", 16, 2), ("n", 32, 1), ("m", 32, 1), ("n", 16, 1), ("m", 16, 1),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +49,6 @@ class TileUnit(Unit):
 
     rows: tuple[int, ...] = (16, 32, 48)
     vectors: tuple[int, ...] = (1, 2, 3)
-    tiles: tuple[tuple[str, int, int], ...] = (
-        ("n", 32, 2), ("m", 32, 2), ("n", 16, 3), ("m", 16, 3), ("n", 48, 1), ("m", 48, 1),
-        ("n", 16, 2), ("m", 16, 2), ("n", 32, 1), ("m", 32, 1), ("n", 16, 1), ("m", 16, 1),
-    )  # fmt: skip
     block: int = 2
     ahead: bool = True
     products_of_terms: int = 1
@@ -61,6 +61,10 @@ class TileUnit(Unit):
         if needed > tiles.REGISTERS:
             return f"tile needs {needed} tile registers, has {tiles.REGISTERS}"
         return None
+
+    def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
+        """Whatever the vector registers."""
+        return FIRST_TILES
 
     def instructions(self, plan: Plan) -> int:
         """Multiplications and loads."""

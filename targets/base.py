@@ -207,6 +207,12 @@ class Target(ABC):
     def tvm_target(self) -> Any:
         """The `tvm.target.Target` to compile for."""
 
+    @property
+    def breed(self) -> str:
+        """The kind of device as far as schedules travel: what was measured on one device of a
+        breed guides searches on another."""
+        return self.kind
+
     @abstractmethod
     def runtime(self) -> Runtime:
         """What loads and calls in this process what `build` wrote; `DeviceError` without device."""

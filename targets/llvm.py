@@ -67,6 +67,11 @@ class LLVM(Target):
         return unit.depth if unit and unit.feature in self.features else 0
 
     @property
+    def breed(self) -> str:
+        """By vector registers, which decide the tiles: CPUs with 32 of them, or with 16."""
+        return "llvm-avx512" if self.vector_registers >= 32 else "llvm-avx2"
+
+    @property
     def device(self) -> str:
         """The device in words."""
         return f"{self.model}, {self.cores} thread{'s' if self.cores > 1 else ''}"

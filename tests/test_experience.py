@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from flextensor import experience
+from flextensor import experience, lessons
 from flextensor.database import Database
 from flextensor.operators import FunctionOperator, Gemm, Operator, Workload, registry
 from flextensor.schedulers import space
-from flextensor.targets import Status, Trial, lookup
+from flextensor.targets import Status, Target, Trial, lookup
 
 TARGET = lookup("llvm", 2)
 
@@ -89,26 +89,28 @@ def test_what_is_shipped_is_read_back(
     database.add("x", "no operator", {}, "llvm/another", stranger)
     add(database, Gemm(m=32, n=64, k=64), "another kind/of device", [1e-3])
     assert experience.ship(database, tmp_path / "shipped") == {"gemm": 4}
-    first = (tmp_path / "shipped" / "llvm" / "gemm.jsonl.gz").read_bytes()
+    first = (tmp_path / "shipped" / TARGET.breed / "gemm.jsonl.gz").read_bytes()
     experience.ship(database, tmp_path / "shipped")
-    assert (tmp_path / "shipped" / "llvm" / "gemm.jsonl.gz").read_bytes() == first
+    assert (tmp_path / "shipped" / TARGET.breed / "gemm.jsonl.gz").read_bytes() == first
     monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
     (found,) = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
     assert found.workload == odd
     assert sorted(t.seconds for t in found.trials) == [1e-3, 2e-3, math.inf]
 
 
+@pytest.mark.parametrize("machine", lessons.MACHINES.values(), ids=list(lessons.MACHINES))
 @pytest.mark.parametrize("name", sorted(registry()))
-def test_what_the_package_ships_fits_this_versions_spaces(name: str) -> None:
-    for params, trials in experience.shipped(name, experience.FOLDER / "llvm")[:2]:
+def test_what_the_package_ships_fits_this_versions_spaces(name: str, machine: Target) -> None:
+    for params, trials in experience.shipped(name, experience.FOLDER / machine.breed)[:2]:
         workload = Workload(registry()[name](**params))
         for formulation, own in experience.by_formulation(trials).items():
-            found = space(workload.prim_func(formulation), TARGET)
+            found = space(workload.prim_func(formulation), machine)
             known = [found.has(t.config) for t in own]
             assert sum(known) > 0.8 * len(known)
             assert any(t.ok for t in own)
 
 
-def test_most_operators_have_shipped_trials() -> None:
-    folder = experience.FOLDER / "llvm"
+@pytest.mark.parametrize("machine", lessons.MACHINES.values(), ids=list(lessons.MACHINES))
+def test_most_operators_have_shipped_trials(machine: Target) -> None:
+    folder = experience.FOLDER / machine.breed
     assert sum(bool(experience.shipped(name, folder)) for name in registry()) >= 10

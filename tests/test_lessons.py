@@ -15,15 +15,17 @@ from flextensor.operators import Conv2d, Workload, case
 from flextensor.ranking import spearman
 from flextensor.schedulers import space
 
-SHIPPED = FOLDER / "llvm"
+BREED = "llvm-avx512"
+SHIPPED = FOLDER / BREED
 
 
-def test_shipped_lessons_are_those_of_the_shipped_trials(tmp_path: Path) -> None:
-    shutil.copy(SHIPPED / "gemm.jsonl.gz", tmp_path)
-    made = list(lessons.made(tmp_path, lessons.MACHINE))
+@pytest.mark.parametrize("breed", lessons.MACHINES)
+def test_shipped_lessons_are_those_of_the_shipped_trials(breed: str, tmp_path: Path) -> None:
+    shutil.copy(FOLDER / breed / "gemm.jsonl.gz", tmp_path)
+    made = list(lessons.made(tmp_path, lessons.MACHINES[breed]))
     lessons.save(made, tmp_path / lessons.FILE)
     loaded = lessons.load(tmp_path / lessons.FILE)
-    shipped = [one for one in lessons.load(SHIPPED / lessons.FILE) if one.operator == "gemm"]
+    shipped = [one for one in lessons.load(FOLDER / breed / lessons.FILE) if one.operator == "gemm"]
     assert loaded == shipped, "the spaces changed: renew it by python -m flextensor.lessons"
     assert [len(one.examples) for one in made] == [len(one.examples) for one in loaded]
     described, label = loaded[0].examples[0]
@@ -34,7 +36,7 @@ def test_shipped_lessons_are_those_of_the_shipped_trials(tmp_path: Path) -> None
 def test_an_operator_learns_from_others_and_never_from_itself() -> None:
     every = lessons.load(SHIPPED / lessons.FILE)
     flops = 10**9
-    chosen = lessons.foreign("conv2d", "direct", flops, "llvm")
+    chosen = lessons.foreign("conv2d", "direct", flops, BREED)
     assert {one.operator for one in chosen} == {
         one.operator for one in every if one.formulation == "direct"
     } - {"conv2d"}
@@ -46,7 +48,7 @@ def test_an_operator_learns_from_others_and_never_from_itself() -> None:
     assert farthest.examples[0] not in taught
     assert len(taught) < sum(len(one.examples) for one in every) / 2
     assert len({one.operator for one in chosen}) > 10
-    assert lessons.foreign("conv2d", "direct", 0, "llvm")  # a copy has no arithmetic
+    assert lessons.foreign("conv2d", "direct", 0, BREED)  # a copy has no arithmetic
     assert lessons.foreign("conv2d", "direct", flops, "opencl") == []
 
 
@@ -54,9 +56,9 @@ def test_a_twin_is_left_out_where_a_new_shape_is_judged() -> None:
     """A 1x1 convolution is the same with dilation 1, of which the paper has one, and 2."""
     flops = Workload(case("paper/C5").operator).flops
     assert flops == Workload(case("paper/DIL1").operator).flops
-    taught = lessons.foreign("conv2d", "direct", flops, "llvm")
+    taught = lessons.foreign("conv2d", "direct", flops, BREED)
     assert flops in {one.flops for one in taught if one.operator == "dilated_conv2d"}
-    apart = lessons.foreign("conv2d", "direct", flops, "llvm", twins=False)
+    apart = lessons.foreign("conv2d", "direct", flops, BREED, twins=False)
     assert flops not in {one.flops for one in apart}
     assert {one.operator for one in apart} == {one.operator for one in taught}
 
@@ -64,9 +66,9 @@ def test_a_twin_is_left_out_where_a_new_shape_is_judged() -> None:
 def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
     """A small tile is slow on every operator: the model says so before any trial of a conv2d."""
     workload = Workload(Conv2d(in_channels=64, out_channels=64, height=28, width=28, kernel=3))
-    found = space(workload.prim_func(), lessons.MACHINE)
+    found = space(workload.prim_func(), lessons.MACHINES[BREED])
     model = cost_models.create("xgboost", found)
-    for lesson in lessons.foreign("conv2d", "direct", workload.flops, "llvm"):
+    for lesson in lessons.foreign("conv2d", "direct", workload.flops, BREED):
         model.study(lesson.examples)
     seed = found.seeds[0]
     small = {**seed, "conv2d.rows": 1, "conv2d.vectors": 1}

@@ -20,6 +20,7 @@ from flextensor.measure import (
     Candidate,
     Limits,
     LocalMeasurer,
+    build_limit,
 )
 from flextensor.operators import Gemm, Workload
 from flextensor.targets import Status, Trial
@@ -239,3 +240,11 @@ def test_workloads_share_builders_that_survive_a_crash(stubs: None) -> None:
         first, second, third, fourth = pids
         assert first == second != third == fourth
     assert builders.pids == [None]
+
+
+def test_a_build_may_take_what_builds_of_the_workload_take() -> None:
+    assert build_limit([0.1] * 15, 15.0) == 15.0  # too few to say
+    assert build_limit([0.1] * 16, 15.0) == 3.0
+    assert build_limit([1.0] * 16, 15.0) == 8.0
+    assert build_limit([0.1] * 20 + [1.0] * 10, 15.0) == 8.0
+    assert build_limit([4.0] * 16, 15.0) == 15.0

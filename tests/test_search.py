@@ -273,3 +273,16 @@ def test_a_slow_formulation_gets_few_seeds(
     run = Search(lanes, FunctionMeasurer(even), budget, lambda phase: None, options)
     run.run(hints)
     assert tuple(counts.values()) == counts_wanted
+
+
+def test_a_hint_of_a_cpu_with_more_registers_begins_nearby() -> None:
+    """Its tile has no room here; of those a knob away the search takes what the model likes."""
+    knobs = (sizes("rows", (1, 2, 4, 8, 12)), sizes("vectors", (1, 2, 4)))
+    small = Space(
+        knobs,
+        (lambda c: "crowded" if int(c["rows"]) * int(c["vectors"]) > 8 else None,),
+        features=lambda c: {"estimate": 1.0 / (int(c["rows"]) * int(c["vectors"]))},
+    )
+    lane = Lane("direct", small, "annealing", "analytic", 0)
+    (first,) = lane.seeds([{"rows": 12, "vectors": 2}])
+    assert small.config(first) == {"rows": 4, "vectors": 2}

@@ -14,6 +14,7 @@ from flextensor import result as results
 from flextensor import tuner
 from flextensor.errors import InputError
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
+from flextensor.targets import Status, Trial
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
@@ -84,6 +85,37 @@ def test_a_function_tunes_and_its_name_does_not_matter(tmp_path: Path) -> None:
     result = flextensor.tune(row_max, trials=4, db=tmp_path / "trials.db").json()
     assert result["verified"]
     assert flextensor.tune(renamed, trials=4, db=tmp_path / "trials.db").json()["reused"]
+
+
+def test_known_trials_are_judged_by_the_tolerance_of_this_run() -> None:
+    """What was exact enough for another run is no start for a tighter one, and the reverse."""
+    near = Trial("direct", {"rows": 1}, Status.OK, (2e-3,), error=4e-7)
+    far = Trial("winograd4", {"rows": 2}, Status.OK, (1e-3,), error=1e-5)
+    crashed = Trial("direct", {"rows": 3}, Status.RUN_ERROR, message="signal 11")
+    poisoned = Trial("direct", {"rows": 4}, Status.WRONG_RESULT, message="NaN")
+    refused = Trial("winograd4", {"rows": 5}, Status.WRONG_RESULT, message="far", error=1e-5)
+    every = [near, far, crashed, poisoned, refused]
+    tight = tuner.judged(every, 1e-6)
+    assert [t.status for t in tight] == [
+        Status.OK, Status.WRONG_RESULT, Status.RUN_ERROR, Status.WRONG_RESULT, Status.WRONG_RESULT
+    ]  # fmt: skip
+    assert tight[1].message == "relative error 1e-05 exceeds the tolerance 1e-06"
+    assert tuner.judged(every, 1e-4) == [near, far, crashed, poisoned]  # measured again
+
+
+def test_a_tighter_tolerance_tunes_anew_where_the_kept_kernel_is_less_exact(tmp_path: Path) -> None:
+    db = tmp_path / "trials.db"
+    layer = Conv2d(in_channels=8, height=12, width=12, out_channels=8, kernel=3, padding=1)
+    flextensor.tune(layer, trials=30, db=db, peers=False)
+    tight = flextensor.tune(layer, trials=30, db=db, peers=False, tolerance=2e-6).json()
+    assert tight["verified"] and tight["max_rel_error"] <= 2e-6
+
+
+def test_a_coarse_result_answers_within_what_its_dtype_allows(tmp_path: Path) -> None:
+    db, half = tmp_path / "trials.db", Gemm(m=16, n=16, k=64, dtype="bfloat16")
+    first = flextensor.tune(half, trials=2, db=db, peers=False).json()
+    assert first["max_rel_error"] > 1e-4
+    assert flextensor.tune(half, trials=2, db=db, peers=False).json()["reused"]
 
 
 def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> None:

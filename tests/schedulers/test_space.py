@@ -96,6 +96,14 @@ def test_projection_takes_the_nearest_value() -> None:
     assert space().project({"tile": 6, "order": "ba", "other": 1}) == (3, 0, 1)
 
 
+def test_an_illegal_point_has_the_legal_ones_a_knob_away() -> None:
+    """A tile of 8 with 2 steps is too much: fewer of either is not."""
+    assert set(space().legal_nearby((3, 1, 0))) == {(0, 1, 0), (1, 1, 0), (2, 1, 0), (3, 0, 0)}
+    assert space().legal_nearby((1, 1, 1)) == [(1, 1, 1)]
+    never = Space((sizes("tile", (1, 2)),), (lambda c: "never",))
+    assert never.legal_nearby((0,)) == []
+
+
 def test_a_joint_space_keeps_knobs_constraints_and_seeds() -> None:
     both = join({"a": space(), "b": space()})
     assert both.size == space().size ** 2
