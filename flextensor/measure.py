@@ -9,6 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -131,6 +132,8 @@ class LocalMeasurer:
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
         self._builds: list[float] = []
+        self._pool = ThreadPoolExecutor(1)
+        self._loading: Future[dict[str, Any]] | None = None
 
     def measure(
         self, candidates: Sequence[Candidate], best_seconds: float = math.inf
@@ -233,6 +236,7 @@ class LocalMeasurer:
 
     def close(self) -> None:
         """Stop every worker process but those of others, and remove the temporary files."""
+        self._pool.shutdown(cancel_futures=True)
         self._runner.kill()
         if not self._shared:
             self._builders.close()
@@ -245,10 +249,12 @@ class LocalMeasurer:
         self.close()
 
     def start(self) -> None:
-        """Start every worker at once, for each needs seconds; none starts during a timing."""
+        """Start every worker at once, for each needs seconds; none starts during a timing. The
+        reference is computed meanwhile."""
         self._builders.serve(self.workload)
         self._builders.start()
-        self._prepare_runner()
+        if self._loading is None:
+            self._loading = self._pool.submit(self._data, self.seed)
         self._runner.start()
 
     def _path(self) -> Path:
@@ -278,7 +284,8 @@ class LocalMeasurer:
     def _prepare_runner(self) -> None:
         if not self._runner.setup:
             tolerance = self.workload.tolerance(self.tolerance)
-            payload = {"target": dump(self.target), "tolerance": tolerance, **self._data(self.seed)}
+            data = self._loading.result() if self._loading else self._data(self.seed)
+            payload = {"target": dump(self.target), "tolerance": tolerance, **data}
             self._runner.add_setup("load", payload)
 
     def _run_limit(self, best_seconds: float) -> float:

@@ -118,9 +118,14 @@ def kept(
     known = database.result(workload.key, target.fingerprint)
     if known is None or not answers(known, trials, workload.tolerance(tolerance)):
         return None
-    if not current(known, workload, target):
+    if not current(known, workload, target) or not offered(known, workload, tolerance):
         return None
     return Result({**known, "reused": True}, workload, target)
+
+
+def offered(known: Mapping[str, Any], workload: Workload, tolerance: float) -> bool:
+    """Whether a search of this tolerance would consider the formulation of a kept result."""
+    return known["formulation"] in (*workload.formulations, *workload.in_terms(tolerance))
 
 
 def efforts(target: Target) -> Mapping[str, Effort]:

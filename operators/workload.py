@@ -28,10 +28,10 @@ TERMS = "flextensor.terms"
 that is multiplied; see `Workload.in_terms`."""
 IN_TWO_TERMS = "_bf16x2"
 """What names of formulations in two terms end with; oneMKL's name of such products."""
-TWO_TERMS = 2e-5
+TWO_TERMS = 2.0**-15
 """The least tolerance, relative to the largest output, that two terms keep: they hold 16 of 24
-significant bits, and what they leave out of each product, up to 2**-16 of it, is some 5e-6 of the
-largest of random sums."""
+significant bits, and leave out up to 2**-15 of each product. Of random sums, whose errors cancel,
+that is some 5e-6 of the largest."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -387,6 +387,10 @@ def _illegal(
         return "lanes read in place need tiles that divide"
     if plan.padded_k and "inline" in (plan.row_layout, plan.lane_layout):
         return "a padded reduction needs both operands packed"
+    for name, layout in ((plan.row_side, plan.row_layout), (plan.lane_side, plan.lane_layout)):
+        slides = sides[name].slides if layout == "flat" and plan.padded_k else None
+        if any(plan.main.var in slide.taps.terms for slide in slides or ()):
+            return "a window that slides cannot be padded"
     if plan.output in ("block", "consumer") and (plan.rows.lone or plan.lanes.lone):
         return "a lone partial tile cannot be computed per block of the output"
     if plan.output == "block":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -77,7 +78,16 @@ def features() -> frozenset[str]:
     """Instruction sets of this host by their LLVM names."""
     text = _cpuinfo()
     flags = _field(text, "flags") or _field(text, "features")
-    return frozenset(map(llvm_feature, flags.split()))
+    found = frozenset(map(llvm_feature, flags.split()))
+    if "amx-tile" in found and not tiles_permitted():
+        return frozenset(name for name in found if not name.startswith("amx-"))
+    return found
+
+
+def tiles_permitted() -> bool:
+    """Whether Linux lets this process use tile registers (AMX), which it has to ask for: a sandbox
+    may refuse. ``arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA)``; Linux, x86/xstate.rst."""
+    return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)
 
 
 @functools.cache

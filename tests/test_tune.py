@@ -118,6 +118,13 @@ def test_a_coarse_result_answers_within_what_its_dtype_allows(tmp_path: Path) ->
     assert flextensor.tune(half, trials=2, db=db, peers=False).json()["reused"]
 
 
+def test_a_result_in_terms_does_not_answer_a_tolerance_that_leaves_them_out() -> None:
+    kept = {"formulation": "direct_bf16x2", "max_rel_error": 4e-6}
+    assert tuner.offered(kept, Workload(GEMM), 1e-4)
+    assert not tuner.offered(kept, Workload(GEMM), 1e-5)
+    assert tuner.offered({"formulation": "direct"}, Workload(GEMM), 1e-9)
+
+
 def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> None:
     db = tmp_path / "trials.db"
 

@@ -276,6 +276,20 @@ def test_an_illegal_config_never_reaches_the_compiler() -> None:
         schedule(func, TARGET, config)
 
 
+def test_a_window_is_not_padded_where_it_slides() -> None:
+    """With two channels the longest reduction is the window's: taps beyond its end would read
+    beyond the copy that it slides in."""
+    layer = {"in_channels": "2", "out_channels": "16", "height": "12", "width": "40", "kernel": "3"}
+    func = Workload(parse("conv2d", layer)).prim_func()
+    found = space(func, TARGET)
+    seed = {**found.seeds[0], "conv2d.m_layout": "flat", "conv2d.n_layout": "panel"}
+    whole = found.config(found.project({**seed, "conv2d.k_unroll": 1, "conv2d.k_parts": 1}))
+    padded = {**whole, "conv2d.k_unroll": 8}
+    assert found.reason(whole) is None
+    assert found.reason(padded) == "a window that slides cannot be padded"
+    assert found.reason({**padded, "conv2d.m_layout": "panel"}) is None
+
+
 def test_points_of_one_representative_compile_to_the_same_code() -> None:
     """And neighbours, which skip what changes nothing, to different code."""
     import tvm

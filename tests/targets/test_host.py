@@ -43,6 +43,16 @@ def test_this_hosts_cpu_has_no_more_than_the_host() -> None:
     assert set(map(str, codegen.llvm_get_cpu_features(target))) & host.EMITTED <= host.features()
 
 
+def test_tile_registers_that_the_system_refuses_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "flags : avx512f avx512_bf16 amx_tile amx_int8 amx_bf16"
+    monkeypatch.setattr(host, "_cpuinfo", lambda: flags)
+    for permitted in (True, False):
+        monkeypatch.setattr(host, "tiles_permitted", lambda permitted=permitted: permitted)
+        found = host.features.__wrapped__()
+        assert {"avx512f", "avx512bf16"} <= found
+        assert ("amx-int8" in found) == ("amx-tile" in found) == permitted
+
+
 @pytest.mark.parametrize(
     "isa, expected",
     [({"avx2", "avx512f"}, (512, 32)), ({"avx2"}, (256, 16)), ({"sse2"}, (128, 16))],
