@@ -114,6 +114,15 @@ def test_a_policy_is_saved_and_starts_another_search(tmp_path: Path) -> None:
         QMethod(other, np.random.default_rng(0)).load(tmp_path / "policy.pt")
 
 
+def test_the_q_method_takes_one_direction_from_each_start() -> None:
+    explorer = QMethod(SPACE, np.random.default_rng(0))
+    known = SPACE.sample(np.random.default_rng(1), 3)
+    explorer.tell(known, [1e-3, 1.1e-3, 1.2e-3])
+    asked = explorer.ask(256)
+    assert 1 <= len(asked) <= 3
+    assert all(any(p in SPACE.neighbours(start) for start in known) for p in asked)
+
+
 def lowering(seed: int) -> float:
     """The share of points with k0 = 16, far above its best 5, where Q-method would lower k0."""
     explorer = QMethod(SPACE, np.random.default_rng(seed))

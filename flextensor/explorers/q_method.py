@@ -113,10 +113,15 @@ class QMethod(Proposer):
         text = json.dumps([[k.name, None if k.ordered else k.values] for k in self.space.knobs])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def ask(self, count: int) -> list[Point]:
+        """Up to `count` points, one for every start and no more: a draft of all directions would
+        leave the choice to the cost model. Uniform ones while there is nothing to start from."""
+        return list(self.propose(count))[:count] or super().ask(count)
+
     def propose(self, count: int) -> Iterator[Point]:
         """Points one move away from annealed starts, each in the direction that promises most."""
         proposed: set[Point] = set()
-        starts = self.history.starts(4 * count)
+        starts = list(dict.fromkeys(self.history.starts(4 * count)))
         if not starts:
             return
         values = self.values(starts)
