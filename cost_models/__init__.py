@@ -31,9 +31,14 @@ class CostModel(Protocol):
     def predict(self, points: Sequence[Point]) -> list[float]:
         """One score per point, lower is faster; log2 of seconds where the model knows them."""
 
+    def rank(self, points: Sequence[Point]) -> list[float]:
+        """One score per point, lower is faster, which orders points of this space alone."""
+
 
 _HOME = {
     "xgboost": ("flextensor.cost_models.learned", "Learned"),
+    "ranked": ("flextensor.cost_models.ranked", "Ranked"),
+    "ensemble": ("flextensor.cost_models.ensemble", "Ensemble"),
     "analytic": ("flextensor.cost_models.analytic", "Analytic"),
     "none": ("flextensor.cost_models.analytic", "Indifferent"),
 }

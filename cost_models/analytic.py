@@ -39,6 +39,10 @@ class Analytic:
         """log2 of the estimated seconds; 0 where no scheduler gives an estimate."""
         return [guess(self._space.features(self._space.config(p))) for p in points]
 
+    def rank(self, points: Sequence[Point]) -> list[float]:
+        """The same: estimates order points, too."""
+        return self.predict(points)
+
 
 class Indifferent(Analytic):
     """Every candidate is as good as any other: explorers alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flextensor.cost_models import Example
@@ -14,6 +14,10 @@ ENOUGH = 8
 """Examples below which the analytic estimate stands alone."""
 OWN, OTHERS, FOREIGN = 24.0, 3.0, 1.0
 """Weights of an example of this space, of another shape's, and of another operator's."""
+SETTINGS = {
+    "max_depth": 5, "eta": 0.2, "lambda": 1.0, "subsample": 0.8, "nthread": 1, "verbosity": 0,
+}  # fmt: skip
+ROUNDS = 60
 
 
 class Learned:
@@ -52,19 +56,14 @@ class Learned:
         import numpy as np
         import xgboost
 
-        names = dict.fromkeys(name for described, _ in known for name in described)
-        self._columns = {name: place for place, name in enumerate(names)}
+        self._columns = columns(known)
         labels = np.array([rest for _, rest in known])
         counts = [len(self._own), len(self._others), len(self._foreign)]
         weights = np.repeat([OWN, OTHERS, FOREIGN], counts)
-        settings = {
-            "max_depth": 5, "eta": 0.2, "lambda": 1.0, "subsample": 0.8, "seed": self._seed,
-            "nthread": 1, "verbosity": 0,
-            "base_score": float(np.average(labels, weights=weights)),
-        }  # fmt: skip
-        rows = self._matrix([described for described, _ in known])
+        start = {"base_score": float(np.average(labels, weights=weights)), "seed": self._seed}
+        rows = matrix([described for described, _ in known], self._columns)
         data = xgboost.DMatrix(rows, label=labels, weight=weights)
-        self._trees = xgboost.train(settings, data, num_boost_round=60)
+        self._trees = xgboost.train({**SETTINGS, **start}, data, num_boost_round=ROUNDS)
 
     def predict(self, points: Sequence[Point]) -> list[float]:
         """log2 of the expected seconds."""
@@ -78,8 +77,12 @@ class Learned:
             return guesses
         import xgboost
 
-        rest = self._trees.predict(xgboost.DMatrix(self._matrix(described)))
+        rest = self._trees.predict(xgboost.DMatrix(matrix(described, self._columns)))
         return [a + float(b) for a, b in zip(guesses, rest, strict=True)]
+
+    def rank(self, points: Sequence[Point]) -> list[float]:
+        """The expected seconds order points, too."""
+        return self.predict(points)
 
     def _described(self, points: Sequence[Point]) -> list[dict[str, float]]:
         """What describes points of this space; a point is drafted, and fitted, many times."""
@@ -88,18 +91,25 @@ class Learned:
                 self._known[point] = self._space.describe(self._space.config(point))
         return [self._known[point] for point in points]
 
-    def _matrix(self, described: Sequence[dict[str, float]]) -> Any:
-        """One row each; 0 for a choice's values that were not chosen, nan for what is not known."""
-        import numpy as np
 
-        empty = [0.0 if "=" in name else math.nan for name in self._columns]
-        rows = np.tile(np.array(empty, dtype=np.float32), (len(described), 1))
-        for row, values in zip(rows, described, strict=True):
-            for name, value in values.items():
-                place = self._columns.get(name)
-                if place is not None:
-                    row[place] = value
-        return rows
+def columns(known: Sequence[Example]) -> dict[str, int]:
+    """The column of every name in the examples."""
+    names = dict.fromkeys(name for described, _ in known for name in described)
+    return {name: place for place, name in enumerate(names)}
+
+
+def matrix(described: Sequence[dict[str, float]], places: Mapping[str, int]) -> Any:
+    """One row each; 0 for a choice's values that were not chosen, nan for what is not known."""
+    import numpy as np
+
+    empty = [0.0 if "=" in name else math.nan for name in places]
+    rows = np.tile(np.array(empty, dtype=np.float32), (len(described), 1))
+    for row, values in zip(rows, described, strict=True):
+        for name, value in values.items():
+            place = places.get(name)
+            if place is not None:
+                row[place] = value
+    return rows
 
 
 def examples(described: Sequence[dict[str, float]], seconds: Sequence[float]) -> list[Example]:

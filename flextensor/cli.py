@@ -122,7 +122,9 @@ def tune(
     total: TotalOption = None,
     effort: Annotated[str, typer.Option(help="quick, default or full")] = "default",
     explorer: Annotated[str, typer.Option(help="search strategy")] = "flextensor",
-    cost_model: Annotated[str, typer.Option(help="xgboost, analytic or none")] = "xgboost",
+    cost_model: Annotated[
+        str, typer.Option(help="xgboost, ranked, ensemble, analytic or none")
+    ] = "xgboost",
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     db: DbOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="tune anew")] = False,

@@ -135,9 +135,7 @@ class Lane:
         warm = [self._ranked(points)[0] for points in near if points]
         picks = [self.space.point(seed) for seed in self.space.seeds]
         picks = [p for p in picks if self.space.legal(p)]
-        scores = self.model.predict(picks)
-        ranked = [p for _, _, p in sorted(zip(scores, range(len(picks)), picks, strict=True))]
-        legal = warm + ranked
+        legal = warm + self._ranked(picks)
         starts = dict.fromkeys(map(self.space.representative, legal))
         return [p for p in starts if p not in self.history]
 
@@ -158,7 +156,7 @@ class Lane:
         return self._ranked(fresh)[:count]
 
     def _ranked(self, points: Sequence[Point]) -> list[Point]:
-        scores = self.model.predict(points)
+        scores = self.model.rank(points)
         return [points[i] for i in np.argsort(scores, kind="stable")]
 
 

@@ -263,18 +263,20 @@ class CostModelCase:
     def test_it_scores_every_point(self, create: Any) -> None:
         space = bowl_space()
         model, points = create(space), space.sample(np.random.default_rng(0), 64)
-        assert len(model.predict(points)) == 64  # before it has seen anything
+        for told in (model.predict, model.rank):
+            assert len(told(points)) == 64  # before it has seen anything
         model.fit(points, [*(bowl(space, p) for p in points[:-1]), math.inf])
-        scores = model.predict(points)
-        assert len(scores) == 64
-        assert all(math.isfinite(s) for s in scores)
-        assert model.predict([]) == []
+        for told in (model.predict, model.rank):
+            scores = told(points)
+            assert len(scores) == 64
+            assert all(math.isfinite(s) for s in scores)
+            assert told([]) == []
 
     def test_it_survives_failures_alone(self, create: Any) -> None:
         space = bowl_space()
         model, points = create(space), space.sample(np.random.default_rng(0), 32)
         model.fit(points, [math.inf] * len(points))
-        assert all(math.isfinite(s) for s in model.predict(points))
+        assert all(math.isfinite(s) for s in (*model.predict(points), *model.rank(points)))
 
     def test_the_same_points_have_the_same_scores(self, create: Any) -> None:
         space = bowl_space()
@@ -284,6 +286,7 @@ class CostModelCase:
         first.fit(points, seconds)
         second.fit(points, seconds)
         assert first.predict(points) == second.predict(points)
+        assert first.rank(points) == second.rank(points)
 
 
 class TargetCase:
