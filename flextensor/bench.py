@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flextensor.result import Result
     from flextensor.targets import Target
 
+TOLERANCE = 1e-4
+"""That of `tune`, unless another one is asked for."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
@@ -41,7 +43,7 @@ def run(
     peer_trials: int = 64,
     prepacked: bool = False,
     dtype: str | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     command: Sequence[str],
 ) -> int:
     """Tune every case; write OUT/data.json after each, then the table and the picture.
@@ -117,12 +119,21 @@ def run(
     return code
 
 
-def folder(suite: str, target: str, prepacked: bool = False, dtype: str | None = None) -> Path:
+def folder(
+    suite: str,
+    target: str,
+    prepacked: bool = False,
+    dtype: str | None = None,
+    tolerance: float = TOLERANCE,
+) -> Path:
     """Where the results of a suite go unless something else is said: results/<suite>, under a
     folder of the target's kind where that is no CPU, and named by what is special about them."""
     kind = target.partition(":")[0]
     root = Path("results") if kind == "llvm" else Path("results") / kind
-    return root / "-".join([suite, *["prepacked"] * prepacked, *([dtype] if dtype else [])])
+    special = [*["prepacked"] * prepacked, *([dtype] if dtype else [])]
+    if tolerance != TOLERANCE:
+        special.append(f"within-{tolerance:g}")
+    return root / "-".join([suite, *special])
 
 
 def _measure(
@@ -231,7 +242,7 @@ def _recorded(path: Path, today: Mapping[str, Any]) -> list[dict[str, Any]]:
             and old["versions"] == today["versions"]
             and old.get("prepacked", False) == today["prepacked"]
             and old.get("dtype", "float32") == today["dtype"]
-            and old.get("tolerance", 1e-4) == today["tolerance"]
+            and old.get("tolerance", TOLERANCE) == today["tolerance"]
         )
         return [dict(c) for c in old["cases"] if "case" in c] if same else []
     except (OSError, ValueError, KeyError, TypeError):

@@ -311,7 +311,7 @@ def bench(
     code = runner.run(
         suite, family=family, names=split(cases), target=target, time=time, trials=trials,
         threads=threads,
-        out=out or runner.folder(suite, target, prepacked, dtype), db=db,
+        out=out or runner.folder(suite, target, prepacked, dtype, tolerance), db=db,
         peers=split(peers), peer_trials=peer_trials,
         prepacked=prepacked, dtype=dtype, tolerance=tolerance,
         command=["flextensor", *sys.argv[1:]],

@@ -234,6 +234,7 @@ def test_some_cases_in_the_order_and_the_dtype_that_were_asked() -> None:
     assert names == ["C8", "GMM1"]
     assert bench.folder("paper", "llvm", True) == Path("results/paper-prepacked")
     assert bench.folder("paper", "cuda:0", dtype="float16") == Path("results/cuda/paper-float16")
+    assert bench.folder("paper", "llvm", tolerance=1e-5) == Path("results/paper-within-1e-05")
     halves = operators.cases("paper", names=["C8", "GMV1"], dtype="float16")
     assert [c.operator.key().endswith("dtype=float16)") for c in halves] == [True]
     with pytest.raises(InputError, match="no case of paper that was asked for has a dtype"):
