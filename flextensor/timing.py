@@ -33,8 +33,8 @@ ABANDON = {1: 2.0, 3: 1.2}
 """After so many repeats, a candidate whose best is so many times slower is abandoned."""
 SLOW_SECONDS = 0.05
 """One repeat a turn is enough when a call takes this long."""
-LONG_SECONDS = 1.0
-"""Two repeats are enough when they took this long."""
+LONG_SECONDS = 0.3
+"""Two repeats are enough when they took this long: a long call is its own average."""
 
 PEER_TOLERANCE = 1e-3
 """Relative error of a peer's result above which it does not compute the operator, unless its

@@ -16,10 +16,11 @@ from flextensor.builders import Builders
 from flextensor.database import Database
 from flextensor.errors import DeviceError, check_positive, unknown
 from flextensor.experience import hints, near
+from flextensor.known import judged, kept
 from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
-from flextensor.result import Result, answers, as_target, as_workload, current, opened, roofline
+from flextensor.result import Result, as_target, as_workload, opened, roofline
 from flextensor.search import (
     EFFORTS,
     MODEL_EFFORTS,
@@ -32,7 +33,7 @@ from flextensor.search import (
     batch_of,
     lanes,
 )
-from flextensor.targets import Status, Target, Trial
+from flextensor.targets import Target, Trial
 from flextensor.targets.process import SetupFailed
 
 FINALISTS = 3
@@ -111,23 +112,6 @@ def tune(
             return run.run(starts)
 
 
-def kept(
-    workload: Workload, target: Target, database: Database, trials: int | None, tolerance: float
-) -> Result | None:
-    """The database's result of a workload, where it answers what is asked."""
-    known = database.result(workload.key, target.fingerprint)
-    if known is None or not answers(known, trials, workload.tolerance(tolerance)):
-        return None
-    if not current(known, workload, target) or not offered(known, workload, tolerance):
-        return None
-    return Result({**known, "reused": True}, workload, target)
-
-
-def offered(known: Mapping[str, Any], workload: Workload, tolerance: float) -> bool:
-    """Whether a search of this tolerance would consider the formulation of a kept result."""
-    return known["formulation"] in (*workload.formulations, *workload.in_terms(tolerance))
-
-
 def efforts(target: Target) -> Mapping[str, Effort]:
     """What the names of efforts mean where a target is measured as it is."""
     return MODEL_EFFORTS if target.measured == "model" else EFFORTS
@@ -149,25 +133,6 @@ def check_names(effort: str, explorer: str, cost_model: str) -> None:
     ):
         if name not in names:
             raise unknown(what, name, names)
-
-
-def judged(trials: Sequence[Trial], tolerance: float) -> list[Trial]:
-    """Trials of an earlier run, as a run of this tolerance sees them: what is less exact is a wrong
-    result, and what was one for another tolerance is not known."""
-    found = []
-    for trial in trials:
-        exact = trial.error is None or trial.error <= tolerance
-        if trial.status is not Status.WRONG_RESULT:
-            found.append(trial if exact else wrong(trial, tolerance))
-        elif trial.error is None or not exact:
-            found.append(trial)
-    return found
-
-
-def wrong(trial: Trial, tolerance: float) -> Trial:
-    """A trial that ran, as a wrong result."""
-    message = f"relative error {trial.error:.3g} exceeds the tolerance {tolerance:.3g}"
-    return dataclasses.replace(trial, status=Status.WRONG_RESULT, times=(), message=message)
 
 
 class Tuning:

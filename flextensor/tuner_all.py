@@ -13,12 +13,13 @@ from typing import Any
 from flextensor.builders import Builders
 from flextensor.database import Database
 from flextensor.errors import InputError, check_positive
+from flextensor.known import kept
 from flextensor.operators.workload import Workload
 from flextensor.result import Result, as_target, as_workload, opened, roofline
 from flextensor.search import Budget
 from flextensor.shares import AllInterrupted, Outcome, Shares
 from flextensor.targets import Target
-from flextensor.tuner import Progress, Tuning, check_names, efforts, kept, options
+from flextensor.tuner import Progress, Tuning, check_names, efforts, options
 
 OPEN = 0.1
 """The share that is open at least: data in a cache may be faster than the roof."""

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import flextensor
+from flextensor import known, tuner
 from flextensor import result as results
-from flextensor import tuner
 from flextensor.errors import InputError
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
 from flextensor.targets import Status, Trial
@@ -95,12 +95,12 @@ def test_known_trials_are_judged_by_the_tolerance_of_this_run() -> None:
     poisoned = Trial("direct", {"rows": 4}, Status.WRONG_RESULT, message="NaN")
     refused = Trial("winograd4", {"rows": 5}, Status.WRONG_RESULT, message="far", error=1e-5)
     every = [near, far, crashed, poisoned, refused]
-    tight = tuner.judged(every, 1e-6)
+    tight = known.judged(every, 1e-6)
     assert [t.status for t in tight] == [
         Status.OK, Status.WRONG_RESULT, Status.RUN_ERROR, Status.WRONG_RESULT, Status.WRONG_RESULT
     ]  # fmt: skip
     assert tight[1].message == "relative error 1e-05 exceeds the tolerance 1e-06"
-    assert tuner.judged(every, 1e-4) == [near, far, crashed, poisoned]  # measured again
+    assert known.judged(every, 1e-4) == [near, far, crashed, poisoned]  # measured again
 
 
 def test_a_tighter_tolerance_tunes_anew_where_the_kept_kernel_is_less_exact(tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def test_a_coarse_result_answers_within_what_its_dtype_allows(tmp_path: Path) ->
 
 
 def test_a_result_in_terms_does_not_answer_a_tolerance_that_leaves_them_out() -> None:
-    kept = {"formulation": "direct_bf16x2", "max_rel_error": 4e-6}
-    assert tuner.offered(kept, Workload(GEMM), 1e-4)
-    assert not tuner.offered(kept, Workload(GEMM), 1e-5)
-    assert tuner.offered({"formulation": "direct"}, Workload(GEMM), 1e-9)
+    kernel = {"formulation": "direct_bf16x2", "max_rel_error": 4e-6}
+    assert known.offered(kernel, Workload(GEMM), 1e-4)
+    assert not known.offered(kernel, Workload(GEMM), 1e-5)
+    assert known.offered({"formulation": "direct"}, Workload(GEMM), 1e-9)
 
 
 def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> None:
