@@ -133,12 +133,16 @@ def tune(
     tolerance: Annotated[float, typer.Option(help="largest relative error")] = 1e-4,
     prepacked: PrepackedOption = False,
     measure: MeasureOption = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="what q-methods learned: read and added to"),
+    ] = None,
     synth: Annotated[bool, typer.Option("--synth", help="synthesise an FPGA's design")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest schedule of an operator, verify it, keep it."""
     check_numbers(trials, time, tolerance, seed)
-    check_total(total, time, suite)
+    check_total(total, time, suite, policy)
     from flextensor import report, tuner
     from flextensor.builders import Builders
     from flextensor.lean import import_tvm
@@ -174,7 +178,8 @@ def tune(
                         operator, target=device, trials=trials, time=time,
                         effort=effort, explorer=explorer, cost_model=cost_model, seed=seed,
                         db=database, fresh=fresh, peers=not no_peers, tolerance=tolerance,
-                        prepacked=prepacked, builders=builders, progress=live.update,
+                        prepacked=prepacked, policy=policy, builders=builders,
+                        progress=live.update,
                     )  # fmt: skip
                     if synth:
                         result = synthesised(result, database)

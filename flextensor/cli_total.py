@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 Show = Callable[[str, Any], None]
 
 
-def check_total(total: float | None, time: float | None, suite: str | None) -> None:
+def check_total(
+    total: float | None, time: float | None, suite: str | None, policy: Path | None
+) -> None:
     """Raise `InputError` for a total that is no time, or that has nothing to be shared by."""
     check_positive("--total", total)
     if total is not None and time is not None:
         raise InputError("--time (of each case) and --total (of all) exclude each other")
     if total is not None and suite is None:
         raise InputError("--total is shared by cases: it needs a --suite; one workload has --time")
+    if total is not None and policy is not None:
+        raise InputError("--policy is of one search after another: --total has them take turns")
 
 
 def tune_suite(

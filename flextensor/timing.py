@@ -27,8 +27,9 @@ ENOUGH_SECONDS, MOST_SECONDS = 0.05, 0.15
 SPREAD = 0.03
 """Repeats stop after ENOUGH_SECONDS when their interquartile range is below this share of the
 median, and after MOST_SECONDS in any case."""
-COLD_SECONDS = 0.02
-"""A first call below this says nothing: page faults and waking threads may be most of it."""
+HOPELESS = ((0.02, 20.0), (0.1, 3.0))
+"""A candidate is abandoned after a first, cold call of at least so many seconds, when that took so
+many times as long as the best. Of a shorter one page faults and waking threads may be most."""
 ABANDON = {1: 2.0, 3: 1.2}
 """After so many repeats, a candidate whose best is so many times slower is abandoned."""
 SLOW_SECONDS = 0.05
@@ -85,7 +86,7 @@ def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], s
 
     `first` is what the first, cold call took and `best` the seconds to beat (may be inf).
     """
-    if first > max(20 * best, COLD_SECONDS):
+    if any(first > least and first > slow * best for least, slow in HOPELESS):
         return [first], f"abandoned: {first / best:.3g} times slower than the best"
     number = 1 if first > LONG_SECONDS else clock.calls(clock.warm(WARM_SECONDS))
     times: list[float] = []

@@ -14,7 +14,7 @@ from typing import Any
 from flextensor import lessons, measurers
 from flextensor.builders import Builders
 from flextensor.database import Database
-from flextensor.errors import DeviceError, check_positive, unknown
+from flextensor.errors import DeviceError, InputError, check_positive, unknown
 from flextensor.experience import hints, near
 from flextensor.known import judged, kept
 from flextensor.measure import Candidate, LocalMeasurer, Measurer
@@ -80,6 +80,7 @@ def tune(
     tolerance: float = 1e-4,
     prepacked: bool = False,
     measure: str | None = None,
+    policy: str | Path | None = None,
     builders: Builders | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
@@ -91,7 +92,8 @@ def tune(
     than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked` packs the weights once,
     ahead of all calls, and compares with PyTorch that does so too. `measure` names how a
     candidate's time is learnt, one of the target's `measures`, or ``remote:HOST:PORT`` to run it on
-    a device of the machine that serves there. `builders` of the target compile for one workload
+    a device of the machine that serves there. `policy` is a file of what earlier q-methods learned,
+    which this one starts from and adds to. `builders` of the target compile for one workload
     after another, and are the caller's to close. Raises `InputError`, `DeviceError`,
     `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
@@ -99,6 +101,7 @@ def tune(
     check_positive("time", time)
     check_positive("tolerance", tolerance)
     check_names(effort, explorer, cost_model)
+    check_policy(policy, explorer)
     workload = as_workload(what, prepacked)
     device = as_target(target, threads, measure)
     with opened(db) as database:
@@ -109,7 +112,8 @@ def tune(
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
         parts = options(chosen, device)
         with run.open(explorer, cost_model, seed, fresh, parts, builders) as starts:
-            return run.run(starts)
+            with followed(run.search.lanes, policy):
+                return run.run(starts)
 
 
 def efforts(target: Target) -> Mapping[str, Effort]:
@@ -133,6 +137,27 @@ def check_names(effort: str, explorer: str, cost_model: str) -> None:
     ):
         if name not in names:
             raise unknown(what, name, names)
+
+
+def check_policy(policy: str | Path | None, explorer: str) -> None:
+    """Raise `InputError` for a policy that the explorer would not follow."""
+    if policy is not None and explorer != "q-method":
+        raise InputError(f"a policy is followed by the explorer q-method, and not by {explorer}")
+
+
+@contextlib.contextmanager
+def followed(lanes: Sequence[Lane], policy: str | Path | None) -> Iterator[None]:
+    """Let explorers start from a policy, and add what they learned, however the search ends."""
+    if policy is None:
+        yield
+        return
+    from flextensor.explorers import policies
+
+    policies.start([lane.explorer for lane in lanes], Path(policy))
+    try:
+        yield
+    finally:
+        policies.keep([lane.explorer for lane in lanes], Path(policy))
 
 
 class Tuning:

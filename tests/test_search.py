@@ -17,6 +17,7 @@ import pytest
 from flextensor import cost_models, explorers
 from flextensor.answers import FunctionMeasurer
 from flextensor.errors import InputError
+from flextensor.explorers import policies
 from flextensor.explorers.q_method import QMethod
 from flextensor.measure import Candidate
 from flextensor.schedulers.space import Space, choice, sizes
@@ -99,19 +100,28 @@ def test_a_policy_is_saved_and_starts_another_search(tmp_path: Path) -> None:
     for _ in range(12):
         points = first.ask(8)
         first.tell(points, [bowl(SPACE, p) for p in points])
-    first.save(tmp_path / "policy.pt")
+    path = tmp_path / "policies.pt"
+    assert policies.start([first], path) == 0  # there is none yet
+    policies.keep([first], path)
     second = QMethod(SPACE, np.random.default_rng(1))
-    second.load(tmp_path / "policy.pt")
+    assert second.weights == {}
+    other = QMethod(dataclasses.replace(SPACE, knobs=SPACE.knobs[:3]), np.random.default_rng(0))
+    assert policies.start([second, other, explorers.create("random", SPACE, second.rng)], path) == 1
     points = SPACE.sample(np.random.default_rng(2), 16)
     assert second.values(points) == first.values(points)
 
+    asked = other.ask(8)
+    other.tell(asked, [1e-3 * (1 + n) for n in range(8)])
+    for point in [p for p in asked for p in other.space.neighbours(p)][:8]:
+        other.tell([point], [1e-3])
+    policies.keep([other], path)  # beside those of the first
+    assert policies.start([second, other], path) == 2
+
     (tmp_path / "junk.pt").write_bytes(b"junk")
-    for name in ("junk.pt", "absent.pt"):
-        with pytest.raises(InputError, match="not a saved policy"):
-            second.load(tmp_path / name)
-    other = dataclasses.replace(SPACE, knobs=SPACE.knobs[:3])
-    with pytest.raises(InputError, match="another kind of space"):
-        QMethod(other, np.random.default_rng(0)).load(tmp_path / "policy.pt")
+    with pytest.raises(InputError, match="not saved policies"):
+        policies.start([second], tmp_path / "junk.pt")
+    with pytest.raises(InputError, match="cannot write"):
+        policies.keep([first], tmp_path / "absent" / "policies.pt")
 
 
 def test_the_q_method_takes_one_direction_from_each_start() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from flextensor import peers
 from flextensor.targets.runtime import Runtime
-from flextensor.timing import Clock, Runner, interleave
+from flextensor.timing import Clock, Runner, interleave, time_kernel
 
 
 class Host(Runtime):
@@ -25,6 +25,31 @@ class Host(Runtime):
 
     def sync(self) -> None:
         pass
+
+
+class Scripted(Clock):
+    """A clock that says what it is told, and counts how often it was asked."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(lambda: None, Host())
+        self.seconds, self.asked = seconds, 0
+
+    def run(self, number: int) -> float:
+        self.asked += number
+        return self.seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best", "repeats"),
+    [(0.3, 0.05, 0), (0.05, 0.02, 1), (0.019, 1e-4, 1), (0.15, 0.14, 2), (0.4, 0.4, 2)],
+)
+def test_a_slow_candidate_costs_few_calls(seconds: float, best: float, repeats: int) -> None:
+    """Nothing beyond its first call where that says enough; long calls need few repeats."""
+    clock = Scripted(seconds)
+    times, message = time_kernel(clock, best, first=seconds)
+    assert message.startswith("abandoned") == (seconds > 2 * best)
+    assert len(times) == max(repeats, 1)
+    assert repeats or clock.asked == 0
 
 
 def test_turns_are_shared_and_who_spins_is_given_rest(monkeypatch: pytest.MonkeyPatch) -> None:

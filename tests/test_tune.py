@@ -154,3 +154,13 @@ def test_what_was_never_tuned_cannot_be_loaded(tmp_path: Path) -> None:
 def test_a_budget_is_positive(budget: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="greater than 0"):
         flextensor.tune(GEMM, db=tmp_path / "t.db", **budget)
+
+
+def test_a_policy_is_kept_and_followed_by_the_q_method_alone(tmp_path: Path) -> None:
+    path = tmp_path / "policies.pt"
+    for seed in range(2):
+        flextensor.tune(GEMM, trials=16, db=tmp_path / f"{seed}.db", peers=False, seed=seed,
+                        explorer="q-method", policy=path)  # fmt: skip
+        assert path.is_file()
+    with pytest.raises(InputError, match="by the explorer q-method, and not by flextensor"):
+        flextensor.tune(GEMM, trials=4, db=tmp_path / "t.db", policy=path)

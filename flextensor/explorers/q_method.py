@@ -5,6 +5,7 @@ faster e is, ``log2(seconds(p) / seconds(e))`` and not the published (E_e - E_p)
 rewards a gain without bound and punishes a loss by less than 1; it is clipped to [-2, 2], and a
 failure or an illegal move costs `PENALTY`. Like the published one, it has no unit, so that what
 is learned does not depend on how fast the kernel is. Visited points are never proposed again.
+`flextensor.explorers.policies` keeps what was learned for later searches.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flextensor.errors import InputError
 from flextensor.explorers.history import Proposer
 from flextensor.schedulers.space import Point, Space
 
@@ -49,6 +48,7 @@ class QMethod(Proposer):
         self._walls: set[tuple[Point, int]] = set()
         self._replay: deque[tuple[Point, int, float, Point | None]] = deque(maxlen=REPLAY)
         self._untrained = 0
+        self._taught = False
         self._seed = int(rng.integers(2**31))
         self._network: Any = None
         self._target: Any = None
@@ -86,26 +86,17 @@ class QMethod(Proposer):
             ahead = end if math.isfinite(after) else None
             self._replay.append((start, action, reward(before, after), ahead))
 
-    def save(self, path: Path) -> None:
-        """Write the network's weights, for a later search of the same kind of space."""
-        import torch
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Those of the network, by name; none while it has learned nothing."""
+        return dict(self._network.state_dict()) if self._network is not None else {}
 
-        self._networks()
-        torch.save({"kind": self.kind, "weights": self._network.state_dict()}, path)
-
-    def load(self, path: Path) -> None:
-        """Start from saved weights; `InputError` when there are none for this kind of space."""
-        import torch
-
-        try:
-            found = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises whatever it meets in a file that is not its own
-            raise InputError(f"{path}: not a saved policy: {type(error).__name__}") from error
-        if not isinstance(found, dict) or found.get("kind") != self.kind:
-            raise InputError(f"{path}: a policy for another kind of space")
+    def follow(self, weights: Mapping[str, Any]) -> None:
+        """Start from the weights of another search of the same kind of space."""
         self._networks()
         for network in (self._network, self._target):
-            network.load_state_dict(found["weights"])
+            network.load_state_dict(weights)
+        self._taught = True
 
     @property
     def kind(self) -> str:
@@ -142,6 +133,8 @@ class QMethod(Proposer):
 
     @property
     def _exploring(self) -> float:
+        if self._taught:
+            return EXPLORE_TO
         trials = len(self.history.seconds)
         return max(EXPLORE_FROM * math.exp(-trials / EXPLORE_TRIALS), EXPLORE_TO)
 
