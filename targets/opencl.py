@@ -48,14 +48,15 @@ class OpenCL(Target):
 
     @classmethod
     def from_spec(cls, spec: str = "opencl", threads: int | None = None) -> OpenCL:
-        """The first device, that of a number (``opencl:1``) or of a part of its name.
+        """The first device, that of a number (``opencl:1``) or of a part of the names of its
+        platform and its own (``opencl:nvidia``).
 
         Raises `DeviceError` when nothing of OpenCL is there, `InputError` for another device.
         """
         if threads is not None:
             raise InputError("threads cannot be chosen on an OpenCL device")
         devices = _devices()
-        index = _choose(spec.partition(":")[2], [_name(d) for d in devices])
+        index = _choose(spec.partition(":")[2], [_full_name(d) for d in devices])
         return cls._of(index, devices[index])
 
     @classmethod
@@ -183,6 +184,11 @@ def _devices() -> list[Any]:
 
 def _name(device: Any) -> str:
     return str(device.name).strip()
+
+
+def _full_name(device: Any) -> str:
+    """Platform and device, as they call themselves."""
+    return f"{str(device.platform.name).strip()} {_name(device)}"
 
 
 def _choose(wanted: str, names: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,19 @@ def target() -> OpenCL:
 def test_a_device_is_found_by_number_and_by_a_part_of_its_name(target: OpenCL) -> None:
     assert targets.lookup("opencl:0") == target
     assert targets.lookup(f"opencl:{target.name[2:9].upper()}") == target
+    assert targets.lookup(f"opencl:{target.platform[:8].lower()}") == target
     assert targets.present()["opencl:0"] == target
+
+
+def test_time_is_the_devices_own_and_counts_what_is_called_in_between(target: OpenCL) -> None:
+    runtime, naps = target.runtime(), []
+
+    def nap() -> None:
+        naps.append(0)
+        time.sleep(0.01)
+
+    assert runtime.seconds(nap, 3) >= 0.01  # as that of a peer on the host
+    assert len(naps) == 3
 
 
 def test_a_device_that_is_not_there_is_one_line_with_those_that_are(target: OpenCL) -> None:
