@@ -57,6 +57,7 @@ def run(
     """
     from flextensor import operators, peer_libraries, tuner
     from flextensor.builders import Builders
+    from flextensor.cli_options import with_weights
     from flextensor.peers import methods
     from flextensor.result import opened
     from flextensor.targets import lookup
@@ -64,10 +65,10 @@ def run(
     wanted = methods(peers or ())
     if prepacked and peers and set(peers) != {"torch-prepacked"}:
         raise InputError("--prepacked is compared with torch-prepacked only")
-    every = operators.cases(suite, family, names, dtype)
-    chosen = [c for c in every if c.operator.weights or not prepacked]
-    if not chosen:
-        raise InputError(f"no case of {suite} has weights that could be packed ahead")
+    chosen = operators.cases(suite, family, names, dtype)
+    if prepacked:
+        kept = {label for label, _ in with_weights([(c.full_name, c.operator) for c in chosen])}
+        chosen = [c for c in chosen if c.full_name in kept]
     device = lookup(target, threads)
     peer_libraries.check(wanted, device)
     make(out)

@@ -264,5 +264,5 @@ def test_prepacked_takes_what_has_weights_and_says_so(
     assert "everything counted" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InputError, match="compared with torch-prepacked only"):
         run(monkeypatch, tmp_path / "out", result, "gemm", ("torch", "blas"), prepacked=True)
-    with pytest.raises(InputError, match="no case of paper has weights"):
+    with pytest.raises(InputError, match="no case has weights"):
         run(monkeypatch, tmp_path / "out", result, family="gemv", prepacked=True)

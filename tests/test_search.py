@@ -193,12 +193,13 @@ def test_an_unknown_name_gets_the_nearest_ones(create: Callable[[], object]) -> 
         create()
 
 
-def test_same_seed_same_proposals_in_a_fresh_process() -> None:
+@pytest.mark.parametrize("explorer", ["flextensor", "q-method"])
+def test_same_seed_same_proposals_in_a_fresh_process(explorer: str) -> None:
     code = (
         "import numpy as np; from flextensor import explorers;"
         "from flextensor.schedulers.space import Space, sizes;"
         "s = Space(tuple(sizes(f'k{i}', range(1, 17)) for i in range(4)));"
-        "e = explorers.create('flextensor', s, np.random.default_rng(3));"
+        f"e = explorers.create('{explorer}', s, np.random.default_rng(3));"
         "p = e.ask(8); e.tell(p, [1.0 + i for i in range(8)]); print(p, e.ask(8))"
     )
     outputs = {
