@@ -9,6 +9,7 @@ Every arrow is a seam that a test replaces by a fake.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -272,11 +273,17 @@ class Search:
         starts = {lane.name: self._starts(lane, hints.get(lane.name, ())) for lane in self.lanes}
         ranked = sorted(self.lanes, key=lambda lane: lane.promise(starts[lane.name]))
         plans = {lane.name: self._instalments(bool(hints.get(lane.name))) for lane in ranked}
-        for turn in range(len(SEEDS)):
+        opening = [
+            [(lane, point) for point in starts[lane.name][: plans[lane.name][0][1]]]
+            for lane in ranked
+        ]
+        turns = itertools.zip_longest(*opening)  # of all, for one may take as long as the budget
+        self._measure([pick for turn in turns for pick in turn if pick is not None], "seeds")
+        for turn in range(1, len(SEEDS)):
             for lane in ranked:
                 for first, last, slowest in plans[lane.name][turn : turn + 1]:
-                    if not first or lane.best <= slowest * self.best:  # all, while nothing works
-                        self._measure(lane, starts[lane.name][first:last], "seeds")
+                    if lane.best <= slowest * self.best:  # all, while nothing works
+                        self._measure([(lane, p) for p in starts[lane.name][first:last]], "seeds")
         self.since_gain = 0  # seeds are no search
 
     def _instalments(self, guided: bool) -> list[tuple[int, int, float]]:
@@ -296,7 +303,8 @@ class Search:
         if chosen is None:
             self.exhausted = True
             return False
-        self._measure(chosen, chosen.propose(self.options.batch), "search")
+        points = chosen.propose(self.options.batch)
+        self._measure([(chosen, point) for point in points], "search")
         return True
 
     def end(self) -> None:
@@ -324,23 +332,25 @@ class Search:
             if not math.isfinite(lane.best):
                 return
             batch, before = self.options.batch, lane.best
-            near = lane.around(2 * batch)
+            near = [(lane, point) for point in lane.around(2 * batch)]
             for first in range(0, len(near), batch):
-                self._measure(lane, near[first : first + batch], "finish")
+                self._measure(near[first : first + batch], "finish")
             if lane.best > 0.99 * before:
                 return
 
-    def _measure(self, lane: Lane, points: Sequence[Point], phase: str) -> None:
+    def _measure(self, picks: Sequence[tuple[Lane, Point]], phase: str) -> None:
         """Measure points, as many at a time as there is time for; a few in any case where nothing
         is known, for to begin may take longer than the budget."""
         left = self.budget.trials - self.trials
-        waiting = list(points)[: max(left, 0)]
+        waiting = list(picks)[: max(left, 0)]
         while waiting and (not self.trials or self.budget.elapsed < self.budget.seconds):
             count = self._fitting(len(waiting))
             now, waiting = waiting[:count], waiting[count:]
             before, begun = self.best, self.budget.elapsed
-            candidates = [Candidate(lane.name, lane.space.config(p)) for p in now]
-            lane.learn(self.measurer.measure(candidates, before))
+            candidates = [Candidate(lane.name, lane.space.config(p)) for lane, p in now]
+            trials = self.measurer.measure(candidates, before)
+            for lane in dict.fromkeys(lane for lane, _ in now):
+                lane.learn([t for t in trials if t.formulation == lane.name])
             self._each = (self.budget.elapsed - begun) / len(now)
             self.since_gain = 0 if self.best < 0.99 * before else self.since_gain + len(now)
             self.report(phase)

@@ -295,6 +295,20 @@ def test_a_slow_formulation_gets_few_seeds(
     assert tuple(counts.values()) == counts_wanted
 
 
+def test_formulations_take_turns_with_their_first_seeds() -> None:
+    """Where a trial of one takes the whole budget, the others were tried too."""
+    tried: list[str] = []
+
+    def log(candidate: Candidate) -> float:
+        tried.append(candidate.formulation)
+        return 1e-3
+
+    lanes = [Lane(name, seeded(20), "random", "none", 0) for name in ("a", "b", "c")]
+    options = Options(patience=0, finish=False, first=2)
+    Search(lanes, FunctionMeasurer(log), Budget(5, math.inf), lambda phase: None, options).run({})
+    assert tried == ["a", "b", "c", "a", "b"]
+
+
 def test_a_hint_of_a_cpu_with_more_registers_begins_nearby() -> None:
     """Its tile has no room here; of those a knob away the search takes what the model likes."""
     knobs = (sizes("rows", (1, 2, 4, 8, 12)), sizes("vectors", (1, 2, 4)))
