@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 import statistics
@@ -132,6 +133,7 @@ class LocalMeasurer:
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
         self._builds: list[float] = []
+        self._libraries: dict[str, Path] = {}
         self._pool = ThreadPoolExecutor(1)
         self._loading: Future[dict[str, Any]] | None = None
 
@@ -165,13 +167,21 @@ class LocalMeasurer:
         self.seconds["run"] += time.monotonic() - running
         return [trials[index] for index in range(len(candidates))]
 
-    def build(self, candidate: Candidate, path: Path) -> Path:
-        """Build one candidate into the library `path`; `DeviceError` when it fails."""
-        ((_, reply),) = self._build([candidate], [path])
-        failure = build_failure(candidate, reply)
-        if failure:
+    def built(self, candidates: Sequence[Candidate]) -> list[Path]:
+        """The libraries of candidates, built in parallel, each at its first use, and kept until
+        `close`; `DeviceError` when one cannot be built."""
+        names = [json.dumps([c.formulation, dict(c.config)], sort_keys=True) for c in candidates]
+        missing = {
+            name: (candidate, self._path())
+            for name, candidate in zip(names, candidates, strict=True)
+            if name not in self._libraries
+        }
+        wanted, paths = [c for c, _ in missing.values()], [path for _, path in missing.values()]
+        failures = [build_failure(wanted[i], reply) for i, reply in self._build(wanted, paths)]
+        for failure in filter(None, failures):
             raise DeviceError(f"{self.workload.key}: {failure.message}")
-        return path
+        self._libraries |= dict(zip(missing, paths, strict=True))
+        return [self._libraries[name] for name in names]
 
     def compare(
         self,
@@ -185,7 +195,8 @@ class LocalMeasurer:
         turns in one process on the same inputs; and why a method failed, by method. Raises
         `DeviceError` when a candidate fails.
         """
-        kernels = {name: str(self.build(c, self._path())) for name, c in candidates.items()}
+        paths = self.built(list(candidates.values()))
+        kernels = {name: str(path) for name, path in zip(candidates, paths, strict=True)}
         kernels |= {name: str(path) for name, path in (libraries or {}).items()}
         payload = {
             "kernels": kernels,
@@ -203,7 +214,8 @@ class LocalMeasurer:
 
     def verify(self, candidate: Candidate, seed: int | None = None) -> float:
         """The relative error of one candidate on fresh inputs, see `error_of`."""
-        return self.error_of(self.build(candidate, self._path()), seed)
+        (path,) = self.built([candidate])
+        return self.error_of(path, seed)
 
     def error_of(self, path: Path, seed: int | None = None) -> float:
         """The relative error of a built kernel on fresh inputs (another seed), output poisoned.

@@ -121,15 +121,16 @@ def test_verify_reports_the_error_on_fresh_inputs(local: LocalMeasurer) -> None:
         local.verify(extern("raise", 11))
 
 
-def test_build_leaves_a_library(local: LocalMeasurer, tmp_path: Path) -> None:
+def test_a_candidate_is_built_once_into_a_library(local: LocalMeasurer) -> None:
     import tvm
 
-    path = local.build(GOOD, tmp_path / "kernel.so")
+    path, again = local.built([GOOD, GOOD])
+    assert path == again == local.built([GOOD])[0]
     x, y = np.ones(64, "float32"), buffers.empty((64,), "float32")
     tvm.runtime.load_module(str(path))["main"](buffers.aligned(x), y)
     assert (y == 2).all()
     with pytest.raises(DeviceError, match="no such block"):
-        local.build(build("raise"), path)
+        local.built([GOOD, build("raise")])
 
 
 def test_compare_times_candidates_and_pytorch_in_turns(stubs: None) -> None:
