@@ -11,6 +11,7 @@ import pytest
 
 from flextensor.buffers import relative_error
 from flextensor.cost_models import gpu_work
+from flextensor.errors import DeviceError
 from flextensor.operators import Workload, parse
 from flextensor.operators.workload import empty
 from flextensor.schedulers import schedule, space
@@ -98,7 +99,6 @@ def program(request: pytest.FixtureRequest) -> launches.Program:
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("", r"__syncthreads\(\);"),
         (".x4.shared", r"\.x4\.trans\.shared"),  # a panel that lies by columns, read by rows
         (".x4.trans.shared", r"\.x4\.shared"),
         ("threadIdx.x) & 7)", r"threadIdx\.x\) & 15\)"),  # lanes that name the rows of others
@@ -109,6 +109,33 @@ def test_what_is_wrong_is_caught(wrong: str, right: str, program: launches.Progr
     source, count = re.subn(right, wrong, program.source)
     assert count
     assert not error(source, program, GEMM) < 1e-2
+
+
+def test_every_barrier_and_wait_is_needed(program: launches.Program) -> None:
+    """One at a time: no warp waits for another but at these."""
+    source = program.source
+    places = list(re.finditer(r"__syncthreads\(\);|\btvm_\w+wait_group_\d\(\);", source))
+    assert len(places) == (7 if "wait_group" in source else 2)
+    for place in places:
+        without = source[: place.start()] + source[place.end() :]
+        line = source[: place.start()].count("\n")
+        assert not error(without, program, GEMM) < 1e-2, f"line {line}: {place[0]}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("& 15) * 36)", r"& 15\) \* 40\)"),  # rows of ldmatrix, as with half of the skew
+        (r"A_ptr\1 (4 + ", r"A_ptr(,| \+) \("),  # from where a vector is loaded or copied
+        (r"buf_dyn_shmem_ptr\1(4 + ", r"buf_dyn_shmem_ptr(, |\)\[)\("),  # and to where
+        (r"gemm_out_ptr + (1 + ", r"gemm_out_ptr \+ \("),
+    ],
+)
+def test_what_is_not_aligned_is_refused(wrong: str, right: str, program: launches.Program) -> None:
+    source, count = re.subn(right, wrong, program.source)
+    assert count
+    with pytest.raises(DeviceError, match="main_kernel: what .* is not aligned to its size"):
+        error(source, program, GEMM)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
