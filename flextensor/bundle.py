@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from flextensor.search import Lane, lanes
 from flextensor.targets import Trial
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.cuda_compiler import CompileError
+from flextensor.worker import one_line
 
 SEED = 0
 SAMPLE = 4096
@@ -100,18 +102,29 @@ def _data(workload: Workload, number: int, out: Path, tolerance: float) -> dict[
 def _built(
     workload: Workload, target: CUDA, database: Database, number: int, top: int, out: Path
 ) -> list[dict[str, Any]]:
-    """The best candidates that compile without spills, written to `out`."""
+    """The best candidates that compile without spills, written to `out`. One that fails otherwise
+    costs itself only; how many did, and why the first, is said on stderr."""
     found: list[dict[str, Any]] = []
+    failures: list[str] = []
     for candidate in chosen(workload, target, database, 2 * top):
         name = f"w{number}_c{len(found)}"
         try:
             found.append(_write(workload, target, candidate, out / name))
-        except (IllegalConfigError, CompileError):
+        except IllegalConfigError:
             continue
+        except Exception as error:  # TVM's are of many classes
+            if isinstance(error, DeviceError) and not isinstance(error, CompileError):
+                raise  # without a compiler all would fail
+            failures.append(f"{type(error).__name__}: {one_line(error)}")
         if len(found) == top:
             break
+    said = f"; {len(failures)} failed, first {failures[0]}" if failures else ""
     if not found:
-        raise DeviceError(f"{workload.key}: no candidate for {target.arch} is left to measure")
+        raise DeviceError(
+            f"{workload.key}: no candidate for {target.arch} is left to measure{said}"
+        )
+    if said:
+        print(f"{workload.key}: {len(found)} candidates{said}", file=sys.stderr)
     return found
 
 

@@ -4,7 +4,7 @@
 
 tunes the cases of a suite by the model, by default the first of every family of the paper: in
 float32, and in dtypes of matrix units the families of `HALF`; writes data.json and README.md. A
-run that was stopped goes on where it stood.
+run that was stopped goes on where it stood. A row says when and by which command it was made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flextensor import operators
 from flextensor.errors import DeviceError, InputError, check_positive, exit_code, unknown
 from flextensor.operators.suites import SMOKE, Case
 from flextensor.report import duration
-from flextensor.results import header, make, write
+from flextensor.results import header, make, now, write
 from flextensor.targets import cuda_emulation, lookup
 from flextensor.targets.cuda import CUDA
 from flextensor.tuner import tune
@@ -40,29 +40,33 @@ MATRIX = re.compile(r"wmma::mma_sync|mma\.sync")
 
 def run(suite: str, archs: Sequence[str], dtypes: Sequence[str], seconds: float,
         names: Sequence[str] | None, out: Path, command: Sequence[str]) -> None:  # fmt: skip
-    """Tune, and write the folder after every case. What the folder holds already stays: what was
-    found by as long a search for the same architecture with the same versions is not tuned again,
-    unless something was wrong with it.
+    """Tune, and write the folder after every case. What the folder holds of as long a search with
+    the same versions stays, and is not tuned again unless something was wrong with it; what another
+    search found goes.
 
-    `DeviceError` at the end when a case is not as it should be.
+    `InputError` when no case is left, `DeviceError` at the end when one is not as it should be.
     """
     check_positive("time", seconds)
-    targets = [_target(arch) for arch in archs]
+    targets = [_target(arch) for arch in dict.fromkeys(archs)]
     for target in targets:
         target.check()
     cuda_emulation.check()
-    chosen = [(target, *case) for target in targets for case in _cases(suite, dtypes, names)]
+    cases = dict.fromkeys(_cases(suite, dtypes, names))
+    if not cases:
+        raise InputError(f"no case has that dtype; in 16 bits there are {' and '.join(HALF)}")
+    chosen = [(target, *case) for target in targets for case in cases]
     make(out)
     data: dict[str, Any] = {**header(targets[0], command), "suite": suite}
     keys = [Key(case.name, dtype, target.fingerprint, seconds) for target, case, dtype in chosen]
     rows: dict[Key, dict[str, Any]] = {}
-    for key, row in _recorded(out / "data.json", data).items():
+    for key, row in _recorded(out / "data.json", data, seconds).items():
         if key not in keys or not complaint(row):
             rows[key] = row
     others = [key for key in rows if key not in keys]
     for key, (target, case, dtype) in zip(keys, chosen, strict=True):
         if key not in rows:
-            rows[key] = _row(case, dtype, target, seconds) | key._asdict()
+            made = {"date": now(), "command": data["command"]}
+            rows[key] = _row(case, dtype, target, seconds) | made | key._asdict()
             print(line(rows[key]), file=sys.stderr, flush=True)
             _write(out, data | {"rows": [rows[k] for k in (*keys, *others) if k in rows]})
     data["rows"] = [rows[key] for key in (*keys, *others)]
@@ -82,13 +86,16 @@ class Key(NamedTuple):
     """Seconds of the search."""
 
 
-def _recorded(path: Path, today: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
-    """The rows of an older `path`, if the same versions made them of the same suite."""
+def _recorded(path: Path, today: Mapping[str, Any], seconds: float) -> dict[Key, dict[str, Any]]:
+    """The rows of an older `path` that searches of `seconds` made, if they are of the same suite
+    and versions."""
     try:
         old = json.loads(path.read_text())
         if any(old[name] != today[name] for name in ("suite", "versions")):
             return {}
-        return {Key(*(row[name] for name in Key._fields)): dict(row) for row in old["rows"]}
+        made = {name: old[name] for name in ("date", "command")}  # of rows that do not say
+        rows = [made | row for row in old["rows"] if row["budget"] == seconds]
+        return {Key(*(row[name] for name in Key._fields)): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -109,7 +116,7 @@ def _target(arch: str) -> CUDA:
 def _cases(
     suite: str, dtypes: Sequence[str], names: Sequence[str] | None
 ) -> Iterator[tuple[Case, str]]:
-    """(case, dtype), those that are named or all."""
+    """(case, dtype), those that are named or all; float32 stands for the dtypes of the suite."""
     every = operators.cases(suite)
     for name in names or ():
         if name not in (known := [c.name for c in every]):
@@ -120,7 +127,9 @@ def _cases(
         typed = every
         if dtype != DTYPES[0]:
             typed = [c for c in operators.cases(suite, dtype=dtype) if c.family in HALF]
-        yield from ((c, dtype) for c in typed if names is None or c.name in names)
+        for case in typed:
+            if names is None or case.name in names:
+                yield case, getattr(case.operator, "dtype", DTYPES[0])
 
 
 def _row(case: Case, dtype: str, target: CUDA, seconds: float) -> dict[str, Any]:
@@ -227,7 +236,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     if failed:
         lines += ["", "Not as it should be:", ""]
         lines += [f"- {r['case']} {r['dtype']} {r['arch']}: {said}" for r, said in failed]
-    lines += ["", "data.json has every config and every kernel."]
+    lines += ["", "data.json has every config, every kernel, and the command of every row."]
     return "\n".join(lines) + "\n"
 
 

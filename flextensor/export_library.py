@@ -38,25 +38,28 @@ RESERVED = frozenset(
     dynamic_cast explicit export false friend mutable namespace new noexcept not not_eq nullptr
     operator or or_eq private protected public reinterpret_cast requires static_assert static_cast
     template this thread_local throw true try typeid typename using virtual wchar_t xor
-    xor_eq""".split()
+    xor_eq
+    linux unix i386 NULL EOF errno stdin stdout stderr""".split()
 )
-"""Words that name no function, `main` among them."""
+"""Words that name no function: `main`, and macros of compilers and of the C library, among them."""
+NAME = re.compile(r"(?!ft_)[a-z]\w*", re.ASCII | re.IGNORECASE)
+"""Of a function: neither the implementation's (`_Bool`, `__x`) nor the host's own (`ft_load`)."""
 DATA = """\
 #include <stddef.h>
-#define ARCHITECTURE "{arch}"
-#define PARAMETERS {parameters}
-#define MOST_ARGUMENTS {most}
-struct launch {{
+#define FT_ARCHITECTURE "{arch}"
+#define FT_PARAMETERS {parameters}
+#define FT_MOST_ARGUMENTS {most}
+struct ft_launch {{
   const char *kernel;
   unsigned grid[3], block[3], shared;
   int count;
-  int arguments[MOST_ARGUMENTS];
+  int arguments[FT_MOST_ARGUMENTS];
 }};
-static const struct launch LAUNCH[] = {{{launches}}};
-static const size_t SIZES[] = {{{sizes}}}; /* of the parameters, then of workspaces */
-static const char WRITTEN[PARAMETERS] = {{{written}}};
-static const unsigned char CUBIN[] __attribute__((aligned(64))) = {{{cubin}}};
-static const unsigned char PTX[] = {{{ptx}, 0}};
+static const struct ft_launch FT_LAUNCH[] = {{{launches}}};
+static const size_t FT_SIZES[] = {{{sizes}}}; /* of the parameters, then of workspaces */
+static const char FT_WRITTEN[FT_PARAMETERS] = {{{written}}};
+static const unsigned char FT_CUBIN[] __attribute__((aligned(64))) = {{{cubin}}};
+static const unsigned char FT_PTX[] = {{{ptx}, 0}};
 """
 HEADER = """\
 /* {workload}
@@ -72,9 +75,10 @@ extern "C" {{
 #endif
 
 /* Launch on buffers in the memory of the card: of the context that was current at the first call,
- * or else of the first card. `stream` is a CUstream or NULL; calls share {workspaces} bytes of
- * workspaces: where that is not 0, they want one stream. Returns before the kernels are done:
- * 0, or 1 for a failure. */
+ * or else of the first card. Each begins at a multiple of 16 bytes, as what is allocated does; a
+ * view into it may not, and is refused. `stream` is a CUstream or NULL; calls share {workspaces}
+ * bytes of workspaces: where that is not 0, they want one stream. Returns before the kernels are
+ * done: 0, or 1 for a failure. */
 int {name}(void *const *buffers, void *stream);
 
 /* The same on arrays of the host, copied there and back: done when it returns. */
@@ -104,7 +108,7 @@ def write(result: Result, path: Path) -> list[Path]:
         )
     if workload.prepacked:
         raise InputError("a kernel whose weights are packed ahead cannot be exported yet")
-    if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None or name in RESERVED:
+    if NAME.fullmatch(name) is None or name in RESERVED:
         raise InputError(f"--out {path.name}: {name} is no name of a function in C")
     compiler = _compiler()
     make(path.parent)
@@ -131,9 +135,9 @@ def _compile(compiler: str, name: str, data: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="flextensor-export-") as folder:
         included = Path(folder) / "kernel_data.h"
         included.write_text(data)
-        command = [compiler, "-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
-        command += [f"-DENTRY={name}", "-include", str(included), "-o", str(path), str(HOST)]
-        command += ["-ldl", "-lpthread"]
+        command = [compiler, "-std=c11", "-D_GNU_SOURCE", "-O2", "-shared", "-fPIC"]
+        command += ["-fvisibility=hidden", f"-DFT_ENTRY={name}", "-include", str(included)]
+        command += ["-o", str(path), str(HOST), "-ldl", "-lpthread"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:

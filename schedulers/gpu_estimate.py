@@ -201,8 +201,8 @@ def matrix_seconds(
         local += lines * (1 if widths[side] * HALF_BYTES >= WORD else 2)
         moved += HALF_BYTES * copied
     stored = plan.y.block * plan.x.block
-    local += 2 * stored * WORD / LINE if plan.staged_bytes else 0.0
-    issue += stored * (8 if plan.staged_bytes else 6) / target.warp
+    local += 2 * stored * WORD / LINE if plan.way.staged else 0.0
+    issue += stored * plan.way.store_instructions / target.warp
     busy = together(issue / ISSUES, multiply, local, moved / FILL_BYTES)
     hidden = (plan.stages - 1) * busy / plan.k_blocks
     latency = FAR + chain + plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))

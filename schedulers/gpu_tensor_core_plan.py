@@ -17,6 +17,26 @@ matrix load reads together, lie in eight different places of the banks."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Way:
+    """What one kind of instructions takes beside products and sums."""
+
+    staged: bool
+    """Whether sums are written by way of shared memory."""
+    operand_registers: int
+    """32-bit registers of a thread for a fragment of an operand."""
+    store_instructions: int
+    """Instructions of a thread for one of its sums until it is in memory, an assumption."""
+
+
+WAYS = {"wmma": Way(True, 8, 8), "mma": Way(False, 4, 6)}
+"""By the value of the knob `unit`; wmma holds every element of an operand twice."""
+SUM_REGISTERS = TILE * TILE // WARP
+"""32-bit registers of a thread for a fragment of sums."""
+SPARE_REGISTERS = 32
+"""What a thread needs for addresses and loops."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Band:
     """One side of the output as blocks of warps x fragments x 16 elements."""
 
@@ -65,7 +85,12 @@ class Plan:
     k_split: int = 1
     """Parts of the reduction that blocks of their own compute."""
     unit: str = "wmma"
-    """The instructions: one of `gpu_tensor_core_units.UNITS`."""
+    """The instructions: one of `WAYS`, and of `gpu_tensor_core_units.UNITS`."""
+
+    @property
+    def way(self) -> Way:
+        """What the instructions take."""
+        return WAYS[self.unit]
 
     @property
     def k_tile(self) -> int:
@@ -117,7 +142,7 @@ class Plan:
     @property
     def staged_bytes(self) -> int:
         """Shared memory of the sums of one fragment of every warp's rows."""
-        if self.unit == "mma":
+        if not self.way.staged:
             return 0
         return self.y.warps * TILE * (self.x.block + SKEW) * 4
 
@@ -128,11 +153,10 @@ class Plan:
 
     @property
     def registers(self) -> int:
-        """32-bit registers of a thread: 8 for each fragment of sums and, by wmma, of operands, 4
-        by mma, and a few for addresses."""
-        sums = self.y.fragments * self.x.fragments
-        own = 4 if self.unit == "mma" else 8
-        return 8 * sums + own * (self.y.fragments + self.x.fragments) + 32
+        """32-bit registers of a thread: of each fragment of sums and of operands, and a few."""
+        sums = SUM_REGISTERS * self.y.fragments * self.x.fragments
+        operands = self.way.operand_registers * (self.y.fragments + self.x.fragments)
+        return sums + operands + SPARE_REGISTERS
 
     @classmethod
     def of(

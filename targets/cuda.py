@@ -165,7 +165,7 @@ class CUDA(Target):
 
     def lane_tile(self, dtype: str) -> int:
         """mma.sync.m16n8k16, since sm_80."""
-        return self.matrix_tile(dtype) if self.data.asynchronous else 0
+        return self.matrix_tile(dtype) if self.data.lane_products else 0
 
     def computes(self, dtype: str) -> bool:
         """All of them: what has no bfloat16 computes with it as float32, and rounds by integers."""

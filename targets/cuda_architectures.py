@@ -62,6 +62,11 @@ class Architecture:
         return self.capability >= 80
 
     @property
+    def lane_products(self) -> bool:
+        """Whether a warp multiplies 16 x 8 x 16 that its lanes hold: mma.m16n8k16, since sm_80."""
+        return self.capability >= 80
+
+    @property
     def bfloat(self) -> bool:
         """Whether there are instructions on bfloat16: since sm_80."""
         return self.capability >= 80

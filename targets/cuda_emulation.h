@@ -1,7 +1,7 @@
 // The part of CUDA C that TVM generates, on a CPU: blocks one after the other, the threads of a
 // block as fibers that change places at __syncthreads() and, within a warp, at shuffles. Between two
-// barriers thread 0 runs first, then thread 1, and so on: what a missing barrier leaves unwritten is
-// read unwritten.
+// barriers warp 0 runs first, then warp 1, and of a warp between two shuffles thread 0, then thread
+// 1: what a missing barrier leaves unwritten is read unwritten.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -76,6 +76,20 @@ __attribute__((noinline)) static void wait_for(decltype(Fiber::waits) whom) {
   if (!_setjmp(running->at)) _longjmp(scheduler, 1);
   __asm__ volatile("" ::: "memory");
 }
+
+// Ends the thread: a card refuses vectors, rows and copies that do not lie at a multiple of their
+// size. g++ calls it where -fsanitize=alignment finds a pointer to be so.
+static bool aligned;
+extern "C" __attribute__((noreturn, visibility("hidden")))
+void __ubsan_handle_type_mismatch_v1_abort(void*, void*) {
+  aligned = false;
+  running->done = true;
+  _longjmp(scheduler, 1);
+}
+static inline void demand_aligned(const void* pointer, size_t to) {
+  if (uintptr_t(pointer) % to) __ubsan_handle_type_mismatch_v1_abort(nullptr, nullptr);
+}
+
 static inline void __syncthreads() { wait_for(Fiber::BLOCK); }
 static inline void __syncwarp(unsigned = ~0u) { wait_for(Fiber::WARP); }
 static inline unsigned __activemask() { return ~0u; }
@@ -114,6 +128,8 @@ static T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
 // Copies to shared memory beside the kernel, done as late as they may be: at the wait for their group.
 // Zeros where there is nothing to copy are written at once.
 static inline void copy_async(void* to, const void* from, int bytes, bool inside) {
+  demand_aligned(to, bytes);
+  if (inside) demand_aligned(from, bytes);
   if (inside) running->copies.push_back({to, from, bytes, running->groups});
   else memset(to, 0, bytes);
 }
@@ -171,20 +187,21 @@ static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
   block_fibers = &fibers;
   for (;;) {
     size_t done = 0;
-    for (Fiber& fiber : fibers) {
-      if (!fiber.done && fiber.waits == Fiber::READY) resume(fiber);
-      done += fiber.done;
+    for (size_t warp = 0; warp < fibers.size(); warp += 32) {
+      size_t end = min(warp + 32, fibers.size());
+      do {
+        for (size_t i = warp; i < end; ++i)
+          if (!fibers[i].done && fibers[i].waits == Fiber::READY) resume(fibers[i]);
+      } while (release(fibers, warp, end, Fiber::WARP));
+      for (size_t i = warp; i < end; ++i) done += fibers[i].done;
     }
     if (done == fibers.size()) return true;
-    bool released = release(fibers, 0, fibers.size(), Fiber::BLOCK);
-    for (size_t warp = 0; warp < fibers.size(); warp += 32)
-      released |= release(fibers, warp, min(warp + 32, fibers.size()), Fiber::WARP);
-    if (!released) return false;
+    if (!release(fibers, 0, fibers.size(), Fiber::BLOCK)) return false;
   }
 }
 
 // 0, 1 when the threads of a block disagree about its barriers, 2 when memory is short, 3 when a
-// block writes outside of its `shared` bytes of dynamic memory.
+// block writes outside of its `shared` bytes of dynamic memory, 4 when a pointer is not aligned.
 static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block, unsigned shared) {
   kernel_body = body;
   size_t guarded = (shared + 127) / 128 * 128 + 2 * SHARED_GUARD;
@@ -200,7 +217,8 @@ static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block,
   if (stacks == MAP_FAILED) return free(memory), 2;
   size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
   bool agreed = true, inside = true;
-  for (size_t b = 0; b < blocks && agreed && inside; ++b) {
+  aligned = true;
+  for (size_t b = 0; b < blocks && agreed && inside && aligned; ++b) {
     memset(memory, 0xFF, guarded);  // NaN where nothing is written
     blockIdx = {unsigned(b % grid[0]), unsigned(b / grid[0] % grid[1]),
                 unsigned(b / grid[0] / grid[1])};
@@ -210,5 +228,5 @@ static int run_grid(void (*body)(), const unsigned* grid, const unsigned* block,
   }
   munmap(stacks, bytes);
   free(memory);
-  return !agreed ? 1 : !inside ? 3 : 0;
+  return !aligned ? 4 : !agreed ? 1 : !inside ? 3 : 0;
 }

@@ -4,8 +4,8 @@
     { __shared__ float S[64]; ... __syncthreads(); ... }     ->   below cuda_emulation.h, which has
                                                                   blocks, fibers and vector types
 
-Wrong indices, missing barriers, guards and launches show as on a card; races within a warp, the
-memory model and its speed do not.
+Wrong indices, missing barriers, guards, pointers that are not aligned and launches show as on a
+card; races within a warp, the memory model and its speed do not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ FAILURES = {
     1: "threads of a block disagree about its barriers",
     2: "out of memory",
     3: "a block writes outside of its shared memory",
+    4: "what is loaded, stored or copied at a time is not aligned to its size",
 }
+CHECKED = (
+    "-O2", "-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE",
+    "-fsanitize=alignment", "-fno-sanitize-recover=alignment",
+)  # fmt: skip
+"""How kernels are compiled: what is not aligned calls a function of the emulation."""
 GUARD_BYTES, ALIGNMENT = 1 << 16, 64
 SECONDS = 60
 """What g++ may take for one program."""
@@ -123,15 +129,18 @@ def compiled(source: str) -> dict[str, Kernel]:
     with tempfile.TemporaryDirectory(prefix="flextensor-emulation-") as folder:
         code, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
         code.write_text(host_source(source))
-        command = ["g++", "-O2", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-strict-aliasing"]
-        command += ["-U_FORTIFY_SOURCE", "-o", str(library), str(code)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error:" in line]
-            raise DeviceError(f"emulation: {errors[0] if errors else done.stderr[:200]}")
+        _compile([*CHECKED, "-c", "-o", f"{code}.o", str(code)])
+        _compile(["-shared", "-o", str(library), f"{code}.o"])  # without the sanitizer's library
         loaded = ctypes.CDLL(str(library))
     names = [name for name, _ in SIGNATURE.findall(body(source))]
     return {name: _kernel(getattr(loaded, f"emulate_{name}")) for name in names}
+
+
+def _compile(options: Sequence[str]) -> None:
+    done = subprocess.run(["g++", *options], capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error:" in line]
+        raise DeviceError(f"emulation: {errors[0] if errors else done.stderr[:200]}")
 
 
 def _kernel(entry: Any) -> Kernel:

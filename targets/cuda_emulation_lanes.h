@@ -20,6 +20,7 @@ static const T* gifts(const T& own) {
 struct TileRow { unsigned short x[8]; };
 template <bool turned>
 static void load_tiles(const void* row, unsigned* (&to)[4]) {
+  demand_aligned(row, sizeof(TileRow));
   TileRow own;
   memcpy(&own, row, sizeof own);
   const TileRow* all = gifts(own);

@@ -112,7 +112,9 @@ def lowered(module: Any, target: Any) -> tuple[Program, dict[str, Any]]:
         pipeline, _, finalize = tirx.get_default_tir_pipeline(target)
         # the host side is left as it is: once finalized, its launches are calls like any other
         host, devices = split_host_device_mods(pipeline(bound))
-        finalized = {t: finalize()(_by_lanes(m)) for t, m in devices.items()}
+        if "warp" in scopes:
+            devices = {t: _by_lanes(m) for t, m in devices.items()}
+        finalized = {t: finalize()(m) for t, m in devices.items()}
         sources = [codegen_build(m, t).inspect_source() for t, m in finalized.items()]
     kernels = {v.name_hint: f for m in finalized.values() for v, f in m.functions.items()}
     functions = {

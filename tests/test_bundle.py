@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flextensor import Database, bundle
+from flextensor.cost_models import gpu
 from flextensor.errors import DeviceError
 from flextensor.operators import Gemm, Workload, parse
 from flextensor.targets import Status, lookup
@@ -124,6 +125,34 @@ def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
     with Database(tmp_path / "empty.db") as empty:
         with pytest.raises(DeviceError, match="no candidate for sm_80 is left to measure"):
             bundle.make([GEMM], target, empty, top=1, out=tmp_path / "b")
+
+
+def test_a_candidate_that_tvm_fails_at_costs_itself_only(
+    target: CUDA, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    judge, left = gpu.judge, [2]
+
+    def failing(*given: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise ValueError("no such\naxis")
+        return judge(*given)
+
+    monkeypatch.setattr(gpu, "judge", failing)
+    assert bundle.make([GEMM], target, database, top=2, out=tmp_path / "b") == [2]
+    said = f"{GEMM.key}: 2 candidates; 2 failed, first ValueError: no such"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+    left[0] = 1000
+    with pytest.raises(DeviceError, match="no candidate .* to measure; 4 failed, first ValueErr"):
+        bundle.make([GEMM], target, database, top=2, out=tmp_path / "b")
+
+    def absent(*_: Any) -> Any:
+        raise DeviceError("no compiler")
+
+    monkeypatch.setattr(gpu, "judge", absent)  # which all would say
+    with pytest.raises(DeviceError, match="^no compiler$"):
+        bundle.make([GEMM], target, database, top=2, out=tmp_path / "b")
 
 
 def test_trials_of_the_model_and_of_cards_are_kept_apart(target: CUDA, database: Database) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flextensor import cuda_table
+from flextensor import cuda_table, operators
 from flextensor.model_measure import ModelMeasurer
 
 KERNEL = {
@@ -98,8 +98,38 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert main("GMM1", "--dtypes", "bfloat16") == 2  # the row says that no matrix unit was used
     rows = json.loads((tmp_path / "data.json").read_text())["rows"]
     assert [r["case"] for r in rows] == ["GMM1", "GMV1", "GMV2", "GMV3"]
-    assert main("GMV2", "--time", "5") == 2
+    assert [r["command"].partition("--cases ")[2].split()[0] for r in rows] == [
+        "GMM1", "GMV1,GMV2,GMV3", "GMV1,GMV2,GMV3", "GMV1,GMV2,GMV3",
+    ]  # fmt: skip
+    assert main("GMV2", "--time", "5", "--arch", "sm_80,sm_80", "--dtypes", "float32,float32") == 0
     assert tuned[-1] == ("GMV2", "float32") and len(tuned) == 7
+    (only,) = json.loads((tmp_path / "data.json").read_text())["rows"]  # of searches as long
+    assert (only["case"], only["budget"]) == ("GMV2", 5.0) and only["date"] >= rows[0]["date"]
+
+
+def test_rows_that_do_not_say_how_they_were_made_have_it_from_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cuda_table, "_row", lambda case, *_: {**ROW, "case": case.name, "family": case.family}
+    )
+    given = ["--arch", "sm_80", "--dtypes", "float32", "--out", str(tmp_path), "--cases"]
+    assert cuda_table.main([*given, "GMV1"]) == 0
+    path = tmp_path / "data.json"
+    old = json.loads(path.read_text())
+    for row in old["rows"]:
+        del row["date"], row["command"]
+    path.write_text(json.dumps(old | {"date": "then", "command": "first"}))
+    assert cuda_table.main([*given, "GMM1"]) == 0
+    rows = {row["case"]: row for row in json.loads(path.read_text())["rows"]}
+    assert (rows["GMV1"]["date"], rows["GMV1"]["command"]) == ("then", "first")
+    assert rows["GMM1"]["command"].endswith("GMM1") and rows["GMM1"]["date"] != "then"
+
+
+def test_a_case_is_called_by_the_dtype_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    (half,) = operators.cases("paper", names=["GMM1"], dtype="float16")
+    monkeypatch.setattr(operators, "cases", lambda suite, dtype=None: [half])
+    assert list(cuda_table._cases("paper", ["float32"], None)) == [(half, "float16")]
 
 
 def test_a_kernel_that_is_wrong_fails_the_command(
@@ -121,6 +151,7 @@ def test_a_kernel_that_is_wrong_fails_the_command(
         (["--cases", "GMM"], "did you mean GMM1"),
         (["--suite", "papr"], "did you mean paper"),
         (["--dtypes", "float64"], "unknown dtype 'float64'"),
+        (["--cases", "GMV1", "--dtypes", "float16"], "no case has that dtype"),
         (["--time", "0"], "time must be greater than 0"),
     ],
 )

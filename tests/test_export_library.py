@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flextensor import export
+from flextensor import export, export_library
 from flextensor.buffers import relative_error
 from flextensor.errors import DeviceError, InputError
 from flextensor.operators import Workload, parse
@@ -19,6 +21,7 @@ from flextensor.schedulers import schedule, space
 from flextensor.targets import launches, lookup
 from flextensor.targets.cuda_compiler import body
 from flextensor.targets.cuda_emulation import SIGNATURE, host_source
+from flextensor.targets.launches import Function, Launch
 
 ARCH = "cuda:sm_80"
 DRIVER = Path(__file__).parent / "stand_in" / "libcuda.cpp"
@@ -32,6 +35,8 @@ library.product_error.restype = ctypes.c_char_p
 data = np.load(sys.argv[2])
 arrays = [data[name] for name in data.files]
 pointers = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+if sys.argv[3] == "shifted":
+    pointers[1] += 8
 if sys.argv[3] == "host":
     failed = library.product_on_host(pointers)
 else:
@@ -118,6 +123,27 @@ def test_a_failure_is_said_in_words(exported: Path, changes: dict[str, str], sai
     assert (done.returncode, done.stdout, done.stderr) == (3, f"{said}\n", "")
 
 
+def test_a_pointer_that_vectors_cannot_be_loaded_from_is_refused(exported: Path) -> None:
+    done = call(exported, "shifted")
+    said = "buffer 1 is not aligned to 16 bytes, which the kernel needs\n"
+    assert (done.returncode, done.stdout, done.stderr) == (3, said, "")
+    assert "begins at a multiple of 16 bytes" in (exported / "product.h").read_text()
+
+
+def test_a_kernel_may_have_any_name_that_c_allows(tmp_path: Path) -> None:
+    """The names of the host in C are its own, macros and tags among them."""
+    host = re.sub(r"/\*.*?\*/|\"[^\"]*\"", "", export_library.HOST.read_text(), flags=re.DOTALL)
+    words = set(re.findall(r"\bft_(\w+)", host, re.IGNORECASE))
+    assert {"kernels", "load", "ASK", "ENTRY", "launch"} <= words
+    function = Function(1, (4,), (0,), (Launch("k", (0,), (1, 1, 1), (1, 1, 1)),))
+    data = export_library._data("sm_80", function, b"1", "2")
+    for name in sorted(words):
+        assert export_library.NAME.fullmatch(name) and name not in export_library.RESERVED
+        library = tmp_path / f"{name}.so"
+        export_library._compile("cc", name, data, library)
+        assert getattr(ctypes.CDLL(str(library)), name)
+
+
 def test_the_header_is_c_and_cpp(exported: Path) -> None:
     header = exported / "product.h"
     assert f"{exported.name[:7]} A[40][256], " in header.read_text()
@@ -139,7 +165,8 @@ def test_what_cannot_be_a_library_is_refused(
 
     with pytest.raises(InputError, match="only a kernel for cuda is exported .*--target cuda"):
         write("llvm", "kernel.so")
-    for name in ("my-kernel", "int", "class", "kérnel"):
+    names = ("my-kernel", "int", "class", "kérnel", "_Bool", "linux", "unix", "ft_load", "__x")
+    for name in names:
         with pytest.raises(InputError, match=f"{name} is no name of a function in C"):
             write(ARCH, f"{name}.so")
     monkeypatch.setenv("PATH", "")

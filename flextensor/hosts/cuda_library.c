@@ -1,9 +1,10 @@
 /* The host side of an exported CUDA kernel: finds the driver at run time, so that the library loads
  * on any machine, and says in words what is missing. Built as
  *
- *     cc -shared -fPIC -DENTRY=kernel -include kernel_data.h cuda_library.c -ldl -lpthread
+ *     cc -shared -fPIC -DFT_ENTRY=kernel -include kernel_data.h cuda_library.c -ldl -lpthread
  *
- * with the kernel's machine code and launches (`struct launch`) as data; kernel.h has the interface.
+ * with the kernel's machine code and launches (`struct ft_launch`) as data; kernel.h has the
+ * interface. What is named here begins with ft_, for a kernel may have any other name.
  */
 #include <dlfcn.h>
 #include <pthread.h>
@@ -11,167 +12,181 @@
 #include <stdio.h>
 #include <string.h>
 
-#define JOINED(name, end) name##end
-#define NAMED(name, end) JOINED(name, end)
-#define PUBLIC __attribute__((visibility("default")))
+#define FT_JOINED(name, end) name##end
+#define FT_NAMED(name, end) FT_JOINED(name, end)
+#define FT_PUBLIC __attribute__((visibility("default")))
 
-enum { MOST_DYNAMIC_SHARED = 8 };   /* CUfunction_attribute */
-enum { NO_BINARY_FOR_GPU = 209 };   /* CUresult */
-enum { BUFFERS = sizeof SIZES / sizeof *SIZES, LAUNCHES = sizeof LAUNCH / sizeof *LAUNCH };
+enum { FT_MOST_DYNAMIC_SHARED = 8 }; /* CUfunction_attribute */
+enum { FT_NO_BINARY_FOR_GPU = 209 }; /* CUresult */
+enum { FT_BUFFERS = sizeof FT_SIZES / sizeof *FT_SIZES };
+enum { FT_LAUNCHES = sizeof FT_LAUNCH / sizeof *FT_LAUNCH };
+enum { FT_VECTOR = 16 }; /* bytes that a kernel loads at a time, at most */
 
-typedef uint64_t pointer;
-typedef int result;
+typedef uint64_t ft_pointer;
+typedef int ft_result;
 
 static struct {
-  result (*cuInit)(unsigned);
-  result (*cuDeviceGet)(int *, int);
-  result (*cuDevicePrimaryCtxRetain)(void **, int);
-  result (*cuCtxGetCurrent)(void **);
-  result (*cuCtxPushCurrent_v2)(void *);
-  result (*cuCtxPopCurrent_v2)(void **);
-  result (*cuCtxSynchronize)(void);
-  result (*cuModuleLoadData)(void **, const void *);
-  result (*cuModuleGetFunction)(void **, void *, const char *);
-  result (*cuFuncSetAttribute)(void *, int, int);
-  result (*cuMemAlloc_v2)(pointer *, size_t);
-  result (*cuMemFree_v2)(pointer);
-  result (*cuMemcpyHtoD_v2)(pointer, const void *, size_t);
-  result (*cuMemcpyDtoH_v2)(void *, pointer, size_t);
-  result (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                           unsigned, void *, void **, void **);
-  result (*cuGetErrorName)(result, const char **);
-} driver;
+  ft_result (*cuInit)(unsigned);
+  ft_result (*cuDeviceGet)(int *, int);
+  ft_result (*cuDevicePrimaryCtxRetain)(void **, int);
+  ft_result (*cuCtxGetCurrent)(void **);
+  ft_result (*cuCtxPushCurrent_v2)(void *);
+  ft_result (*cuCtxPopCurrent_v2)(void **);
+  ft_result (*cuCtxSynchronize)(void);
+  ft_result (*cuModuleLoadData)(void **, const void *);
+  ft_result (*cuModuleGetFunction)(void **, void *, const char *);
+  ft_result (*cuFuncSetAttribute)(void *, int, int);
+  ft_result (*cuMemAlloc_v2)(ft_pointer *, size_t);
+  ft_result (*cuMemFree_v2)(ft_pointer);
+  ft_result (*cuMemcpyHtoD_v2)(ft_pointer, const void *, size_t);
+  ft_result (*cuMemcpyDtoH_v2)(void *, ft_pointer, size_t);
+  ft_result (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                              unsigned, void *, void **, void **);
+  ft_result (*cuGetErrorName)(ft_result, const char **);
+} ft_driver;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all below */
-static int ready;
-static void *context, *module, *kernels[LAUNCHES];
-static pointer workspaces[BUFFERS]; /* those of parameters are 0 */
-static __thread char message[256];
+static pthread_mutex_t ft_lock = PTHREAD_MUTEX_INITIALIZER; /* of all below */
+static int ft_ready;
+static void *ft_context, *ft_module, *ft_kernels[FT_LAUNCHES];
+static ft_pointer ft_workspaces[FT_BUFFERS]; /* those of parameters are 0 */
+static __thread char ft_message[256];
 
-static int failed(const char *what, result code) {
+static int ft_failed(const char *what, ft_result code) {
   const char *name = NULL;
-  if (driver.cuGetErrorName) driver.cuGetErrorName(code, &name);
+  if (ft_driver.cuGetErrorName) ft_driver.cuGetErrorName(code, &name);
   if (name)
-    snprintf(message, sizeof message, "CUDA: %s: %s", what, name);
+    snprintf(ft_message, sizeof ft_message, "CUDA: %s: %s", what, name);
   else
-    snprintf(message, sizeof message, "CUDA: %s: error %d", what, code);
+    snprintf(ft_message, sizeof ft_message, "CUDA: %s: error %d", what, code);
   return 1;
 }
 
-#define ASK(function, ...)                                       \
-  do {                                                           \
-    result code_ = driver.function(__VA_ARGS__);                 \
-    if (code_) return failed(#function, code_);                  \
+#define FT_ASK(function, ...)                                                       \
+  do {                                                                              \
+    ft_result code_ = ft_driver.function(__VA_ARGS__);                              \
+    if (code_) return ft_failed(#function, code_);                                  \
   } while (0)
 
-static int find_driver(void) {
+static int ft_find_driver(void) {
   void *library = dlopen("libcuda.so.1", RTLD_NOW);
   if (!library) {
-    snprintf(message, sizeof message, "no CUDA driver: libcuda.so.1 was not found");
+    snprintf(ft_message, sizeof ft_message, "no CUDA driver: libcuda.so.1 was not found");
     return 1;
   }
-#define FIND(function)                                                                          \
-  if (!(*(void **)&driver.function = dlsym(library, #function))) {                              \
-    snprintf(message, sizeof message, "this CUDA driver is too old: it has no %s", #function);  \
-    return 1;                                                                                   \
+#define FT_FIND(function)                                                           \
+  if (!(*(void **)&ft_driver.function = dlsym(library, #function))) {               \
+    snprintf(ft_message, sizeof ft_message,                                         \
+             "this CUDA driver is too old: it has no %s", #function);               \
+    return 1;                                                                       \
   }
-  FIND(cuInit) FIND(cuDeviceGet) FIND(cuDevicePrimaryCtxRetain) FIND(cuCtxGetCurrent)
-  FIND(cuCtxPushCurrent_v2) FIND(cuCtxPopCurrent_v2) FIND(cuCtxSynchronize)
-  FIND(cuModuleLoadData) FIND(cuModuleGetFunction) FIND(cuFuncSetAttribute)
-  FIND(cuMemAlloc_v2) FIND(cuMemFree_v2) FIND(cuMemcpyHtoD_v2) FIND(cuMemcpyDtoH_v2)
-  FIND(cuLaunchKernel) FIND(cuGetErrorName)
+  FT_FIND(cuInit) FT_FIND(cuDeviceGet) FT_FIND(cuDevicePrimaryCtxRetain) FT_FIND(cuCtxGetCurrent)
+  FT_FIND(cuCtxPushCurrent_v2) FT_FIND(cuCtxPopCurrent_v2) FT_FIND(cuCtxSynchronize)
+  FT_FIND(cuModuleLoadData) FT_FIND(cuModuleGetFunction) FT_FIND(cuFuncSetAttribute)
+  FT_FIND(cuMemAlloc_v2) FT_FIND(cuMemFree_v2) FT_FIND(cuMemcpyHtoD_v2) FT_FIND(cuMemcpyDtoH_v2)
+  FT_FIND(cuLaunchKernel) FT_FIND(cuGetErrorName)
   return 0;
 }
 
 /* The caller's context, or that of the first card, which CUDA's runtime and PyTorch share. */
-static int find_context(void) {
+static int ft_find_context(void) {
   int device;
-  ASK(cuInit, 0);
-  ASK(cuCtxGetCurrent, &context);
-  if (context) return 0;
-  ASK(cuDeviceGet, &device, 0);
-  ASK(cuDevicePrimaryCtxRetain, &context, device);
+  FT_ASK(cuInit, 0);
+  FT_ASK(cuCtxGetCurrent, &ft_context);
+  if (ft_context) return 0;
+  FT_ASK(cuDeviceGet, &device, 0);
+  FT_ASK(cuDevicePrimaryCtxRetain, &ft_context, device);
   return 0;
 }
 
-static int load(void) {
-  result code = module ? 0 : driver.cuModuleLoadData(&module, CUBIN);
-  if (code == NO_BINARY_FOR_GPU) code = driver.cuModuleLoadData(&module, PTX);
-  if (code) return failed("this card does not take the kernel, made for " ARCHITECTURE, code);
-  for (int i = 0; i < LAUNCHES; ++i) {
-    ASK(cuModuleGetFunction, &kernels[i], module, LAUNCH[i].kernel);
-    if (LAUNCH[i].shared)
-      ASK(cuFuncSetAttribute, kernels[i], MOST_DYNAMIC_SHARED, (int)LAUNCH[i].shared);
+static int ft_load(void) {
+  ft_result code = ft_module ? 0 : ft_driver.cuModuleLoadData(&ft_module, FT_CUBIN);
+  if (code == FT_NO_BINARY_FOR_GPU) code = ft_driver.cuModuleLoadData(&ft_module, FT_PTX);
+  if (code) return ft_failed("this card does not take the kernel, made for " FT_ARCHITECTURE, code);
+  for (int i = 0; i < FT_LAUNCHES; ++i) {
+    FT_ASK(cuModuleGetFunction, &ft_kernels[i], ft_module, FT_LAUNCH[i].kernel);
+    if (FT_LAUNCH[i].shared)
+      FT_ASK(cuFuncSetAttribute, ft_kernels[i], FT_MOST_DYNAMIC_SHARED, (int)FT_LAUNCH[i].shared);
   }
-  for (int i = PARAMETERS; i < BUFFERS; ++i)
-    if (!workspaces[i]) ASK(cuMemAlloc_v2, &workspaces[i], SIZES[i]);
-  ready = 1;
+  for (int i = FT_PARAMETERS; i < FT_BUFFERS; ++i)
+    if (!ft_workspaces[i]) FT_ASK(cuMemAlloc_v2, &ft_workspaces[i], FT_SIZES[i]);
+  ft_ready = 1;
   return 0;
 }
 
-static int launch_all(const pointer *given, void *stream) {
-  for (int i = 0; i < LAUNCHES; ++i) {
-    const struct launch *own = &LAUNCH[i];
-    pointer values[MOST_ARGUMENTS];
-    void *addresses[MOST_ARGUMENTS];
+static int ft_launch_all(const ft_pointer *given, void *stream) {
+  for (int i = 0; i < FT_LAUNCHES; ++i) {
+    const struct ft_launch *own = &FT_LAUNCH[i];
+    ft_pointer values[FT_MOST_ARGUMENTS];
+    void *addresses[FT_MOST_ARGUMENTS];
     for (int a = 0; a < own->count; ++a) {
       int position = own->arguments[a];
-      values[a] = position < PARAMETERS ? given[position] : workspaces[position];
+      values[a] = position < FT_PARAMETERS ? given[position] : ft_workspaces[position];
       addresses[a] = &values[a];
     }
-    ASK(cuLaunchKernel, kernels[i], own->grid[0], own->grid[1], own->grid[2], own->block[0],
+    FT_ASK(cuLaunchKernel, ft_kernels[i], own->grid[0], own->grid[1], own->grid[2], own->block[0],
         own->block[1], own->block[2], own->shared, stream, addresses, NULL);
   }
   return 0;
 }
 
-static int on_device(void *const *buffers, void *stream) {
-  pointer given[PARAMETERS];
-  for (int i = 0; i < PARAMETERS; ++i) given[i] = (uintptr_t)buffers[i];
-  return launch_all(given, stream);
+static int ft_on_device(void *const *buffers, void *stream) {
+  ft_pointer given[FT_PARAMETERS];
+  for (int i = 0; i < FT_PARAMETERS; ++i) {
+    given[i] = (uintptr_t)buffers[i];
+    if (given[i] % FT_VECTOR) {
+      snprintf(ft_message, sizeof ft_message,
+               "buffer %d is not aligned to %d bytes, which the kernel needs", i, FT_VECTOR);
+      return 1;
+    }
+  }
+  return ft_launch_all(given, stream);
 }
 
-static int copied(void *const *arrays, pointer *memory) {
-  for (int i = 0; i < PARAMETERS; ++i) {
-    ASK(cuMemAlloc_v2, &memory[i], SIZES[i]);
-    ASK(cuMemcpyHtoD_v2, memory[i], arrays[i], SIZES[i]);
+static int ft_copied(void *const *arrays, ft_pointer *memory) {
+  for (int i = 0; i < FT_PARAMETERS; ++i) {
+    FT_ASK(cuMemAlloc_v2, &memory[i], FT_SIZES[i]);
+    FT_ASK(cuMemcpyHtoD_v2, memory[i], arrays[i], FT_SIZES[i]);
   }
-  if (launch_all(memory, NULL)) return 1;
-  ASK(cuCtxSynchronize);
-  for (int i = 0; i < PARAMETERS; ++i)
-    if (WRITTEN[i]) ASK(cuMemcpyDtoH_v2, arrays[i], memory[i], SIZES[i]);
+  if (ft_launch_all(memory, NULL)) return 1;
+  FT_ASK(cuCtxSynchronize);
+  for (int i = 0; i < FT_PARAMETERS; ++i)
+    if (FT_WRITTEN[i]) FT_ASK(cuMemcpyDtoH_v2, arrays[i], memory[i], FT_SIZES[i]);
   return 0;
 }
 
-static int on_host(void *const *arrays, void *stream) {
+static int ft_on_host(void *const *arrays, void *stream) {
   (void)stream;
-  pointer memory[PARAMETERS] = {0};
-  int code = copied(arrays, memory);
-  for (int i = 0; i < PARAMETERS; ++i)
-    if (memory[i]) driver.cuMemFree_v2(memory[i]);
+  ft_pointer memory[FT_PARAMETERS] = {0};
+  int code = ft_copied(arrays, memory);
+  for (int i = 0; i < FT_PARAMETERS; ++i)
+    if (memory[i]) ft_driver.cuMemFree_v2(memory[i]);
   return code;
 }
 
 /* One call at a time, for workspaces are the library's. */
-static int called(int (*action)(void *const *, void *), void *const *buffers, void *stream) {
+static int ft_called(int (*action)(void *const *, void *), void *const *buffers, void *stream) {
   int code = 1;
-  pthread_mutex_lock(&lock);
-  if ((driver.cuGetErrorName || !find_driver()) && (context || !find_context())) {
-    result pushed = driver.cuCtxPushCurrent_v2(context);
+  pthread_mutex_lock(&ft_lock);
+  if ((ft_driver.cuGetErrorName || !ft_find_driver()) && (ft_context || !ft_find_context())) {
+    ft_result pushed = ft_driver.cuCtxPushCurrent_v2(ft_context);
     if (pushed) {
-      failed("cuCtxPushCurrent", pushed);
+      ft_failed("cuCtxPushCurrent", pushed);
     } else {
       void *popped;
-      code = (!ready && load()) || action(buffers, stream);
-      driver.cuCtxPopCurrent_v2(&popped);
+      code = (!ft_ready && ft_load()) || action(buffers, stream);
+      ft_driver.cuCtxPopCurrent_v2(&popped);
     }
   }
-  pthread_mutex_unlock(&lock);
+  pthread_mutex_unlock(&ft_lock);
   return code;
 }
 
-PUBLIC int ENTRY(void *const *buffers, void *stream) { return called(on_device, buffers, stream); }
+FT_PUBLIC int FT_ENTRY(void *const *buffers, void *stream) {
+  return ft_called(ft_on_device, buffers, stream);
+}
 
-PUBLIC int NAMED(ENTRY, _on_host)(void *const *arrays) { return called(on_host, arrays, NULL); }
+FT_PUBLIC int FT_NAMED(FT_ENTRY, _on_host)(void *const *arrays) {
+  return ft_called(ft_on_host, arrays, NULL);
+}
 
-PUBLIC const char *NAMED(ENTRY, _error)(void) { return message; }
+FT_PUBLIC const char *FT_NAMED(FT_ENTRY, _error)(void) { return ft_message; }

@@ -62,6 +62,9 @@ TENSOR_CASES = {
     ),
     "tensor_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "float16"}, "direct"),
 }
+FRAGMENTS = CUDA._of(ARCHITECTURES["sm_75"])
+"""One whose units only multiply fragments (wmma), and without asynchronous copies."""
+FRAGMENT_CASES = {"fragment_gemm": TENSOR_CASES["tensor_gemm"]}
 DOT = dataclasses.replace(TARGET, features=("avx512bf16", "avx512vnni"))
 """A fixed CPU that sums groups of narrow products at a time."""
 DOT_CASES = {
@@ -84,7 +87,8 @@ TILE_CASES = {
     "tile_conv2d": ("conv2d", {**SMALL, "padding": "1", "dtype": "int8"}, "direct"),
 }
 TARGETS = [
-    (CASES, TARGET), (GPU_CASES, GPU), (TENSOR_CASES, TENSOR), (DOT_CASES, DOT), (TILE_CASES, TILE),
+    (CASES, TARGET), (GPU_CASES, GPU), (TENSOR_CASES, TENSOR), (FRAGMENT_CASES, FRAGMENTS),
+    (DOT_CASES, DOT), (TILE_CASES, TILE),
 ]  # fmt: skip
 
 
