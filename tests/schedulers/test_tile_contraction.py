@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm.s_tir import Schedule
 
 from flextensor.buffers import aligned, empty, poison, relative_error
 from flextensor.operators import Workload, parse
@@ -16,7 +17,10 @@ from flextensor.operators.workload import TERMS, TWO_TERMS
 from flextensor.schedulers import schedule, space, spaces
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.composition import Composition
-from flextensor.schedulers.tile_contraction import TileContractionScheduler
+from flextensor.schedulers.tile_contraction import (
+    TileContractionSchedule,
+    TileContractionScheduler,
+)
 from flextensor.targets import LLVM, Target, lookup
 from flextensor.testing import SchedulerCase
 
@@ -33,20 +37,27 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "conv2d": ("conv2d", {**SMALL, "bias": "true", "relu": "true"}),
     "conv2d_stride": ("conv2d", {**SMALL, "batch": "2", "stride": "2"}),
     "group_conv2d": ("group_conv2d", {**SMALL, "in_channels": "56", "out_channels": "40"}),
-}
-
-
-def host(dtype: str) -> Target:
-    """The CPU of this machine; the test is skipped where it lacks the instruction."""
-    target = lookup("llvm")
-    if not target.tile_depth(dtype if dtype == "int8" else "bfloat16"):
-        pytest.skip("this CPU has no AMX-INT8" if dtype == "int8" else "this CPU has no AMX-BF16")
-    return target
+}  # fmt: skip
 
 
 @pytest.fixture(params=["int8", "bfloat16", "float32"])
 def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=["tiles", "loops"])
+def machine(request: pytest.FixtureRequest, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """What kernels run on: this CPU with its tile registers, or any CPU, where the loops stay that
+    instructions on tiles would take the place of."""
+    own = lookup("llvm")
+    assert isinstance(own, LLVM)
+    if request.param == "loops":
+        monkeypatch.setattr(Schedule, "tensorize", lambda *_: None)
+        monkeypatch.setattr(TileContractionSchedule, "wrap", lambda _, func: func)
+        return dataclasses.replace(CHIP, mcpu=own.mcpu, mattr=own.mattr)
+    if not own.tile_depth(dtype if dtype == "int8" else "bfloat16"):
+        pytest.skip("this CPU has no AMX-INT8" if dtype == "int8" else "this CPU has no AMX-BF16")
+    return own
 
 
 def program(workload: Workload, dtype: str) -> Any:
@@ -56,8 +67,8 @@ def program(workload: Workload, dtype: str) -> Any:
 @pytest.mark.parametrize("case", CASES)
 class TestTileContraction(SchedulerCase):
     @pytest.fixture
-    def target(self, dtype: str) -> Target:
-        return host(dtype)
+    def target(self) -> Target:
+        return CHIP
 
     @pytest.fixture
     def workload(self, case: str, dtype: str) -> Workload:
@@ -71,6 +82,10 @@ class TestTileContraction(SchedulerCase):
     @pytest.fixture
     def scheduler(self) -> Scheduler:
         return TileContractionScheduler()
+
+    @pytest.fixture
+    def runner(self, machine: Target) -> Target:
+        return machine
 
 
 def takers(target: Target, func: Any) -> list[str]:
@@ -140,39 +155,38 @@ def run(workload: Workload, func: Any, config: Any, target: Target, path: Path) 
     return relative_error(out, workload.reference(inputs))
 
 
-def test_long_reductions_are_summed_in_blocks(dtype: str, tmp_path: Path) -> None:
-    target = host(dtype)
+def test_long_reductions_are_summed_in_blocks(dtype: str, machine: Target, tmp_path: Path) -> None:
     for case, (name, fields) in {
         "gemm": ("gemm", {"m": "40", "n": "50", "k": "700", "dtype": dtype, "relu": "true"}),
         "conv": ("conv2d", {**SMALL, "in_channels": "280", "dtype": dtype}),
     }.items():
         workload = Workload(parse(name, fields))
         func = program(workload, dtype)
-        found = space(func, target)
+        found = space(func, machine)
         config = dict(found.seeds[0]) | {f"{name}.k_parts": 2}
         assert found.reason(config) is None
-        error = run(workload, func, config, target, tmp_path / f"{case}.so")
+        error = run(workload, func, config, machine, tmp_path / f"{case}.so")
         assert error <= workload.tolerance(TWO_TERMS)
 
 
-def test_two_terms_keep_what_they_promise(tmp_path: Path) -> None:
-    target = host("float32")
+@pytest.mark.parametrize("dtype", ["float32"])
+def test_two_terms_keep_what_they_promise(machine: Target, tmp_path: Path) -> None:
     workload = Workload(parse("gemm", {"m": "64", "n": "64", "k": "512"}))
     func = workload.prim_func("direct_bf16x2")
-    error = run(workload, func, space(func, target).seeds[0], target, tmp_path / "k.so")
+    error = run(workload, func, space(func, machine).seeds[0], machine, tmp_path / "k.so")
     assert 1e-7 < error <= TWO_TERMS
 
 
+@pytest.mark.parametrize("dtype", ["int8"])
 @pytest.mark.parametrize("value", [-128, 127])
-def test_the_ends_of_int8_do_not_saturate(value: int, tmp_path: Path) -> None:
-    target = host("int8")
+def test_the_ends_of_int8_do_not_saturate(value: int, machine: Target, tmp_path: Path) -> None:
     workload = Workload(parse("gemm", {"m": "3", "n": "17", "k": "27", "dtype": "int8"}))
     func = workload.prim_func()
-    target.build(schedule(func, target, space(func, target).seeds[0]), tmp_path / "k.so")
+    machine.build(schedule(func, machine, space(func, machine).seeds[0]), tmp_path / "k.so")
     a, b = (np.full(spec.shape, value, "int8") for spec in workload.buffers[:2])
     for other in (b, ~b):
         out = empty((3, 17), "int32")
-        target.runtime().load(tmp_path / "k.so")["main"](aligned(a), aligned(other), out)
+        machine.runtime().load(tmp_path / "k.so")["main"](aligned(a), aligned(other), out)
         assert (out == a.astype("int32") @ other.astype("int32")).all()
 
 
