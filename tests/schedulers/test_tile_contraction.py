@@ -36,6 +36,9 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "batch_gemm": ("batch_gemm", {"batch": "3", "m": "17", "n": "20", "k": "19", "bias": "true"}),
     "conv2d": ("conv2d", {**SMALL, "bias": "true", "relu": "true"}),
     "conv2d_stride": ("conv2d", {**SMALL, "batch": "2", "stride": "2"}),
+    "conv2d_half_read": (  # a row of 15 and its overhang are two tiles, of which one is read
+        "conv2d", {"in_channels": "64", "out_channels": "32", "height": "10", "width": "17"},
+    ),
     "group_conv2d": ("group_conv2d", {**SMALL, "in_channels": "56", "out_channels": "40"}),
 }  # fmt: skip
 
@@ -86,6 +89,15 @@ class TestTileContraction(SchedulerCase):
     @pytest.fixture
     def runner(self, machine: Target) -> Target:
         return machine
+
+
+def test_seeds_fit_where_one_of_two_tiles_is_read() -> None:
+    name, fields = CASES["conv2d_half_read"]
+    func = Workload(parse(name, {**fields, "dtype": "int8"})).prim_func()
+    found = space(func, CHIP)
+    assert "flat" in {seed["conv2d.m_layout"] for seed in found.seeds}
+    for seed in found.seeds:
+        schedule(func, CHIP, seed)
 
 
 def takers(target: Target, func: Any) -> list[str]:
