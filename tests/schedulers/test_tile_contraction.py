@@ -157,6 +157,42 @@ def test_weights_are_packed_ahead(dtype: str) -> None:
     assert str(module["main"].params[2].dtype) == "uint32"
 
 
+def test_bits_of_inputs_are_packed_as_they_are() -> None:
+    for name, fields in (("gemm", {}), ("conv2d", {**SMALL, "in_channels": "32"})):
+        func = Workload(parse(name, {**fields, "dtype": "bfloat16"})).prim_func()
+        assert takers(CHIP, func) == ["TileContractionSchedule"]
+        assert "isnan" not in schedule(func, CHIP, space(func, CHIP).seeds[0]).script()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_what_was_computed_in_bfloat16_is_rounded_where_it_is_packed(
+    machine: Target, tmp_path: Path
+) -> None:
+    """TVM keeps it in float32, of which the bits would not be those of a bfloat16."""
+    from tvm import te
+
+    def product(a: Any, b: Any, name: str) -> Any:
+        k = te.reduce_axis((0, 64), "k")
+        wide = lambda x, *at: x[at].astype("float32")  # noqa: E731
+        return te.compute(
+            (64, 64), lambda m, n: te.sum(wide(a, m, k) * wide(b, k, n), axis=k), name=name
+        )
+
+    a, b, c = (te.placeholder((64, 64), "bfloat16", name=name) for name in "abc")
+    sums = product(a, b, "sums")
+    narrow = te.compute((64, 64), lambda m, n: sums[m, n].astype("bfloat16"), name="narrow")
+    func = te.create_prim_func([a, b, c, product(narrow, c, "last")])
+    assert takers(machine, func) == ["TileContractionSchedule"] * 2
+    machine.build(schedule(func, machine, space(func, machine).seeds[0]), tmp_path / "k.so")
+    rng, out = np.random.default_rng(0), empty((64, 64), "float32")
+    inputs = [aligned(rng.standard_normal((64, 64)), "bfloat16") for _ in range(3)]
+    runtime = machine.runtime()
+    runtime.load(tmp_path / "k.so")["main"](*map(runtime.passed, (*inputs, out)))
+    x, y, z = (value.astype("float32") for value in inputs)
+    rounded = (x @ y).astype(inputs[0].dtype).astype("float32")
+    assert relative_error(out, rounded @ z) <= 1e-6
+
+
 def run(workload: Workload, func: Any, config: Any, target: Target, path: Path) -> Any:
     inputs = workload.inputs(3)
     out = empty(workload.buffers[-1].shape, workload.buffers[-1].dtype)
