@@ -111,11 +111,8 @@ class Workload:
         return tuple(f"{name}{IN_TWO_TERMS}" for name in plain)
 
     def has(self, formulation: object) -> bool:
-        """Whether there is a formulation of that name."""
-        return (
-            isinstance(formulation, str)
-            and formulation.removesuffix(IN_TWO_TERMS) in self.formulations
-        )
+        """Whether there is a formulation of that name, in terms or not."""
+        return formulation in (*self.formulations, *self.in_terms(math.inf))
 
     def prim_func(self, formulation: str = "direct") -> Any:
         """The unscheduled `tvm.tirx.PrimFunc` of one formulation; its attribute `CONSTANTS` has

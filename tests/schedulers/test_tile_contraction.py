@@ -12,6 +12,7 @@ import pytest
 from tvm.s_tir import Schedule
 
 from flextensor.buffers import aligned, empty, poison, relative_error
+from flextensor.errors import InputError
 from flextensor.operators import Workload, parse
 from flextensor.operators.workload import TERMS, TWO_TERMS
 from flextensor.schedulers import schedule, space, spaces
@@ -127,8 +128,13 @@ def test_terms_are_offered_where_tiles_multiply_and_the_tolerance_allows() -> No
     assert "subpixel_bf16x2" in spaces(transposed, CHIP)
     shift = Workload(parse("shift_conv2d", {}))
     assert list(spaces(shift, CHIP)) == ["direct"]  # nothing is multiplied there
-    assert gemm.has("direct_bf16x2") and not gemm.has("winograd2_bf16x2")
-    assert Workload(parse("gemm", {"dtype": "int8"})).in_terms(1e-4) == ()
+    assert conv.has("winograd4") and not conv.has("winograd4_bf16x2")
+    assert gemm.has("direct_bf16x2") and not gemm.has(None)
+    narrow = Workload(parse("gemm", {"dtype": "int8"}))
+    assert narrow.in_terms(1e-4) == () and not narrow.has("direct_bf16x2")
+    for workload, name in ((conv, "winograd4_bf16x2"), (narrow, "direct_bf16x2")):
+        with pytest.raises(InputError, match=name):
+            workload.prim_func(name)
 
 
 def test_sums_stay_in_tiles(dtype: str) -> None:
