@@ -111,6 +111,8 @@ def test_who_takes_what() -> None:
         func = Workload(parse("gemm", {"dtype": dtype})).prim_func()
         assert takers(CHIP, func) == ["TileContractionSchedule"]
         assert takers(without, func) == ["DotContractionSchedule"]
+    short = dataclasses.replace(CHIP, vector_bits=256, vector_registers=16)
+    assert takers(short, func) == ["ContractionSchedule"]  # 16 sums are no vector there
     thin = Workload(parse("conv2d", {"in_channels": "6", "dtype": "int8"})).prim_func()
     assert takers(CHIP, thin) == ["DotContractionSchedule"]  # six of 64 would waste the tiles
     plain = Workload(parse("gemm", {}))
