@@ -21,6 +21,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
+from flextensor.operators.workload import PRODUCTS
 from flextensor.schedulers import loops, tile_intrinsics
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
@@ -119,7 +120,7 @@ class TileContractionSchedule(ContractionSchedule):
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         self.dtype = multiplied(program, found)
         self.terms = 1 if narrow(found) else program.terms
-        self.pairs = {1: 1, 2: 3}[self.terms]
+        self.pairs = PRODUCTS[self.terms]
         self.term = tirx.Var("term", "int32")
         super().__init__(program, found, target)
 
