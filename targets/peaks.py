@@ -1,9 +1,10 @@
 """What a device can do at most: FLOP/s and bytes/s, measured once and remembered.
 
 On a CPU the peak is that of independent chains of fused multiply-adds that never leave the
-registers. The bandwidth is that of reading, all cores at once, a buffer four times as big as the
-last-level cache, but of at most 512 MiB and an eighth of the memory: where hundreds of cores share
-a cache that is bigger than that (virtual machines), part of what is measured is that cache.
+registers; of a dtype whose products tile registers or dot products sum, that of these instructions.
+The bandwidth is that of reading, all cores at once, a buffer four times as big as the last-level
+cache, but of at most 512 MiB and an eighth of the memory: where hundreds of cores share a cache
+that is bigger than that (virtual machines), part of what is measured is that cache.
 Both are the best of many repeats, for a peak is a maximum and neighbours only take from it.
 """
 
