@@ -234,7 +234,7 @@ class ContractionSchedule(StageSchedule):
             block = sch.get_sblock(f"{name}_{role}")
             if at == "block":
                 sch.compute_at(block, task)
-            self._pack(sch, block, role, parallel=at == "root")
+            loops.pack(sch, block, self.target, parallel=at == "root")
         self._tile(plan, sch, acc, tile, k)
 
     def _reductions(self, plan: Plan) -> int:
@@ -246,10 +246,6 @@ class ContractionSchedule(StageSchedule):
     ) -> tuple[Any, list[Any], list[Any]]:
         """The block that multiplies, the loops of its register tile, and those of its reduction."""
         return acc, tile, k
-
-    def _pack(self, sch: Any, block: Any, role: str, *, parallel: bool) -> None:
-        """The loops of a packing block."""
-        loops.pack(sch, block, self.target, parallel=parallel)
 
     def _tile_output(self, plan: Plan, sch: Any, out: Any, acc: Any) -> Any:
         """Cut the output's loops at the blocks of both sides, and accumulate inside; the parallel
