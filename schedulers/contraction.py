@@ -22,10 +22,11 @@ from tvm import te
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.contraction_space import VECTORS, Plan, Unit, contraction_space
+from flextensor.schedulers.contraction_space import Plan, contraction_space
 from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Value
+from flextensor.schedulers.units import VECTORS, Unit
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 

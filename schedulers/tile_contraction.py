@@ -26,10 +26,11 @@ from flextensor.schedulers import loops, tile_intrinsics
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction import At, ContractionSchedule
-from flextensor.schedulers.contraction_space import Plan, Unit
+from flextensor.schedulers.contraction_space import Plan
 from flextensor.schedulers.dot_contraction import SUMS, grouped, narrow, product
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.program import Program, Stage
+from flextensor.schedulers.units import Unit
 from flextensor.targets import tiles
 from flextensor.targets.base import Target
 
@@ -55,10 +56,14 @@ class TileUnit(Unit):
     products_of_terms: int = 1
     """That are summed for one product."""
 
-    def crowded(self, plan: Plan, target: Target) -> str | None:
-        """Sums, and what one step loads, have a register each."""
+    def registers(self, plan: Plan) -> int:
+        """Sums, and what one step loads, have a tile register each."""
         rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
-        needed = rows * lanes + rows + lanes
+        return rows * lanes + rows + lanes
+
+    def crowded(self, plan: Plan, target: Target) -> str | None:
+        """Whatever the vector registers."""
+        needed = self.registers(plan)
         if needed > tiles.REGISTERS:
             return f"tile needs {needed} tile registers, has {tiles.REGISTERS}"
         return None
@@ -69,8 +74,7 @@ class TileUnit(Unit):
 
     def instructions(self, plan: Plan) -> int:
         """Multiplications and loads."""
-        rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
-        return (rows * lanes + rows + lanes) * self.products_of_terms
+        return self.registers(plan) * self.products_of_terms
 
     def rate(self, plan: Plan) -> float:
         """A load takes half the time of a multiplication, and four of these must be in flight;

@@ -23,6 +23,7 @@ from flextensor.schedulers.tile_contraction import (
     TileContractionScheduler,
 )
 from flextensor.targets import LLVM, Target, lookup
+from flextensor.targets.tiles import REGISTERS
 from flextensor.testing import SchedulerCase
 
 CHIP = LLVM(
@@ -99,6 +100,20 @@ def test_seeds_fit_where_one_of_two_tiles_is_read() -> None:
     assert "flat" in {seed["conv2d.m_layout"] for seed in found.seeds}
     for seed in found.seeds:
         schedule(func, CHIP, seed)
+
+
+def test_features_count_tile_registers_and_terms() -> None:
+    def of(dtype: str) -> list[tuple[Any, dict[str, float]]]:
+        fields = {**SMALL, "in_channels": "32", "dtype": dtype}
+        found = space(program(Workload(parse("conv2d", fields)), dtype), CHIP)
+        return [(dict(seed), found.features(seed)) for seed in found.seeds]
+
+    once, in_terms = of("bfloat16"), of("float32")
+    assert [seed for seed, _ in once] == [seed for seed, _ in in_terms]
+    assert {seed["conv2d.m_layout"] for seed, _ in once} == {"flat", "panel"}
+    for (_, one), (_, both) in zip(once, in_terms, strict=True):
+        assert 2 ** both["conv2d.packed"] - 1 == pytest.approx(2 * (2 ** one["conv2d.packed"] - 1))
+        assert one["conv2d.registers"] <= REGISTERS
 
 
 def takers(target: Target, func: Any) -> list[str]:
