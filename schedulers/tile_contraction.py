@@ -27,12 +27,13 @@ from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction import At, ContractionSchedule
 from flextensor.schedulers.contraction_space import Plan
-from flextensor.schedulers.dot_contraction import SUMS, grouped, narrow, product
+from flextensor.schedulers.dot_contraction import grouped, narrow, product
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.program import Program, Stage
 from flextensor.schedulers.units import Unit
 from flextensor.targets import tiles
 from flextensor.targets.base import Target
+from flextensor.targets.dot_products import SUMS
 
 TASKS = "flextensor_tiles"
 """The annotation of a loop whose iterations have tile registers."""
@@ -130,7 +131,7 @@ class TileContractionSchedule(ContractionSchedule):
 
     def _sides(self, program: Program) -> dict[str, Side]:
         self.found, group = grouped(self.found, self.target.tile_depth(self.dtype))
-        part = tiles.UNITS[self.dtype].part
+        part = tiles.INSTRUCTIONS[self.dtype].part
         group = dataclasses.replace(group, part=part, terms=self.terms, term=self.term)
         stored = "uint16" if self.dtype == "bfloat16" else "int8"
         return {

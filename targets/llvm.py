@@ -63,8 +63,8 @@ class LLVM(Target):
 
     def tile_depth(self, dtype: str) -> int:
         """64 of int8, 32 of bfloat16, with AMX."""
-        unit = tiles.UNITS.get(dtype)
-        return unit.depth if unit and self._multiplies(unit.feature) else 0
+        found = tiles.INSTRUCTIONS.get(dtype)
+        return found.depth if found and self._multiplies(found.feature) else 0
 
     def _multiplies(self, feature: str) -> bool:
         """Whether it has what multiplies 16 lanes at a time, and vectors are as wide."""
