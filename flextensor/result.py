@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flextensor.database import Database
 from flextensor.errors import DeviceError, InputError, UnsupportedError
 from flextensor.operators.base import Operator
-from flextensor.operators.workload import Workload
+from flextensor.operators.workload import PRODUCTS, Workload
 from flextensor.targets import Target, lookup, remote
 
 if TYPE_CHECKING:
@@ -116,14 +116,19 @@ def current(known: Mapping[str, Any], workload: Workload, target: Target) -> boo
         return False
 
 
-def roofline(workload: Workload, target: Target, seconds: float) -> tuple[float, str]:
+def roofline(
+    workload: Workload, target: Target, seconds: float, formulation: str = "direct"
+) -> tuple[float, str]:
     """Share of the roof that binds, and which: ``compute`` or ``memory``.
 
     The roof is measured on this device: FLOP/s in float32, or of what multiplies the inputs' own
-    dtype faster, and bytes/s of main memory over the compulsory traffic. A share above 1 means that
-    the data stayed in a cache. On a device that is only modelled the roof is the data sheet's.
+    dtype faster, and bytes/s of main memory over the compulsory traffic. A formulation in terms of
+    bfloat16 computes in that, several products for one. A share above 1 means that the data stayed
+    in a cache. On a device that is only modelled the roof is the data sheet's.
     """
-    compute = workload.flops / target.peak_flops(target.bound(workload.buffers[0].dtype))
+    terms = workload.terms(formulation)
+    dtype = "bfloat16" if terms > 1 else target.bound(workload.buffers[0].dtype)
+    compute = PRODUCTS[terms] * workload.flops / target.peak_flops(dtype)
     memory = target.traffic(workload.buffers) / target.bandwidth()
     return max(compute, memory) / seconds, "compute" if compute >= memory else "memory"
 

@@ -109,6 +109,11 @@ class SchedulerCase:
         return targets.lookup("llvm")
 
     @pytest.fixture
+    def runner(self, target: Target) -> Target:
+        """The target that kernels run on, where `target` is one that this machine lacks."""
+        return target
+
+    @pytest.fixture
     def workload(self) -> Workload:
         """A small workload, of awkward sizes where the scheduler says it takes any."""
         raise NotImplementedError
@@ -131,22 +136,22 @@ class SchedulerCase:
         assert any(scheduler.take(program, stage, target) for stage in program.stages)
 
     def test_what_it_calls_legal_computes_the_reference(
-        self, workload: Workload, func: Any, target: Target, tmp_path: Path
+        self, workload: Workload, func: Any, runner: Target, tmp_path: Path
     ) -> None:
         from flextensor.schedulers import schedule, space
 
-        found = space(func, target)
+        found = space(func, runner)
         seeds = [found.point(s) for s in found.seeds if found.reason(s) is None]
         points = [*seeds[:2], *found.sample(np.random.default_rng(0), 4)]
         assert points
         inputs = workload.inputs(0)
         want = workload.reference(inputs)
-        runtime, ran, tolerance = target.runtime(), 0, workload.tolerance(1e-4)
+        runtime, ran, tolerance = runner.runtime(), 0, workload.tolerance(1e-4)
         for point in points:
-            module = schedule(func, target, found.config(point))
+            module = schedule(func, runner, found.config(point))
             path = tmp_path / f"kernel{ran}.so"  # a loaded path is not loaded again
             try:
-                target.build(module, path)
+                runner.build(module, path)
             except Exception:  # what TVM cannot build becomes a trial with its reason
                 continue
             got = empty(want.shape, workload.buffers[-1].dtype)

@@ -250,8 +250,9 @@ class Tuning:
     def _report(self, phase: str) -> None:
         if self.progress is None:
             return
-        best = min((t.seconds for t in self.trials), default=math.inf)
-        share, _ = roofline(self.workload, self.target, best)
+        first = min(self.trials, key=lambda t: t.seconds, default=None)
+        best, name = (first.seconds, first.formulation) if first else (math.inf, "direct")
+        share, _ = roofline(self.workload, self.target, best, name)
         self.progress(
             Progress(
                 len(self.trials), self.budget.trials, self.budget.elapsed,
@@ -344,7 +345,7 @@ class Tuning:
     ) -> Result:
         best = statistics.median(times)
         low, high = _quartiles(times)
-        share, bound = roofline(self.workload, self.target, best)
+        share, bound = roofline(self.workload, self.target, best, trial.formulation)
         values = {
             "workload": self.workload.key,
             "operator": self.workload.operator.name,

@@ -76,8 +76,10 @@ class TuningJob:
 
     @property
     def open(self) -> float:
-        """What the best is away from the roof."""
-        share, _ = roofline(self.tuning.workload, self.tuning.target, self.best)
+        """What the best is away from its roof."""
+        search, workload = self.tuning.search, self.tuning.workload
+        first = min(search.lanes, key=lambda lane: lane.best)
+        share, _ = roofline(workload, self.tuning.target, first.best, first.name)
         return max(1 - share, OPEN)
 
     def begin(self, seconds: float) -> None:

@@ -28,6 +28,9 @@ TERMS = "flextensor.terms"
 that is multiplied; see `Workload.in_terms`."""
 IN_TWO_TERMS = "_bf16x2"
 """What names of formulations in two terms end with; oneMKL's name of such products."""
+PRODUCTS = {1: 1, 2: 3}
+"""Products of terms that are summed for one product, by the number of terms of a value; that of two
+second terms is left out."""
 TWO_TERMS = 2.0**-15
 """The least tolerance, relative to the largest output, that two terms keep: they hold 16 of 24
 significant bits, and leave out up to 2**-15 of each product. Of random sums, whose errors cancel,
@@ -111,11 +114,12 @@ class Workload:
         return tuple(f"{name}{IN_TWO_TERMS}" for name in plain)
 
     def has(self, formulation: object) -> bool:
-        """Whether there is a formulation of that name."""
-        return (
-            isinstance(formulation, str)
-            and formulation.removesuffix(IN_TWO_TERMS) in self.formulations
-        )
+        """Whether there is a formulation of that name, in terms or not."""
+        return formulation in (*self.formulations, *self.in_terms(math.inf))
+
+    def terms(self, formulation: str) -> int:
+        """Terms of bfloat16 that stand for a value that is multiplied; 1 where it stands itself."""
+        return 2 if formulation.endswith(IN_TWO_TERMS) else 1
 
     def prim_func(self, formulation: str = "direct") -> Any:
         """The unscheduled `tvm.tirx.PrimFunc` of one formulation; its attribute `CONSTANTS` has
@@ -129,7 +133,8 @@ class Workload:
             func = te.create_prim_func(self.operator.formulations()[name]())
             if self.prepacked:
                 func = func.with_attr(CONSTANTS, list(self.constants))
-            self._programs[formulation] = func if name == formulation else func.with_attr(TERMS, 2)
+            terms = self.terms(formulation)
+            self._programs[formulation] = func if terms == 1 else func.with_attr(TERMS, terms)
         return self._programs[formulation]
 
     @cached_property

@@ -22,10 +22,11 @@ from tvm import te
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.contraction_space import VECTORS, Plan, Unit, contraction_space
+from flextensor.schedulers.contraction_space import Plan, contraction_space
 from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Value
+from flextensor.schedulers.units import VECTORS, Unit
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 
@@ -234,7 +235,7 @@ class ContractionSchedule(StageSchedule):
             block = sch.get_sblock(f"{name}_{role}")
             if at == "block":
                 sch.compute_at(block, task)
-            self._pack(sch, block, role, parallel=at == "root")
+            loops.pack(sch, block, self.target, parallel=at == "root")
         self._tile(plan, sch, acc, tile, k)
 
     def _reductions(self, plan: Plan) -> int:
@@ -246,10 +247,6 @@ class ContractionSchedule(StageSchedule):
     ) -> tuple[Any, list[Any], list[Any]]:
         """The block that multiplies, the loops of its register tile, and those of its reduction."""
         return acc, tile, k
-
-    def _pack(self, sch: Any, block: Any, role: str, *, parallel: bool) -> None:
-        """The loops of a packing block."""
-        loops.pack(sch, block, self.target, parallel=parallel)
 
     def _tile_output(self, plan: Plan, sch: Any, out: Any, acc: Any) -> Any:
         """Cut the output's loops at the blocks of both sides, and accumulate inside; the parallel

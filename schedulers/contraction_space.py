@@ -11,67 +11,11 @@ from flextensor.schedulers.layouts import Cut, Side
 from flextensor.schedulers.program import Iterator, Program, fusable, movable
 from flextensor.schedulers.space import Config, Knob, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import is_transform
+from flextensor.schedulers.units import VECTORS, Unit
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div, round_up
 
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28)
-
-SMALL_TILES = (
-    ("m", 4, 2), ("n", 4, 2), ("m", 2, 2), ("n", 2, 2), ("m", 1, 4), ("n", 1, 4), ("m", 1, 1),
-)  # fmt: skip
-TILES = {
-    32: (
-        ("m", 8, 2), ("n", 7, 2), ("n", 12, 2), ("m", 12, 2), ("n", 6, 4), ("m", 4, 4),
-        ("n", 14, 1), *SMALL_TILES,
-    ),
-    16: (
-        ("m", 6, 2), ("n", 6, 2), ("n", 4, 3), ("m", 4, 3), ("n", 12, 1), ("m", 12, 1),
-        ("n", 2, 4), *SMALL_TILES,
-    ),
-}  # fmt: skip
-"""Where the lanes are, rows and vectors of the register tiles that seeds begin with, by vector
-registers: a CPU has the tiles of the largest number that it has."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """What multiplies: vector registers, of which a register tile has rows x vectors of sums."""
-
-    rows: tuple[int, ...] = ROWS
-    vectors: tuple[int, ...] = (1, 2, 3, 4, 6)
-    block: int = 8
-    """The shortest block of the reduction."""
-    ahead: bool = False
-    """Whether seeds pack whole operands first, and not what a task needs: elements that take
-    longer to pack than to multiply."""
-
-    def crowded(self, plan: Plan, target: Target) -> str | None:
-        """Why a register tile does not fit; None when it does."""
-        if plan.registers > target.vector_registers:
-            return f"tile needs {plan.registers} vector registers, has {target.vector_registers}"
-        return None
-
-    def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
-        """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
-        return TILES[max((n for n in TILES if n <= target.vector_registers), default=min(TILES))]
-
-    def instructions(self, plan: Plan) -> int:
-        """Instructions that a register tile takes for one step of the reduction."""
-        return plan.rows.tile * plan.vectors
-
-    def rate(self, plan: Plan) -> float:
-        """The expected share of the peak: eight multiply-adds must be in flight; loads of a step
-        share the ports with them."""
-        tile = plan.rows.tile * plan.vectors
-        return min(1.0, tile / 8) * min(1.0, 2 * tile / (plan.vectors + plan.rows.tile + 2))
-
-    def products(self, plan: Plan) -> float:
-        """Products of a row and a lane in one cycle of a core, at the peak."""
-        return 2.0 * plan.vector
-
-
-VECTORS = Unit()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +55,6 @@ class Plan:
     def k_extent(self, iterator: Iterator) -> int:
         """The extent, padded, of a reduction iterator."""
         return self.k_length if iterator is self.main else iterator.extent
-
-    @property
-    def registers(self) -> int:
-        """Vector registers of the tile: accumulators, lane vectors, one broadcast."""
-        return self.rows.tile * self.vectors + self.vectors + 1
 
     @property
     def steps(self) -> int:
@@ -320,11 +259,12 @@ def _features(
         side = sides[plan.row_side if role == "row" else plan.lane_side]
         if layout == "inline" or (at == "root" and side.fixed):
             continue
-        own = points(side.own_batch) * cut.padded
-        own *= math.prod(i.extent for i in side.own_k) if layout == "panel" else 1
-        own *= side.group.size * side.group.terms if side.group else 1
         if layout == "flat":
             own = math.prod(int(e) for e in side.operand.buffer.shape)
+        else:
+            own = points(side.own_batch) * cut.padded * math.prod(i.extent for i in side.own_k)
+            own *= side.group.size if side.group else 1
+        own *= side.group.terms if side.group else 1
         other = plan.lanes if role == "row" else plan.rows
         packed += own * (other.blocks if at == "block" and layout == "panel" else 1)
     lanes_block = plan.lanes.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
@@ -338,7 +278,7 @@ def _features(
         "waste": work / (batch * plan.rows.points * plan.lanes.points * ks),
         "tile": plan.rows.tile * plan.vectors,
         "rate": rate,
-        "registers": plan.registers,
+        "registers": unit.registers(plan),
         "body": log(plan.steps * unit.instructions(plan)),
         "packed": log(packed + 1),
         "tasks": log(tasks),

@@ -31,11 +31,8 @@ from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target
-from flextensor.targets.dot_products import DEFINE_BFLOAT16
+from flextensor.targets.dot_products import DEFINE_BFLOAT16, SUMS
 from flextensor.targets.rounding import ceil_div
-
-SUMS = {"int8": "int32", "bfloat16": "float32"}
-"""What products of a dtype are summed in."""
 
 
 class DotContractionScheduler(Scheduler):

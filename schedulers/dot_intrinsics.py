@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
+from flextensor.schedulers.intrinsics import registered
 from flextensor.targets.dot_products import BFLOAT16, VNNI
 
 
@@ -78,7 +78,7 @@ def dot(lanes: str, rows: str, scope: str) -> str:
             )
 
     given = rows_raised if rows == "uint8" else lanes_raised
-    return _registered(f"{lanes}_{rows}_{scope}", wanted, given)
+    return registered(f"dot_{lanes}_{rows}_{scope}", wanted, given)
 
 
 def _bfloat16(scope: str) -> str:
@@ -113,10 +113,4 @@ def _bfloat16(scope: str) -> str:
                 T.reinterpret(B.vload([0, 0], dtype="uint16x32"), dtype="int32x16"),
             )
 
-    return _registered(f"bfloat16_{scope}", wanted, given)
-
-
-def _registered(name: str, wanted: object, given: object) -> str:
-    """Let TVM know an intrinsic: blocks that look like `wanted` become `given`."""
-    TensorIntrin.register(f"flextensor_dot_{name}", wanted, given)
-    return f"flextensor_dot_{name}"
+    return registered(f"dot_bfloat16_{scope}", wanted, given)

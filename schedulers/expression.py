@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tvm import tirx
+from tvm import te, tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 
@@ -178,21 +178,28 @@ def split_variable(expr: Any, var: Any, outer: Any, inner: Any, factor: int) -> 
 
 
 def bfloat16_bits(value: Any) -> Any:
-    """The bits of a bfloat16 value, as uint16. Of what is loaded, and chosen among, they are
-    taken as they are; what is computed is float32 to TVM, and rounded to nearest even.
+    """The bits of a bfloat16 value, as uint16. Of what is loaded of an input, and chosen among,
+    they are taken as they are; what is computed is float32 to TVM, and rounded to nearest even.
 
     if_then_else(c, A[i], 0)  ->  if_then_else(c, reinterpret(A[i]), 0)
     """
-    if isinstance(value, TensorLoad):
-        return tirx.reinterpret("uint16", value)
     if isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
         condition, chosen, other = value.args
         return tirx.if_then_else(condition, bfloat16_bits(chosen), bfloat16_bits(other))
+    if _of_input(value) and str(value.ty) == "bfloat16":
+        return tirx.reinterpret("uint16", value)
     if isinstance(value, tirx.FloatImm) and value.value == 0:
         return tirx.const(0, "uint16")
     wide = value.astype("float32")
     no_number = tirx.const(0x7FC0, "uint16")
     return tirx.Select(tirx.isnan(wide), no_number, _rounded(wide))
+
+
+def _of_input(value: Any) -> bool:
+    """Whether a value is loaded of an input of the program, which TVM leaves in its dtype."""
+    if not isinstance(value, Call) or getattr(value.op, "name", "") != "te.tensor_load":
+        return False
+    return isinstance(value.args[0].op, te.PlaceholderOp)
 
 
 def _rounded(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from flextensor.schedulers.matrix_intrinsics import registered
+from flextensor.schedulers.intrinsics import registered
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 """What TVM calls dtypes where it writes PTX."""

@@ -81,12 +81,13 @@ class Cut:
 
     @property
     def lone(self) -> bool:
-        """Whether a block is one tile that is not filled: such a tile must not be computed at a
-        block of its consumer, where TVM would shrink it to what is read."""
+        """Whether less than a tile of a block is read, in one tile or among several that overhang
+        fills: such tiles must not be computed at a block of their consumer, where TVM would shrink
+        them to what is read."""
         following = [math.prod(self.pitches[p + 1 :]) for p in range(len(self.pitches))]
         steps = zip((self.block, *self.extents[1:]), following, strict=False)
         read = 1 + sum((extent - 1) * step for extent, step in steps)
-        return self.tiles == 1 and read != self.tile
+        return read < self.tile
 
     def coordinates(self, o: Any, q: Any) -> list[Any]:
         """The iterators' values at element q of block o; may lie outside the extents."""

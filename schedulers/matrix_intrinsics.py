@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
+
+from flextensor.schedulers.intrinsics import registered
 
 
 @functools.cache
@@ -78,7 +79,7 @@ def load(side: str, transposed: bool, dtype: str) -> str:
                 )
             )
 
-    return registered(f"load_{side}_{layout}_{dtype}", column if transposed else row, given)
+    return registered(f"matrix_load_{side}_{layout}_{dtype}", column if transposed else row, given)
 
 
 @functools.cache
@@ -125,7 +126,7 @@ def zero() -> str:
                 )
             )
 
-    return registered("zero", wanted, given)
+    return registered("matrix_zero", wanted, given)
 
 
 @functools.cache
@@ -197,7 +198,7 @@ def multiply(dtype: str) -> str:
                 )
             )
 
-    return registered(f"multiply_{dtype}", wanted, given)
+    return registered(f"matrix_multiply_{dtype}", wanted, given)
 
 
 @functools.cache
@@ -256,10 +257,4 @@ def store() -> str:
                 )
             )
 
-    return registered("store", wanted, given)
-
-
-def registered(name: str, wanted: object, given: object) -> str:
-    """Let TVM know an intrinsic: blocks that look like `wanted` become `given`."""
-    TensorIntrin.register(f"flextensor_matrix_{name}", wanted, given)
-    return f"flextensor_matrix_{name}"
+    return registered("matrix_store", wanted, given)

@@ -21,16 +21,19 @@ from typing import Any
 from tvm import te, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
+from flextensor.operators.workload import PRODUCTS
 from flextensor.schedulers import loops, tile_intrinsics
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction import At, ContractionSchedule
-from flextensor.schedulers.contraction_space import Plan, Unit
-from flextensor.schedulers.dot_contraction import SUMS, grouped, narrow, product
+from flextensor.schedulers.contraction_space import Plan
+from flextensor.schedulers.dot_contraction import grouped, narrow, product
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.program import Program, Stage
+from flextensor.schedulers.units import Unit
 from flextensor.targets import tiles
 from flextensor.targets.base import Target
+from flextensor.targets.dot_products import SUMS
 
 TASKS = "flextensor_tiles"
 """The annotation of a loop whose iterations have tile registers."""
@@ -54,10 +57,14 @@ class TileUnit(Unit):
     products_of_terms: int = 1
     """That are summed for one product."""
 
-    def crowded(self, plan: Plan, target: Target) -> str | None:
-        """Sums, and what one step loads, have a register each."""
+    def registers(self, plan: Plan) -> int:
+        """Sums, and what one step loads, have a tile register each."""
         rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
-        needed = rows * lanes + rows + lanes
+        return rows * lanes + rows + lanes
+
+    def crowded(self, plan: Plan, target: Target) -> str | None:
+        """Whatever the vector registers."""
+        needed = self.registers(plan)
         if needed > tiles.REGISTERS:
             return f"tile needs {needed} tile registers, has {tiles.REGISTERS}"
         return None
@@ -68,8 +75,7 @@ class TileUnit(Unit):
 
     def instructions(self, plan: Plan) -> int:
         """Multiplications and loads."""
-        rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
-        return (rows * lanes + rows + lanes) * self.products_of_terms
+        return self.registers(plan) * self.products_of_terms
 
     def rate(self, plan: Plan) -> float:
         """A load takes half the time of a multiplication, and four of these must be in flight;
@@ -119,13 +125,13 @@ class TileContractionSchedule(ContractionSchedule):
     def __init__(self, program: Program, found: Contraction, target: Target) -> None:
         self.dtype = multiplied(program, found)
         self.terms = 1 if narrow(found) else program.terms
-        self.pairs = {1: 1, 2: 3}[self.terms]
+        self.pairs = PRODUCTS[self.terms]
         self.term = tirx.Var("term", "int32")
         super().__init__(program, found, target)
 
     def _sides(self, program: Program) -> dict[str, Side]:
         self.found, group = grouped(self.found, self.target.tile_depth(self.dtype))
-        part = tiles.UNITS[self.dtype].part
+        part = tiles.INSTRUCTIONS[self.dtype].part
         group = dataclasses.replace(group, part=part, terms=self.terms, term=self.term)
         stored = "uint16" if self.dtype == "bfloat16" else "int8"
         return {

@@ -17,12 +17,13 @@ from __future__ import annotations
 import functools
 
 from tvm import tirx
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from flextensor.schedulers.dot_contraction import product
 from flextensor.schedulers.groups import in_word
-from flextensor.targets.tiles import ROWS, UNITS
+from flextensor.schedulers.intrinsics import registered
+from flextensor.targets.dot_products import SUMS
+from flextensor.targets.tiles import INSTRUCTIONS, ROWS
 
 ZERO, LOAD, STORE = "llvm.x86.tilezero", "llvm.x86.tileloadd64", "llvm.x86.tilestored64"
 
@@ -56,7 +57,7 @@ def zero(rows: int, lanes: int, sums: str) -> str:
                     )
                 )
 
-    return _registered(f"zero_{rows}_{lanes}_{sums}", wanted, given)
+    return registered(f"tile_zero_{rows}_{lanes}_{sums}", wanted, given)
 
 
 @functools.cache
@@ -96,16 +97,16 @@ def store(rows: int, lanes: int, sums: str) -> str:
                         )
                     )
 
-    return _registered(f"store_{rows}_{lanes}_{sums}", wanted, given)
+    return registered(f"tile_store_{rows}_{lanes}_{sums}", wanted, given)
 
 
 @functools.cache
 def multiply(rows: int, lanes: int, dtype: str) -> str:
     """One step of the reduction: `rows` x `lanes` tiles of sums, of products of `dtype`, int8 or
     bfloat16, which lie in words."""
-    unit, height, width = UNITS[dtype], ROWS * rows, ROWS * lanes
-    depth, part, intrinsic, words = unit.depth, unit.part, unit.multiply, unit.depth // unit.part
-    stored, sums = ("int8", "int32") if dtype == "int8" else ("uint16", "float32")
+    it, height, width = INSTRUCTIONS[dtype], ROWS * rows, ROWS * lanes
+    depth, part, intrinsic, words = it.depth, it.part, it.intrinsic, it.depth // it.part
+    stored, sums = "int8" if dtype == "int8" else "uint16", SUMS[dtype]
     first, second = rows * lanes, rows * lanes + rows
 
     def multiplied(lane: object, row: object, position: object) -> object:
@@ -168,10 +169,4 @@ def multiply(rows: int, lanes: int, dtype: str) -> str:
                         )
                     )
 
-    return _registered(f"multiply_{rows}_{lanes}_{dtype}", wanted, given)
-
-
-def _registered(name: str, wanted: object, given: object) -> str:
-    """Let TVM know an intrinsic: blocks that look like `wanted` become `given`."""
-    TensorIntrin.register(f"flextensor_tile_{name}", wanted, given)
-    return f"flextensor_tile_{name}"
+    return registered(f"tile_multiply_{rows}_{lanes}_{dtype}", wanted, given)

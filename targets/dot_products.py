@@ -10,6 +10,8 @@ from typing import Any
 
 NEEDS = {"int8": ("avx512vnni", 4), "bfloat16": ("avx512bf16", 2)}
 """By dtype: the feature of a CPU, by its LLVM name, and the products of a group."""
+SUMS = {"int8": "int32", "bfloat16": "float32"}
+"""What products of a dtype are summed in."""
 VNNI = "llvm.x86.avx512.vpdpbusd.512"
 BFLOAT16 = "flextensor_dot_bfloat16"
 DEFINE_BFLOAT16 = """
@@ -32,7 +34,7 @@ def chains(dtype: str, cores: int, count: int, steps: int) -> Any:
     import tvm
     from tvm.script import tirx as T
 
-    size, sums = NEEDS[dtype][1], "int32" if dtype == "int8" else "float32"
+    size, sums = NEEDS[dtype][1], SUMS[dtype]
     vector, bits = f"{sums}x16", f"{dtype}x{16 * size}"
 
     @T.prim_func(s_tir=True)

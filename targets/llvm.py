@@ -59,12 +59,16 @@ class LLVM(Target):
     def dot_group(self, dtype: str) -> int:
         """4 of int8 with AVX512-VNNI, 2 of bfloat16 with AVX512-BF16."""
         feature, group = dot_products.NEEDS.get(dtype, ("", 0))
-        return group if feature in self.features else 0
+        return group if self._multiplies(feature) else 0
 
     def tile_depth(self, dtype: str) -> int:
         """64 of int8, 32 of bfloat16, with AMX."""
-        unit = tiles.UNITS.get(dtype)
-        return unit.depth if unit and unit.feature in self.features else 0
+        found = tiles.INSTRUCTIONS.get(dtype)
+        return found.depth if found and self._multiplies(found.feature) else 0
+
+    def _multiplies(self, feature: str) -> bool:
+        """Whether it has what multiplies 16 lanes at a time, and vectors are as wide."""
+        return feature in self.features and self.vector_bits == 512
 
     @property
     def breed(self) -> str:

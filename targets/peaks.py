@@ -1,9 +1,10 @@
 """What a device can do at most: FLOP/s and bytes/s, measured once and remembered.
 
 On a CPU the peak is that of independent chains of fused multiply-adds that never leave the
-registers. The bandwidth is that of reading, all cores at once, a buffer four times as big as the
-last-level cache, but of at most 512 MiB and an eighth of the memory: where hundreds of cores share
-a cache that is bigger than that (virtual machines), part of what is measured is that cache.
+registers; of a dtype whose products tile registers or dot products sum, that of these instructions.
+The bandwidth is that of reading, all cores at once, a buffer four times as big as the last-level
+cache, but of at most 512 MiB and an eighth of the memory: where hundreds of cores share a cache
+that is bigger than that (virtual machines), part of what is measured is that cache.
 Both are the best of many repeats, for a peak is a maximum and neighbours only take from it.
 """
 
@@ -126,7 +127,7 @@ def _measure_dots(target: Target, dtype: str, group: int) -> float:
 
     shape = (target.cores, CHAINS, target.lanes("float32"))
     x = np.zeros(group * shape[-1], dtype)
-    out = np.zeros(shape, "int32" if dtype == "int8" else "float32")
+    out = np.zeros(shape, dot_products.SUMS[dtype])
     module = dot_products.chains(dtype, target.cores, CHAINS, STEPS)
     return 2 * group * STEPS * math.prod(shape) / _best_seconds(target, module, x, out)
 
@@ -135,7 +136,7 @@ def _measure_tiles(target: Target, dtype: str, depth: int) -> float:
     import numpy as np
 
     x = np.zeros((tiles.ROWS, tiles.ROWS), "uint32")
-    out = np.zeros((target.cores, *x.shape), "int32" if dtype == "int8" else "float32")
+    out = np.zeros((target.cores, *x.shape), dot_products.SUMS[dtype])
     module, steps = tiles.products(dtype, target.cores, STEPS // 8), 4 * STEPS // 8
     return 2 * depth * steps * out.size / _best_seconds(target, module, x, out)
 

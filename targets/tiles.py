@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from flextensor.targets.dot_products import SUMS
+
 ROWS = 16
 """Rows of a tile, and 32-bit sums in a row of one."""
 ROW_BYTES = 64
@@ -18,7 +20,7 @@ REGISTERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class Instruction:
     """What multiplies tiles of one dtype."""
 
     feature: str
@@ -27,13 +29,13 @@ class Unit:
     """Products that are summed in every sum at a time: elements in a row of a tile."""
     part: int
     """Neighbours along the reduction that lie together in both tiles: 32 bits."""
-    multiply: str
+    intrinsic: str
     """The LLVM intrinsic: sums, rows, lanes."""
 
 
-UNITS = {
-    "int8": Unit("amx-int8", 64, 4, "llvm.x86.tdpbssd"),
-    "bfloat16": Unit("amx-bf16", 32, 2, "llvm.x86.tdpbf16ps"),
+INSTRUCTIONS = {
+    "int8": Instruction("amx-int8", 64, 4, "llvm.x86.tdpbssd"),
+    "bfloat16": Instruction("amx-bf16", 32, 2, "llvm.x86.tdpbf16ps"),
 }
 """By dtype."""
 
@@ -78,7 +80,7 @@ def products(dtype: str, cores: int, steps: int) -> Any:
     import tvm
     from tvm.script import tirx as T
 
-    multiply, sums = UNITS[dtype].multiply, "int32" if dtype == "int8" else "float32"
+    multiply, sums = INSTRUCTIONS[dtype].intrinsic, SUMS[dtype]
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, out: T.handle) -> None:

@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm.s_tir import Schedule
 
 from flextensor.buffers import aligned, empty, poison, relative_error
+from flextensor.errors import InputError
 from flextensor.operators import Workload, parse
 from flextensor.operators.workload import TERMS, TWO_TERMS
 from flextensor.schedulers import schedule, space, spaces
 from flextensor.schedulers.base import Scheduler
 from flextensor.schedulers.composition import Composition
-from flextensor.schedulers.tile_contraction import TileContractionScheduler
+from flextensor.schedulers.tile_contraction import (
+    TileContractionSchedule,
+    TileContractionScheduler,
+)
 from flextensor.targets import LLVM, Target, lookup
+from flextensor.targets.tiles import REGISTERS
 from flextensor.testing import SchedulerCase
 
 CHIP = LLVM(
@@ -32,21 +38,31 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "batch_gemm": ("batch_gemm", {"batch": "3", "m": "17", "n": "20", "k": "19", "bias": "true"}),
     "conv2d": ("conv2d", {**SMALL, "bias": "true", "relu": "true"}),
     "conv2d_stride": ("conv2d", {**SMALL, "batch": "2", "stride": "2"}),
+    "conv2d_half_read": (  # a row of 15 and its overhang are two tiles, of which one is read
+        "conv2d", {"in_channels": "64", "out_channels": "32", "height": "10", "width": "17"},
+    ),
     "group_conv2d": ("group_conv2d", {**SMALL, "in_channels": "56", "out_channels": "40"}),
-}
-
-
-def host(dtype: str) -> Target:
-    """The CPU of this machine; the test is skipped where it lacks the instruction."""
-    target = lookup("llvm")
-    if not target.tile_depth(dtype if dtype == "int8" else "bfloat16"):
-        pytest.skip("this CPU has no AMX-INT8" if dtype == "int8" else "this CPU has no AMX-BF16")
-    return target
+}  # fmt: skip
 
 
 @pytest.fixture(params=["int8", "bfloat16", "float32"])
 def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(params=["tiles", "loops"])
+def machine(request: pytest.FixtureRequest, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """What kernels run on: this CPU with its tile registers, or any CPU, where the loops stay that
+    instructions on tiles would take the place of."""
+    own = lookup("llvm")
+    assert isinstance(own, LLVM)
+    if request.param == "loops":
+        monkeypatch.setattr(Schedule, "tensorize", lambda *_: None)
+        monkeypatch.setattr(TileContractionSchedule, "wrap", lambda _, func: func)
+        return dataclasses.replace(CHIP, mcpu=own.mcpu, mattr=own.mattr)
+    if not own.tile_depth(dtype if dtype == "int8" else "bfloat16"):
+        pytest.skip("this CPU has no AMX-INT8" if dtype == "int8" else "this CPU has no AMX-BF16")
+    return own
 
 
 def program(workload: Workload, dtype: str) -> Any:
@@ -56,8 +72,8 @@ def program(workload: Workload, dtype: str) -> Any:
 @pytest.mark.parametrize("case", CASES)
 class TestTileContraction(SchedulerCase):
     @pytest.fixture
-    def target(self, dtype: str) -> Target:
-        return host(dtype)
+    def target(self) -> Target:
+        return CHIP
 
     @pytest.fixture
     def workload(self, case: str, dtype: str) -> Workload:
@@ -72,6 +88,33 @@ class TestTileContraction(SchedulerCase):
     def scheduler(self) -> Scheduler:
         return TileContractionScheduler()
 
+    @pytest.fixture
+    def runner(self, machine: Target) -> Target:
+        return machine
+
+
+def test_seeds_fit_where_one_of_two_tiles_is_read() -> None:
+    name, fields = CASES["conv2d_half_read"]
+    func = Workload(parse(name, {**fields, "dtype": "int8"})).prim_func()
+    found = space(func, CHIP)
+    assert "flat" in {seed["conv2d.m_layout"] for seed in found.seeds}
+    for seed in found.seeds:
+        schedule(func, CHIP, seed)
+
+
+def test_features_count_tile_registers_and_terms() -> None:
+    def of(dtype: str) -> list[tuple[Any, dict[str, float]]]:
+        fields = {**SMALL, "in_channels": "32", "dtype": dtype}
+        found = space(program(Workload(parse("conv2d", fields)), dtype), CHIP)
+        return [(dict(seed), found.features(seed)) for seed in found.seeds]
+
+    once, in_terms = of("bfloat16"), of("float32")
+    assert [seed for seed, _ in once] == [seed for seed, _ in in_terms]
+    assert {seed["conv2d.m_layout"] for seed, _ in once} == {"flat", "panel"}
+    for (_, one), (_, both) in zip(once, in_terms, strict=True):
+        assert 2 ** both["conv2d.packed"] - 1 == pytest.approx(2 * (2 ** one["conv2d.packed"] - 1))
+        assert one["conv2d.registers"] <= REGISTERS
+
 
 def takers(target: Target, func: Any) -> list[str]:
     return [type(part).__name__ for part, _ in Composition.of(func, target).parts]
@@ -83,6 +126,8 @@ def test_who_takes_what() -> None:
         func = Workload(parse("gemm", {"dtype": dtype})).prim_func()
         assert takers(CHIP, func) == ["TileContractionSchedule"]
         assert takers(without, func) == ["DotContractionSchedule"]
+    short = dataclasses.replace(CHIP, vector_bits=256, vector_registers=16)
+    assert takers(short, func) == ["ContractionSchedule"]  # 16 sums are no vector there
     thin = Workload(parse("conv2d", {"in_channels": "6", "dtype": "int8"})).prim_func()
     assert takers(CHIP, thin) == ["DotContractionSchedule"]  # six of 64 would waste the tiles
     plain = Workload(parse("gemm", {}))
@@ -100,8 +145,13 @@ def test_terms_are_offered_where_tiles_multiply_and_the_tolerance_allows() -> No
     assert "subpixel_bf16x2" in spaces(transposed, CHIP)
     shift = Workload(parse("shift_conv2d", {}))
     assert list(spaces(shift, CHIP)) == ["direct"]  # nothing is multiplied there
-    assert gemm.has("direct_bf16x2") and not gemm.has("winograd2_bf16x2")
-    assert Workload(parse("gemm", {"dtype": "int8"})).in_terms(1e-4) == ()
+    assert conv.has("winograd4") and not conv.has("winograd4_bf16x2")
+    assert gemm.has("direct_bf16x2") and not gemm.has(None)
+    narrow = Workload(parse("gemm", {"dtype": "int8"}))
+    assert narrow.in_terms(1e-4) == () and not narrow.has("direct_bf16x2")
+    for workload, name in ((conv, "winograd4_bf16x2"), (narrow, "direct_bf16x2")):
+        with pytest.raises(InputError, match=name):
+            workload.prim_func(name)
 
 
 def test_sums_stay_in_tiles(dtype: str) -> None:
@@ -130,6 +180,42 @@ def test_weights_are_packed_ahead(dtype: str) -> None:
     assert str(module["main"].params[2].dtype) == "uint32"
 
 
+def test_bits_of_inputs_are_packed_as_they_are() -> None:
+    for name, fields in (("gemm", {}), ("conv2d", {**SMALL, "in_channels": "32"})):
+        func = Workload(parse(name, {**fields, "dtype": "bfloat16"})).prim_func()
+        assert takers(CHIP, func) == ["TileContractionSchedule"]
+        assert "isnan" not in schedule(func, CHIP, space(func, CHIP).seeds[0]).script()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_what_was_computed_in_bfloat16_is_rounded_where_it_is_packed(
+    machine: Target, tmp_path: Path
+) -> None:
+    """TVM keeps it in float32, of which the bits would not be those of a bfloat16."""
+    from tvm import te
+
+    def product(a: Any, b: Any, name: str) -> Any:
+        k = te.reduce_axis((0, 64), "k")
+        wide = lambda x, *at: x[at].astype("float32")  # noqa: E731
+        return te.compute(
+            (64, 64), lambda m, n: te.sum(wide(a, m, k) * wide(b, k, n), axis=k), name=name
+        )
+
+    a, b, c = (te.placeholder((64, 64), "bfloat16", name=name) for name in "abc")
+    sums = product(a, b, "sums")
+    narrow = te.compute((64, 64), lambda m, n: sums[m, n].astype("bfloat16"), name="narrow")
+    func = te.create_prim_func([a, b, c, product(narrow, c, "last")])
+    assert takers(machine, func) == ["TileContractionSchedule"] * 2
+    machine.build(schedule(func, machine, space(func, machine).seeds[0]), tmp_path / "k.so")
+    rng, out = np.random.default_rng(0), empty((64, 64), "float32")
+    inputs = [aligned(rng.standard_normal((64, 64)), "bfloat16") for _ in range(3)]
+    runtime = machine.runtime()
+    runtime.load(tmp_path / "k.so")["main"](*map(runtime.passed, (*inputs, out)))
+    x, y, z = (value.astype("float32") for value in inputs)
+    rounded = (x @ y).astype(inputs[0].dtype).astype("float32")
+    assert relative_error(out, rounded @ z) <= 1e-6
+
+
 def run(workload: Workload, func: Any, config: Any, target: Target, path: Path) -> Any:
     inputs = workload.inputs(3)
     out = empty(workload.buffers[-1].shape, workload.buffers[-1].dtype)
@@ -140,39 +226,38 @@ def run(workload: Workload, func: Any, config: Any, target: Target, path: Path) 
     return relative_error(out, workload.reference(inputs))
 
 
-def test_long_reductions_are_summed_in_blocks(dtype: str, tmp_path: Path) -> None:
-    target = host(dtype)
+def test_long_reductions_are_summed_in_blocks(dtype: str, machine: Target, tmp_path: Path) -> None:
     for case, (name, fields) in {
         "gemm": ("gemm", {"m": "40", "n": "50", "k": "700", "dtype": dtype, "relu": "true"}),
         "conv": ("conv2d", {**SMALL, "in_channels": "280", "dtype": dtype}),
     }.items():
         workload = Workload(parse(name, fields))
         func = program(workload, dtype)
-        found = space(func, target)
+        found = space(func, machine)
         config = dict(found.seeds[0]) | {f"{name}.k_parts": 2}
         assert found.reason(config) is None
-        error = run(workload, func, config, target, tmp_path / f"{case}.so")
+        error = run(workload, func, config, machine, tmp_path / f"{case}.so")
         assert error <= workload.tolerance(TWO_TERMS)
 
 
-def test_two_terms_keep_what_they_promise(tmp_path: Path) -> None:
-    target = host("float32")
+@pytest.mark.parametrize("dtype", ["float32"])
+def test_two_terms_keep_what_they_promise(machine: Target, tmp_path: Path) -> None:
     workload = Workload(parse("gemm", {"m": "64", "n": "64", "k": "512"}))
     func = workload.prim_func("direct_bf16x2")
-    error = run(workload, func, space(func, target).seeds[0], target, tmp_path / "k.so")
+    error = run(workload, func, space(func, machine).seeds[0], machine, tmp_path / "k.so")
     assert 1e-7 < error <= TWO_TERMS
 
 
+@pytest.mark.parametrize("dtype", ["int8"])
 @pytest.mark.parametrize("value", [-128, 127])
-def test_the_ends_of_int8_do_not_saturate(value: int, tmp_path: Path) -> None:
-    target = host("int8")
+def test_the_ends_of_int8_do_not_saturate(value: int, machine: Target, tmp_path: Path) -> None:
     workload = Workload(parse("gemm", {"m": "3", "n": "17", "k": "27", "dtype": "int8"}))
     func = workload.prim_func()
-    target.build(schedule(func, target, space(func, target).seeds[0]), tmp_path / "k.so")
+    machine.build(schedule(func, machine, space(func, machine).seeds[0]), tmp_path / "k.so")
     a, b = (np.full(spec.shape, value, "int8") for spec in workload.buffers[:2])
     for other in (b, ~b):
         out = empty((3, 17), "int32")
-        target.runtime().load(tmp_path / "k.so")["main"](aligned(a), aligned(other), out)
+        machine.runtime().load(tmp_path / "k.so")["main"](aligned(a), aligned(other), out)
         assert (out == a.astype("int32") @ other.astype("int32")).all()
 
 
