@@ -24,8 +24,8 @@ TILES = {
     ),
 }  # fmt: skip
 """Where the lanes are, rows and vectors of the register tiles that seeds begin with, by vector
-registers: a CPU has the tiles of the largest number that it has. Those of 16 are what won most often
-on a Zen 3: eight sums keep its multipliers busy, and two or four rows divide most layers."""
+registers: a CPU has the tiles of the largest number that it has. Those of 16 won most often on a
+Zen 3: eight sums keep its multipliers busy, and two or four rows divide most layers."""
 
 
 @dataclasses.dataclass(frozen=True)
