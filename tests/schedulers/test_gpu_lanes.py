@@ -14,9 +14,12 @@ from flextensor.errors import DeviceError
 from flextensor.operators import Workload, parse
 from flextensor.operators.workload import empty
 from flextensor.schedulers import schedule, space
+from flextensor.schedulers.gpu_tensor_core_plan import WAYS
+from flextensor.schedulers.gpu_tensor_core_units import UNITS
 from flextensor.schedulers.lane_intrinsics import PLACES
 from flextensor.schedulers.space import Config
 from flextensor.targets import CUDA, launches
+from flextensor.targets.cuda_architectures import Architecture
 from flextensor.targets.cuda_compiler import compile_cuda
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 
@@ -158,8 +161,9 @@ def test_machine_code_needs_fewer_registers_and_spills_none(arch: str, dtype: st
     assert registers["mma"] < registers["wmma"]
 
 
-def test_only_architectures_that_have_it_are_asked_for_it() -> None:
+def test_only_architectures_that_have_it_are_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     func = work("gemm", {"m": "256", "n": "256", "k": "256"}).prim_func()
+    assert WAYS.keys() == UNITS.keys()
 
     def units(arch: str) -> Any:
         knobs = {k.name: k.values for k in space(func, card(arch)).knobs}
@@ -167,6 +171,25 @@ def test_only_architectures_that_have_it_are_asked_for_it() -> None:
 
     assert units("sm_75") is None
     assert units("sm_80") == units("sm_120") == ("wmma", "mma")
+    monkeypatch.setattr(Architecture, "lane_products", False)
+    assert units("sm_80") is None and card("sm_80").copies_ahead
+
+
+def test_lowering_looks_for_lanes_only_where_a_warp_holds_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target, by_lanes = card("sm_80"), launches._by_lanes
+    asked: list[Any] = []
+
+    def counted(module: Any) -> Any:
+        asked.append(module)
+        return by_lanes(module)
+
+    monkeypatch.setattr(launches, "_by_lanes", counted)
+    for unit, times in (("wmma", 0), ("mma", 1)):
+        config = {f"gemm.{k}": v for k, v in {**TILE, "unit": unit, "stages": 1}.items()}
+        launches.lower(schedule(GEMM.prim_func(), target, config), target.tvm_target())
+        assert len(asked) == times
 
 
 def test_sums_never_go_to_shared_memory_and_the_model_knows() -> None:
