@@ -57,6 +57,8 @@ static inline bool first_lane() {
   return (row * blockDim.x + threadIdx.x) % 32 == 0;
 }
 
+static inline void demand_aligned(const void* pointer, size_t to);
+
 namespace nvcuda {
 namespace wmma {
 struct matrix_a {};
@@ -73,6 +75,14 @@ struct fragment {
   float x[rows * columns];
 };
 
+// CUDA C Programming Guide, "Warp Matrix Functions": a tile begins at a multiple of 32 bytes, its
+// rows lie a multiple of 16 bytes apart.
+template <typename T>
+void demand_tile(const T* first, unsigned pitch) {
+  demand_aligned(first, 32);
+  demand_aligned(first + pitch, 16);
+}
+
 template <typename F>
 void fill_fragment(F& tile, float value) {
   if (first_lane()) std::fill(tile.x, tile.x + F::rows * F::columns, value);
@@ -82,6 +92,7 @@ template <typename Use, int M, int N, int K, typename T, typename Layout>
 void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& tile, const T* from, unsigned pitch) {
   typedef fragment<Use, M, N, K, T, Layout> F;
   if (!first_lane()) return;
+  demand_tile(from, pitch);
   bool turned = std::is_same<Layout, col_major>::value;
   for (int i = 0; i < F::rows; ++i)
     for (int j = 0; j < F::columns; ++j)
@@ -107,6 +118,7 @@ template <int M, int N, int K>
 void store_matrix_sync(float* to, const fragment<accumulator, M, N, K, float>& sums,
                        unsigned pitch, layout_t layout) {
   if (!first_lane()) return;
+  demand_tile(to, pitch);
   for (int i = 0; i < M; ++i)
     for (int j = 0; j < N; ++j)
       to[layout == mem_row_major ? i * pitch + j : j * pitch + i] = sums.x[i * N + j];

@@ -178,9 +178,14 @@ def test_only_architectures_that_have_it_are_asked_for_it(monkeypatch: pytest.Mo
 def test_lowering_looks_for_lanes_only_where_a_warp_holds_something(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    target, asked = card("sm_80"), []
-    by_lanes = launches._by_lanes
-    monkeypatch.setattr(launches, "_by_lanes", lambda m: asked.append(m) or by_lanes(m))
+    target, by_lanes = card("sm_80"), launches._by_lanes
+    asked: list[Any] = []
+
+    def counted(module: Any) -> Any:
+        asked.append(module)
+        return by_lanes(module)
+
+    monkeypatch.setattr(launches, "_by_lanes", counted)
     for unit, times in (("wmma", 0), ("mma", 1)):
         config = {f"gemm.{k}": v for k, v in {**TILE, "unit": unit, "stages": 1}.items()}
         launches.lower(schedule(GEMM.prim_func(), target, config), target.tvm_target())

@@ -12,7 +12,7 @@ import pytest
 
 from flextensor.buffers import relative_error
 from flextensor.cost_models import gpu
-from flextensor.errors import IllegalConfigError
+from flextensor.errors import DeviceError, IllegalConfigError
 from flextensor.operators import Operator, Workload, parse
 from flextensor.schedulers import gpu_tensor_core_operands as operands
 from flextensor.schedulers import schedule, space
@@ -154,6 +154,14 @@ def test_a_wait_that_is_too_short_is_caught(staged: launches.Program) -> None:
     source, count = re.subn(r"(\s)tvm_\w+wait_group_2\(\);", r"\1", body(staged.source))
     assert count
     assert not run(source, staged, GEMM) < 1e-2
+
+
+@pytest.mark.parametrize("where", [r"\1 + 8, \2);", r"\1, 36);"])  # begins, rows lie apart
+def test_a_tile_that_is_not_aligned_is_refused(staged: launches.Program, where: str) -> None:
+    source, count = re.subn(r"(wmma::load_matrix_sync\(.*), (\d+)\);", where, staged.source)
+    assert count
+    with pytest.raises(DeviceError, match="main_kernel: what .* is not aligned to its size"):
+        run(source, staged, GEMM)
 
 
 def test_less_shared_memory_than_needed_is_caught(staged: launches.Program) -> None:
