@@ -196,10 +196,11 @@ def test_what_was_computed_in_bfloat16_is_rounded_where_it_is_packed(
 
     def product(a: Any, b: Any, name: str) -> Any:
         k = te.reduce_axis((0, 64), "k")
-        wide = lambda x, *at: x[at].astype("float32")  # noqa: E731
-        return te.compute(
-            (64, 64), lambda m, n: te.sum(wide(a, m, k) * wide(b, k, n), axis=k), name=name
-        )
+
+        def at(m: Any, n: Any) -> Any:
+            return te.sum(a[m, k].astype("float32") * b[k, n].astype("float32"), axis=k)
+
+        return te.compute((64, 64), at, name=name)
 
     a, b, c = (te.placeholder((64, 64), "bfloat16", name=name) for name in "abc")
     sums = product(a, b, "sums")
