@@ -20,9 +20,16 @@ def build(func: Any, target: Target, config: Mapping[str, Any], path: Path) -> N
 
     Raises `IllegalConfigError`, and `DeviceError` when linking fails.
     """
-    from flextensor.schedulers import prepack, schedule
+    from flextensor.schedulers import schedule
 
-    module = schedule(func, target, config)
+    write(schedule(func, target, config), func, target, path)
+
+
+def write(module: Any, func: Any, target: Target, path: Path) -> None:
+    """Compile what `func` was scheduled to into the library `path`; `DeviceError` when linking
+    fails."""
+    from flextensor.schedulers import prepack
+
     target.build(module, path)
     constants = prepack.constants(func)
     if constants:

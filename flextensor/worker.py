@@ -45,6 +45,7 @@ class Builder:
     def __init__(self) -> None:
         self._target: Any = None
         self._programs: dict[str, Any] = {}
+        self._read: dict[str, Any] = {}
 
     def target(self, payload: Payload) -> dict[str, Any]:
         """{"target": dumped target} -> {}; raises `DeviceError` without a compiler."""
@@ -60,15 +61,29 @@ class Builder:
         import tvm
 
         self._programs[payload["name"]] = tvm.ir.load_json(Path(payload["path"]).read_text())
+        self._read.pop(payload["name"], None)
         return {}
+
+    def scheduled(self, payload: Payload) -> Any:
+        """{"program", "config"} -> the program with the config carried out.
+
+        A program is read once: that of a Winograd convolution takes as long to read as a config of
+        it takes to schedule and lower, and a builder is given hundreds.
+        """
+        from flextensor.schedulers.composition import Composition
+
+        name = payload["program"]
+        if name not in self._read:
+            self._read[name] = Composition.of(self._programs[name], self._target)
+        return self._read[name].schedule(payload["config"])
 
     def build(self, payload: Payload) -> dict[str, Any]:
         """{"program", "config", "out"} -> {"status", "message", "seconds"}."""
-        from flextensor.compiled import build
+        from flextensor import compiled
 
         def write() -> dict[str, Any]:
             program = self._programs[payload["program"]]
-            build(program, self._target, payload["config"], Path(payload["out"]))
+            compiled.write(self.scheduled(payload), program, self._target, Path(payload["out"]))
             return {"message": ""}
 
         return attempted(write)
@@ -76,11 +91,9 @@ class Builder:
     def model(self, payload: Payload) -> dict[str, Any]:
         """{"program", "config"} -> {"status", "message", "seconds", "time": modelled seconds}."""
         from flextensor.cost_models import gpu
-        from flextensor.schedulers import schedule
 
         def judge() -> dict[str, Any]:
-            program = self._programs[payload["program"]]
-            module = schedule(program, self._target, payload["config"])
+            module = self.scheduled(payload)
             found = gpu.judge(self._target, module).prediction
             return {"message": found.summary, "time": found.seconds}
 

@@ -7,7 +7,6 @@ spaces of the stages are joined and searched together.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from flextensor.schedulers.space import Config, Knob, Point, Space, Value
 
 if TYPE_CHECKING:
     from flextensor.operators.workload import Workload
-    from flextensor.schedulers.composition import Composition
     from flextensor.targets.base import Target
 
 __all__ = ["Config", "Knob", "Point", "Space", "Value", "schedule", "space", "spaces"]
@@ -24,16 +22,9 @@ __all__ = ["Config", "Knob", "Point", "Space", "Value", "schedule", "space", "sp
 
 def space(func: Any, target: Target) -> Space:
     """The schedule space of a `tvm.tirx.PrimFunc` on a target."""
-    return _composed(func, target).space
-
-
-@functools.lru_cache(maxsize=8)
-def _composed(func: Any, target: Target) -> Composition:
-    """A program read and its stages assigned: for a Winograd convolution that takes as long as to
-    schedule and lower a config of it, and a builder is given hundreds."""
     from flextensor.schedulers.composition import Composition
 
-    return Composition.of(func, target)
+    return Composition.of(func, target).space
 
 
 def spaces(workload: Workload, target: Target, tolerance: float = 1e-4) -> dict[str, Space]:
@@ -61,4 +52,6 @@ def schedule(func: Any, target: Target, config: Mapping[str, Value]) -> Any:
     constant inputs are packed ahead there is ``pack`` too, see `flextensor.schedulers.prepack`.
     Raises `IllegalConfigError` for a config that is not of the space or breaks a constraint.
     """
-    return _composed(func, target).schedule(config)
+    from flextensor.schedulers.composition import Composition
+
+    return Composition.of(func, target).schedule(config)

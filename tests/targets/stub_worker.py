@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import flextensor.schedulers
 from flextensor import worker
 from flextensor.errors import IllegalConfigError
 
@@ -47,5 +46,7 @@ def with_extern(program: Any, name: str, *arguments: int | str) -> Any:
 
 
 if __name__ == "__main__":
-    vars(flextensor.schedulers)["schedule"] = schedule
+    worker.Builder.scheduled = lambda self, payload: schedule(  # type: ignore[method-assign]
+        self._programs[payload["program"]], self._target, payload["config"]
+    )
     worker.main(sys.argv[1:])
