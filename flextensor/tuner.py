@@ -140,9 +140,14 @@ def check_names(effort: str, explorer: str, cost_model: str) -> None:
 
 
 def check_policy(policy: str | Path | None, explorer: str) -> None:
-    """Raise `InputError` for a policy that the explorer would not follow."""
-    if policy is not None and explorer != "q-method":
+    """Raise `InputError` for a policy that the explorer would not follow, or that has no folder to
+    be kept in: the end of a search is too late to say so."""
+    if policy is None:
+        return
+    if explorer != "q-method":
         raise InputError(f"a policy is followed by the explorer q-method, and not by {explorer}")
+    if not Path(policy).absolute().parent.is_dir():
+        raise InputError(f"{policy}: cannot be written, its folder does not exist")
 
 
 @contextlib.contextmanager

@@ -62,12 +62,9 @@ class TileUnit(Unit):
         rows, lanes = plan.rows.tile // tiles.ROWS, plan.vectors
         return rows * lanes + rows + lanes
 
-    def crowded(self, plan: Plan, target: Target) -> str | None:
+    def available(self, target: Target) -> tuple[int, str]:
         """Whatever the vector registers."""
-        needed = self.registers(plan)
-        if needed > tiles.REGISTERS:
-            return f"tile needs {needed} tile registers, has {tiles.REGISTERS}"
-        return None
+        return tiles.REGISTERS, "tile registers"
 
     def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
         """Whatever the vector registers."""

@@ -24,8 +24,8 @@ TILES = {
     ),
 }  # fmt: skip
 """Where the lanes are, rows and vectors of the register tiles that seeds begin with, by vector
-registers: a CPU has the tiles of the largest number that it has. Those of 16 won most often on a
-Zen 3: eight sums keep its multipliers busy, and two or four rows divide most layers."""
+registers: a CPU has the tiles of the largest number that it has. Of 16: eight
+sums keep the multipliers busy, and two or four rows divide most layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Unit:
         """Registers that a register tile takes: accumulators, lane vectors, one broadcast."""
         return plan.rows.tile * plan.vectors + plan.vectors + 1
 
+    def available(self, target: Target) -> tuple[int, str]:
+        """How many of what kind of registers there are."""
+        return target.vector_registers, "vector registers"
+
     def crowded(self, plan: Plan, target: Target) -> str | None:
         """Why a register tile does not fit; None when it does."""
-        needed = self.registers(plan)
-        if needed > target.vector_registers:
-            return f"tile needs {needed} vector registers, has {target.vector_registers}"
-        return None
+        needed, (has, kind) = self.registers(plan), self.available(target)
+        return f"tile needs {needed} {kind}, has {has}" if needed > has else None
 
     def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
         """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""

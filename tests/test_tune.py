@@ -164,3 +164,6 @@ def test_a_policy_is_kept_and_followed_by_the_q_method_alone(tmp_path: Path) -> 
         assert path.is_file()
     with pytest.raises(InputError, match="by the explorer q-method, and not by flextensor"):
         flextensor.tune(GEMM, trials=4, db=tmp_path / "t.db", policy=path)
+    absent = tmp_path / "absent" / "policies.pt"
+    with pytest.raises(InputError, match="its folder does not exist"):
+        flextensor.tune(GEMM, db=tmp_path / "t.db", explorer="q-method", policy=absent)
