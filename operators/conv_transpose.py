@@ -109,10 +109,11 @@ class ConvolutionTranspose(Convolution):
         """The weight as [out_channels, in_channels/groups, kernel..], each axis reversed."""
         from tvm import te
 
-        per_group, in_group = self.weight_shape[1], self.in_channels // self.groups
+        in_group = self.in_channels // self.groups
 
         def value(k: Any, c: Any, *taps: Any) -> Any:
-            return weight(self._input(k, c), k % per_group, *(self.kernel - 1 - r for r in taps))
+            own = k if self.groups == 1 else k % self.weight_shape[1]
+            return weight(self._input(k, c), own, *(self.kernel - 1 - r for r in taps))
 
         shape = [self.out_channels, in_group, *self.weight_shape[2:]]
         return te.compute(shape, value, name="flip_weight")

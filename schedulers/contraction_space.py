@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 
 from flextensor.schedulers.analysis import Contraction, points
+from flextensor.schedulers.contraction_estimate import BYTES, features
 from flextensor.schedulers.layouts import Cut, Side
-from flextensor.schedulers.program import Iterator, Program, fusable, movable
+from flextensor.schedulers.program import Iterator, Program, fusable, movable, reindexed
 from flextensor.schedulers.space import Config, Knob, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import is_transform
 from flextensor.schedulers.units import VECTORS, Unit
@@ -120,12 +121,13 @@ def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
 
 
 def layouts(program: Program, side: Side) -> tuple[str, ...]:
-    """The layouts that fit a side; a buffer whose producer would be inlined is never `inline`,
-    and words in which no window slides are never `flat`: a tile's rows would lie far apart."""
+    """The layouts that fit a side; a buffer whose producer would be inlined is `inline` only if
+    that renames the elements of an input, and words in which no window slides are never `flat`: a
+    tile's rows would lie far apart."""
     options = []
     if side.operand.access is not None and not side.group:
         producer = program.producer(side.operand.buffer)
-        if producer is None or not movable(program, producer):
+        if producer is None or not movable(program, producer) or reindexed(program, producer):
             options.append("inline")
     words = side.group is not None and side.group.part > 0
     if side.slides is not None and (not words or any(s.taps.terms for s in side.slides)):
@@ -164,13 +166,10 @@ def contraction_space(
     space = Space(
         tuple(knobs),
         (lambda c: _illegal(c, found, sides, target, unit),),
+        features=lambda c: features(Plan.of(c, found, sides, target), found, sides, target, unit),
         canonical=lambda c: _canonical(c, knobs, Plan.of(c, found, sides, target), sides),
     )
-    return dataclasses.replace(
-        space,
-        seeds=_seeds(space, sides, target, unit),
-        features=lambda c: _features(Plan.of(c, found, sides, target), found, sides, target, unit),
-    )
+    return dataclasses.replace(space, seeds=_seeds(space, sides, target, unit, points(found.k)))
 
 
 def _canonical(
@@ -204,14 +203,18 @@ def _canonical(
 
 
 def _seeds(
-    space: Space, sides: Mapping[str, Side], target: Target, unit: Unit
+    space: Space, sides: Mapping[str, Side], target: Target, unit: Unit, k: int
 ) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
-    lanes lie contiguous, nothing packed; each with the blocks that are legal first."""
+    lanes lie contiguous, nothing packed; each with the best blocks by estimate. Where a panel
+    of all `k` steps of the reduction does not fit L2, also one block of rows for every core, which
+    passes by panels of lanes in blocks of the reduction that fit."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in unit.first_tiles(target):
+        panel = (rows + vectors * target.lanes("float32")) * k * BYTES
+        deep = ceil_div(panel, target.l2_bytes // 2)
         for packed in ("lanes", "all", "nothing"):
             if packed == "nothing" and not sides[lanes].contiguous:
                 continue
@@ -225,71 +228,24 @@ def _seeds(
                 wanted[f"{side}_layout"] = knobs[f"{side}_layout"][-1 if packed == "all" else 0]
             if packed == "lanes" and wanted[f"{lanes}_layout"] == "inline":
                 wanted |= {f"{lanes}_layout": "panel", f"{lanes}_at": "root"}
-            options = (
-                space.config(space.project({**wanted, "n_parts": parts, "output_at": at}))
-                for parts in (16, 4, 1)
-                for at in knobs["output_at"]
-            )
-            pick = next((config for config in options if space.reason(config) is None), None)
-            if pick is not None:
-                picks.setdefault(tuple(pick.values()), pick)
+            blocked: Config = {
+                **wanted, "k_parts": deep, "tiles_order": lanes, "m_at": "root", "n_at": "root",
+                f"{lanes}_layout": "panel",
+            }  # fmt: skip
+            cuts = [{**wanted, "n_parts": parts} for parts in (16, 4, 1)]
+            parted = {side: 1 if side == lanes else target.cores for side in sides}
+            blocks = [{**blocked, **{f"{side}_parts": n for side, n in parted.items()}}]
+            for starts in (cuts, blocks) if deep > 1 else (cuts,):
+                options = [
+                    space.config(space.project({**start, "output_at": at}))
+                    for start in starts
+                    for at in knobs["output_at"]
+                ]
+                legal = [config for config in options if space.reason(config) is None]
+                if legal:
+                    pick = min(legal, key=lambda config: space.features(config)["estimate"])
+                    picks.setdefault(tuple(pick.values()), pick)
     return tuple(picks.values())
-
-
-def _features(
-    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target, unit: Unit
-) -> dict[str, float]:
-    """Sizes that decide the time: arithmetic with waste, tile, packing, footprints, tasks.
-
-    `estimate` is a roofline guess in seconds on a machine of 3 GHz.
-    """
-    ks = math.prod(plan.k_extent(i) for i in found.k)
-    batch = points(found.batch)
-    work = batch * plan.rows.padded * plan.lanes.padded * ks
-    rate = unit.rate(plan)
-    if plan.lane_layout == "inline" and not sides[plan.lane_side].contiguous:
-        rate /= 6  # every lane is a load of its own
-    tasks = batch * plan.rows.blocks * plan.lanes.blocks
-    balance = tasks / (target.cores * ceil_div(tasks, target.cores))
-    packed = 0.0
-    for role, cut, layout, at in (
-        ("row", plan.rows, plan.row_layout, plan.row_at),
-        ("lane", plan.lanes, plan.lane_layout, plan.lane_at),
-    ):
-        side = sides[plan.row_side if role == "row" else plan.lane_side]
-        if layout == "inline" or (at == "root" and side.fixed):
-            continue
-        if layout == "flat":
-            own = math.prod(int(e) for e in side.operand.buffer.shape)
-        else:
-            own = points(side.own_batch) * cut.padded * math.prod(i.extent for i in side.own_k)
-            own *= side.group.size if side.group else 1
-        own *= side.group.terms if side.group else 1
-        other = plan.lanes if role == "row" else plan.rows
-        packed += own * (other.blocks if at == "block" and layout == "panel" else 1)
-    lanes_block = plan.lanes.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
-    rows_block = plan.rows.tile * (plan.k_length // plan.k_blocks) * plan.window_points * 4
-    seconds = work / (target.cores * 3e9 * unit.products(plan)) / rate / balance
-    seconds += packed * 1.2e-9 / target.cores
-    log = math.log2
-    return {
-        "estimate": seconds,
-        "log_estimate": log(seconds),
-        "waste": work / (batch * plan.rows.points * plan.lanes.points * ks),
-        "tile": plan.rows.tile * plan.vectors,
-        "rate": rate,
-        "registers": unit.registers(plan),
-        "body": log(plan.steps * unit.instructions(plan)),
-        "packed": log(packed + 1),
-        "tasks": log(tasks),
-        "balance": balance,
-        "lane_panel": log(lanes_block),
-        "row_panel": log(rows_block),
-        "block": log(plan.rows.tiles * plan.rows.tile * plan.lanes.tiles * plan.lanes.tile),
-        "row_tiles": log(plan.rows.tiles),
-        "lane_tiles": log(plan.lanes.tiles),
-        "k_blocks": plan.k_blocks,
-    }
 
 
 def _outputs(program: Program, found: Contraction) -> tuple[str, ...]:

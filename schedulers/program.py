@@ -19,7 +19,7 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 from flextensor.operators.workload import TERMS
 from flextensor.schedulers import prepack
-from flextensor.schedulers.expression import loads, rewrite, walk
+from flextensor.schedulers.expression import linear, loads, rewrite, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,18 @@ def movable(program: Program, stage: Stage) -> bool:
             return False
     calls = [n for n in walk(stage.value) if isinstance(n, Call)]
     return all(getattr(c.op, "name", "") == "prim.if_then_else" for c in calls)
+
+
+def reindexed(program: Program, stage: Stage) -> bool:
+    """Whether a stage only renames the elements of an input, as a transposed or a mirrored weight:
+    to read it is to read one element at affine indices, without a condition."""
+    value = stage.value
+    if stage.combiner or not isinstance(value, TensorLoad):
+        return False
+    if any(linear(index) is None for index in value.indices):
+        return False
+    producer = program.producer(value.source)
+    return producer is None or reindexed(program, producer)
 
 
 def fusable(program: Program, stage: Stage) -> list[Stage]:

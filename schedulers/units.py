@@ -62,10 +62,11 @@ class Unit:
         return plan.rows.tile * plan.vectors
 
     def rate(self, plan: Plan) -> float:
-        """The expected share of the peak: eight multiply-adds must be in flight; loads of a step
-        share the ports with them."""
-        tile = plan.rows.tile * plan.vectors
-        return min(1.0, tile / 8) * min(1.0, 2 * tile / (plan.vectors + plan.rows.tile + 2))
+        """The expected share of the peak: eight multiply-adds must be in flight, two begin in a
+        cycle; half of what two loads in a cycle take, and half of a turn of the loop, adds up."""
+        multiply = plan.rows.tile * plan.vectors / 2
+        loads = (plan.rows.tile + plan.vectors) / 2
+        return multiply / (max(multiply, 4.0) + (loads + 1 / plan.steps) / 2)
 
     def products(self, plan: Plan) -> float:
         """Products of a row and a lane in one cycle of a core, at the peak."""

@@ -1,0 +1,156 @@
+"""What a plan of a contraction costs, guessed in microseconds: arithmetic with its waste, packing,
+and what its loops fetch again from caches that are too small.
+
+    for tile of the outer side:            its panel is held while the inner tiles pass
+        for tile of the inner side:        all panels of a block pass once for every outer tile
+            for k: ...                     so that they should fit L2, which costs next to nothing
+
+A panel is what one tile reads of an operand in a block of the reduction. The goal of blocking is as
+in Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flextensor.schedulers.analysis import Contraction, points
+from flextensor.schedulers.layouts import Cut, Side
+from flextensor.schedulers.units import Unit
+from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div
+
+if TYPE_CHECKING:
+    from flextensor.schedulers.contraction_space import Plan
+
+CLOCK = 3e9
+"""Cycles per second of the machine that estimates are for."""
+BYTES = 4
+"""Of an element: operands of other sizes differ in all candidates alike."""
+FETCHED = {"l3": 16.0, "memory": 3.0}
+"""Bytes that a core gets in a cycle from what lies beyond L2, of which it does not wait for all."""
+PACK = 1.2e-9
+"""Seconds that one core takes to pack an element."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """One operand as rows or as lanes of a plan."""
+
+    side: Side
+    cut: Cut
+    layout: str
+    at: str
+
+    def distinct(self, plan: Plan) -> int:
+        """Elements for one step of the side's iterators, all of the reduction: a window that slides
+        reads again what its neighbour has read."""
+        slides = self.side.slides if self.layout != "panel" else None
+        sliding = {v for slide in slides or () for v in slide.taps.terms}
+        return math.prod(plan.k_extent(i) for i in self.side.own_k if i.var not in sliding)
+
+    def panel(self, plan: Plan) -> float:
+        """Bytes that a tile reads in a block of the reduction."""
+        return self.cut.tile * self.distinct(plan) / plan.k_blocks * BYTES
+
+    def packed(self, plan: Plan, blocks: int) -> float:
+        """Elements to pack, again for each of the other side's blocks where a task does it."""
+        if self.layout == "inline" or (self.at == "root" and self.side.fixed):
+            return 0.0
+        group = self.side.group
+        if self.layout == "flat":
+            own = math.prod(int(e) for e in self.side.operand.buffer.shape)
+        else:
+            own = points(self.side.own_batch) * self.cut.padded
+            own *= math.prod(i.extent for i in self.side.own_k) * (group.size if group else 1)
+        own *= group.terms if group else 1
+        return own * (blocks if self.at == "block" and self.layout == "panel" else 1)
+
+
+def roles(plan: Plan, sides: Mapping[str, Side]) -> tuple[Role, Role]:
+    """Rows and lanes."""
+    return (
+        Role(sides[plan.row_side], plan.rows, plan.row_layout, plan.row_at),
+        Role(sides[plan.lane_side], plan.lanes, plan.lane_layout, plan.lane_at),
+    )
+
+
+def features(
+    plan: Plan, found: Contraction, sides: Mapping[str, Side], target: Target, unit: Unit
+) -> dict[str, float]:
+    """Sizes that decide the time: arithmetic with waste, tile, packing, footprints, tasks.
+
+    `estimate` is a guess in seconds.
+    """
+    rows, lanes = roles(plan, sides)
+    ks = math.prod(plan.k_extent(i) for i in found.k)
+    batch = points(found.batch)
+    work = batch * plan.rows.padded * plan.lanes.padded * ks
+    rate = unit.rate(plan)
+    if plan.lane_layout == "inline" and not lanes.side.contiguous:
+        rate /= 6  # every lane is a load of its own
+    tasks = batch * plan.rows.blocks * plan.lanes.blocks
+    balance = tasks / (target.cores * ceil_div(tasks, target.cores))
+    packed = rows.packed(plan, plan.lanes.blocks) + lanes.packed(plan, plan.rows.blocks)
+    fetched = fetch_cycles(plan, found, rows, lanes, target)
+    cycles = work / unit.products(plan) / rate + fetched * work / (rows.cut.tile * lanes.cut.tile)
+    seconds = cycles / (target.cores * CLOCK) / balance + packed * PACK / target.cores
+    log = math.log2
+    return {
+        "estimate": seconds,
+        "log_estimate": log(seconds),
+        "waste": work / (batch * plan.rows.points * plan.lanes.points * ks),
+        "tile": plan.rows.tile * plan.vectors,
+        "rate": rate,
+        "registers": unit.registers(plan),
+        "body": log(plan.steps * unit.instructions(plan)),
+        "packed": log(packed + 1),
+        "fetched": fetched,
+        "tasks": log(tasks),
+        "balance": balance,
+        "lane_panel": log(lanes.panel(plan)),
+        "row_panel": log(rows.panel(plan)),
+        "block": log(plan.rows.tiles * plan.rows.tile * plan.lanes.tiles * plan.lanes.tile),
+        "row_tiles": log(plan.rows.tiles),
+        "lane_tiles": log(plan.lanes.tiles),
+        "k_blocks": plan.k_blocks,
+    }
+
+
+def fetch_cycles(plan: Plan, found: Contraction, rows: Role, lanes: Role, target: Target) -> float:
+    """Cycles that one step of the reduction of one register tile waits for what lies beyond L2:
+    its operands and, where the reduction is cut into blocks, its sums."""
+    outer, inner = (rows, lanes) if plan.row_tiles_outer else (lanes, rows)
+    block = inner.panel(plan) * inner.cut.tiles + outer.panel(plan)
+    held = outer.panel(plan) + inner.panel(plan)
+    sums = rows.cut.tile * lanes.cut.tile * BYTES
+    cycles = 0.0
+    if plan.k_blocks > 1:
+        place = _level(sums * rows.cut.tiles * lanes.cut.tiles, target)
+        steps = math.prod(plan.k_extent(i) for i in found.k) / plan.k_blocks
+        cycles += 2 * sums / steps / FETCHED[place or "l3"]
+    for role, place, passes in (
+        (inner, _level(block, target), 1),
+        (outer, _level(held, target), 1),
+        (inner, _level(_whole(inner, plan), target), outer.cut.tiles),
+        (outer, _level(_whole(outer, plan), target), inner.cut.tiles),
+    ):
+        if place is not None:
+            steps = math.prod(plan.k_extent(i) for i in role.side.own_k)
+            each = role.cut.tile * BYTES * role.distinct(plan) / steps
+            cycles += each / FETCHED[place] / passes
+    return cycles
+
+
+def _whole(role: Role, plan: Plan) -> float:
+    """Bytes of the operand, which is read from where it fits when a block begins."""
+    return role.cut.padded * role.distinct(plan) * BYTES
+
+
+def _level(size: float, target: Target) -> str | None:
+    """The nearest level beyond L2 that holds so many bytes beside what else passes."""
+    if size <= 0.75 * target.l2_bytes:
+        return None
+    return "l3" if size <= target.l3_bytes / 2 else "memory"
