@@ -29,6 +29,9 @@ SPLIT_THREADS = 64 << 10
 MOST_LOADS = 64
 """Of an operand that is computed where it is used, in an unrolled body: each load brings what
 guards it and where it lies, and hundreds of them take TVM a minute."""
+MOST_BODIES = 2
+"""Unrolled bodies, as large as one may be, of a kernel: four of a convolution that held half as
+much took NVRTC six seconds, and two took it two."""
 UNROLLED = 512
 """Multiply-adds that seeds unroll, where that is more than eight steps."""
 SEED_PANELS = 3
@@ -196,6 +199,11 @@ class GpuContractionSpace:
             return f"panels need {size} bytes of shared memory, limit {limit}"
         if plan.body > target.max_unroll:
             return f"unrolled body has {plan.body} operations, limit {target.max_unroll}"
+        if plan.bodies * plan.body > MOST_BODIES * target.max_unroll:
+            return (
+                f"unrolled bodies have {plan.bodies * plan.body} operations, "
+                f"limit {MOST_BODIES * target.max_unroll}"
+            )
         if self._computed(plan) > MOST_LOADS:
             return f"unrolled body computes more than {MOST_LOADS} loads of what is not staged"
         if plan.k_tile % plan.k_unroll:

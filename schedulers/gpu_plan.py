@@ -102,6 +102,12 @@ class Plan:
         return 1 if self.prefetch else self.panels - 1
 
     @property
+    def bodies(self) -> int:
+        """How often the unrolled body is written: in the loop, and for all panels that are ahead
+        when that ends."""
+        return 1 + self.ahead
+
+    @property
     def k_blocks(self) -> int:
         """Panels along one part of the reduction."""
         return ceil_div(ceil_div(self.k_extent, self.k_tile), self.k_split)
