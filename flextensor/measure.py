@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from flextensor import compiled
 from flextensor.builders import MEMORY_BYTES, Builders
@@ -206,10 +206,9 @@ class LocalMeasurer:
             "rounds": rounds,
             "warm": 0.05,
         }
-        self._prepare_runner()
         calls = TURN_CALLS * rounds * (len(kernels) + len(methods))
         limit = calls * self._run_limit(math.inf) + PREPARE_SECONDS * len(methods)
-        reply = self._runner.call("interleave", payload, limit)
+        reply = self._ask("interleave", payload, limit)
         return reply["times"], reply["missing"]
 
     def verify(self, candidate: Candidate, seed: int | None = None) -> float:
@@ -224,12 +223,7 @@ class LocalMeasurer:
         """
         seed = self.seed + 1 + next(self._number) if seed is None else seed
         payload = {"path": str(path), **self._data(seed)}
-        self._prepare_runner()
-        try:
-            error = self._runner.call("verify", payload, self._run_limit(math.inf))["error"]
-        except WorkerError:
-            self._runner.kill()  # as in `_run`
-            raise
+        error = self._ask("verify", payload, self._run_limit(math.inf))["error"]
         return math.inf if error is None else float(error)
 
     def proven(self, trial: Trial) -> float | None:
@@ -254,7 +248,7 @@ class LocalMeasurer:
             self._builders.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> LocalMeasurer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -304,6 +298,15 @@ class LocalMeasurer:
         """Seconds that a run may take: plenty for what is expected, and never the whole cap."""
         extra = self._transfer_seconds + self.target.first_call_seconds
         return min(self.limits.run_seconds, 2.0 + 200 * best_seconds) + extra
+
+    def _ask(self, method: str, payload: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """The runner's reply; after an error the next call has a new process, as in `_run`."""
+        self._prepare_runner()
+        try:
+            return self._runner.call(method, payload, seconds)
+        except WorkerError:
+            self._runner.kill()
+            raise
 
     def _run(self, candidate: Candidate, path: Path, best_seconds: float) -> Trial:
         self._prepare_runner()

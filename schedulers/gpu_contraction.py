@@ -12,11 +12,11 @@ write them. All iterators of a side are one index, and all of the reduction one 
 number: a convolution is a GEMM whose panels are gathered. Tiles need not divide. Panels are padded
 with zeros while they are copied, and only the copy and the last write are guarded.
 
-Panels may be fetched a step ahead (`gpu_loops.pipeline`), their rows padded against conflicts of
-banks, and copies and outputs be vectors. The reduction may begin with its last iterators: with
-channels innermost, a panel of a convolution lies at one place of the window. Where outputs are too
-few to keep the device busy, blocks compute parts of the reduction, and a second kernel adds them,
-always in the same order.
+Panels may be fetched a step ahead (`gpu_loops.pipeline`) or copied beside the kernel several steps
+ahead (`gpu_copies`), their rows padded against conflicts of banks, and copies and outputs be
+vectors. The reduction may begin with its last iterators: with channels innermost, a panel of a
+convolution lies at one place of the window. Where outputs are too few to keep the device busy,
+blocks compute parts of the reduction, and a second kernel adds them, always in the same order.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_contraction_space import GpuContractionSpace
 from flextensor.schedulers.gpu_plan import Plan
+from flextensor.schedulers.gpu_tensor_core_operands import places
 from flextensor.schedulers.gpu_two_sided import TwoSidedSchedule
 from flextensor.schedulers.layouts import guarded, unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
@@ -95,20 +96,24 @@ class GpuContractionSchedule(TwoSidedSchedule):
         """(batch, block, element, block of k, k) -> a side's operand, from its panel if staged."""
         side, tile = self.sides[which], {"y": plan.y, "x": plan.x}[which]
         own = [p for p, b in enumerate(self.found.batch) if b in side.own_batch]
+        together, width = 1, 1
+        if plan.panels > 1:
+            copy = self.decides.copies[which]
+            together, width = copy.together, copy.width
 
         def value(b: Sequence[Any], o: Any, i: Any, kb: Any, k: Any, guard: bool) -> Any:
             q, kq = o * tile.block + i, kb * plan.k_tile + k
             inside = []
             if tile.padded != tile.extent:
-                inside.append(q < tile.extent)
+                # of whole vectors, where TVM would look at each of their elements
+                inside.append(tirx.floordiv(q, width) < tile.extent // width)
                 q = q if guard else tirx.min(q, tile.extent - 1)
             if plan.k_padded:
                 inside.append(kq < plan.k_extent)
             turned = self.found.k[plan.k_turn :] + self.found.k[: plan.k_turn]
             ks = unflatten(kq, [i.extent for i in turned])
             at = {i.var: v for i, v in zip(turned, ks, strict=True)}
-            values = unflatten(q, [i.extent for i in side.iterators])
-            at |= {i.var: v for i, v in zip(side.iterators, values, strict=True)}
+            at |= places(q, side.iterators, together)
             at |= {self.found.batch[p].var: v for p, v in zip(own, b, strict=True)}
             found = rewrite(side.operand.value, at, tensors.load)
             return guarded(inside, found) if guard else found
@@ -160,7 +165,7 @@ class GpuContractionSchedule(TwoSidedSchedule):
         for loop in (ku, yi, xi):
             sch.unroll(loop)
         for side in plan.staged:
-            self._copy(plan, side, kb, int(config["vector"]), sch)
+            self._copy(plan, side, kb, self.decides.width(plan, side, int(config["vector"])), sch)
         *_, row, column = sch.get_loops(out)
         if (width := int(config["out_vector"])) > 1:
             column, vector = sch.split(column, [None, width])
@@ -170,12 +175,14 @@ class GpuContractionSchedule(TwoSidedSchedule):
         sch.decompose_reduction(acc, kb)
         if plan.prefetch:
             gpu_loops.pipeline(sch, kb, len(plan.staged))
+        if plan.panels > 1:
+            gpu_loops.copy_ahead(sch, kb, len(plan.staged), plan.panels)
 
     def _copy(self, plan: Plan, side: str, kb: Any, width: int, sch: Any) -> None:
         """A panel in shared memory, copied by all threads of the block at every step of `kb`."""
         panel = sch.get_sblock(f"{self.stage.name}_{side}")
         # first the scope: what is shared is computed for all threads, and not for one
-        sch.set_scope(panel, 0, "shared")
+        sch.set_scope(panel, 0, "shared.dyn" if plan.panels > 1 else "shared")
         sch.compute_at(panel, kb, preserve_unit_loops=True)
         k, i = sch.get_loops(panel)[-2:]
         if not self.sides[side].contiguous:

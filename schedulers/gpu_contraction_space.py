@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator, Mapping
 
 from flextensor.operators.workload import BufferSpec
-from flextensor.schedulers import gpu_estimate, gpu_loops
+from flextensor.schedulers import gpu_copies, gpu_estimate, gpu_loops
 from flextensor.schedulers.analysis import Contraction, points
+from flextensor.schedulers.gpu_copies import Copy
 from flextensor.schedulers.gpu_estimate import Access
-from flextensor.schedulers.gpu_plan import Plan
+from flextensor.schedulers.gpu_plan import PANELS, Plan
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.program import Program
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
@@ -19,8 +20,6 @@ from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
 
 STAGED = ("both", "y", "x", "none")
-PREFETCH = ("none", "register")
-"""Whether the panels of the next step are fetched before those of this one are used."""
 SHORTEST_PART = 32
 """Elements of a reduction that are worth blocks of their own."""
 MOST_WAVES = 8
@@ -30,8 +29,13 @@ SPLIT_THREADS = 64 << 10
 MOST_LOADS = 64
 """Of an operand that is computed where it is used, in an unrolled body: each load brings what
 guards it and where it lies, and hundreds of them take TVM a minute."""
+MOST_BODIES = 2
+"""Unrolled bodies, as large as one may be, of a kernel: four of a convolution that held half as
+much took NVRTC six seconds, and two took it two."""
 UNROLLED = 512
 """Multiply-adds that seeds unroll, where that is more than eight steps."""
+SEED_PANELS = 3
+"""Of which two are under way: more take the shared memory of another block."""
 TILES = (
     # virtual threads, threads and elements of a thread: of Y, of X; k of a panel
     (2, 16, 4, 2, 16, 4, 8), (2, 16, 4, 1, 16, 4, 16), (1, 16, 4, 2, 16, 4, 16),
@@ -70,6 +74,15 @@ class GpuContractionSpace:
         return Plan.of(config, self.extents)
 
     @functools.cached_property
+    def copies(self) -> dict[str, Copy]:
+        """How each side can be copied beside the kernel."""
+        return {name: gpu_copies.copy_of(self.program, s) for name, s in self.sides.items()}
+
+    def width(self, plan: Plan, side: str, vector: int) -> int:
+        """Elements of a side that are copied at a time, where they may be `vector`."""
+        return min(vector, self.copies[side].width) if plan.panels > 1 else vector
+
+    @functools.cached_property
     def run(self) -> int:
         """Elements of X in a row that are neighbours in the output too."""
         length = 1
@@ -101,7 +114,7 @@ class GpuContractionSpace:
                 choice("staged", STAGED),
                 sizes("vector", (1, 2, 4)),
                 sizes("pad", (0, 4)),
-                choice("prefetch", PREFETCH),
+                choice("prefetch", self._prefetch()),
                 sizes("out_vector", [v for v in (1, 2, 4) if self.run % v == 0]),
                 sizes("k_split", self._splits()),
                 sizes("k_turn", range(max(len(self.found.k), 1))),
@@ -111,6 +124,19 @@ class GpuContractionSpace:
         return dataclasses.replace(
             space, seeds=space.starts(self._wanted()), features=self._features
         )
+
+    def _prefetch(self) -> list[str]:
+        """How panels of later steps may come before those of this one are used."""
+        copied = any(copy.width for copy in self.copies.values())
+        most = self.target.copies_ahead + 1 if copied else 1
+        return [way for way, panels in PANELS.items() if panels <= most]
+
+    def _ways(self) -> list[Config]:
+        """What seeds change to come ahead otherwise than by registers: copies beside the kernel."""
+        found = [way for way in self._prefetch() if 1 < PANELS[way] <= SEED_PANELS]
+        width = max(copy.width for copy in self.copies.values())
+        ahead: list[Config] = [{"prefetch": way, "vector": width} for way in found[-1:]]
+        return [{}, *ahead]
 
     def _splits(self) -> list[int]:
         """Parts of the reduction that may go to blocks of their own: none where the outputs
@@ -135,7 +161,8 @@ class GpuContractionSpace:
             }  # fmt: skip
             for split in sorted({1, self._filling(wanted)}):
                 for turn in range(min(len(self.found.k), 2)):
-                    yield wanted | {"k_split": split, "k_turn": turn}
+                    for way in self._ways():
+                        yield wanted | {"k_split": split, "k_turn": turn} | way
         for staged in ("both", "none"):
             for y_threads, x_threads, y_inner, x_inner, k_tile in SEEDS:
                 yield {
@@ -167,10 +194,16 @@ class GpuContractionSpace:
             # a compiler finds room for addresses where it can, for values it cannot
             return f"a block has {target.block_registers} registers, its threads need more"
         size = BufferSpec("panels", (plan.shared,), str(self.found.stage.buffer.dtype)).nbytes
-        if size > target.shared_bytes:
-            return f"panels need {size} bytes of shared memory, limit {target.shared_bytes}"
+        limit = target.launch_shared_bytes if plan.panels > 1 else target.shared_bytes
+        if size > limit:
+            return f"panels need {size} bytes of shared memory, limit {limit}"
         if plan.body > target.max_unroll:
             return f"unrolled body has {plan.body} operations, limit {target.max_unroll}"
+        if plan.bodies * plan.body > MOST_BODIES * target.max_unroll:
+            return (
+                f"unrolled bodies have {plan.bodies * plan.body} operations, "
+                f"limit {MOST_BODIES * target.max_unroll}"
+            )
         if self._computed(plan) > MOST_LOADS:
             return f"unrolled body computes more than {MOST_LOADS} loads of what is not staged"
         if plan.k_tile % plan.k_unroll:
@@ -183,7 +216,7 @@ class GpuContractionSpace:
             if side not in plan.staged and plan.k_padded:
                 return "a padded reduction needs both panels"
         vector, out_vector = int(config["vector"]), int(config["out_vector"])
-        if (plan.pad or plan.prefetch) and not plan.staged:
+        if (plan.pad or plan.ahead) and not plan.staged:
             return "only panels are padded and fetched ahead"
         if any(row <= plan.pad for row in plan.rows):
             return "a panel's rows are no longer than what lies between them"
@@ -193,9 +226,15 @@ class GpuContractionSpace:
             return "the tiles keep the device busy without parts of the reduction"
         if plan.prefetch and plan.k_blocks < 2:
             return "one panel has no next one to fetch"
+        if plan.panels > plan.k_blocks:
+            return "there are not so many panels"
+        if plan.panels > 1 and not all(self.copies[side].width for side in plan.staged):
+            return "what is computed is not copied beside the kernel"
+        if plan.panels > 1 and vector > max(self.copies[side].width for side in plan.staged):
+            return "no such vectors lie together to be copied beside the kernel"
         if plan.x.inner % out_vector:
             return "a thread's outputs are no whole number of vectors"
-        if any(self._along(plan, side) % vector for side in plan.staged):
+        if any(self._along(plan, s) % self.width(plan, s, vector) for s in plan.staged):
             # such a vector is none in memory, and TVM fails at some of them
             return "what is copied along memory is no whole number of vectors"
         if vector > 1 and plan.x.threads == 1 < plan.threads and target.warp == 1:
@@ -229,13 +268,15 @@ class GpuContractionSpace:
         loads = work / plan.x.own + work / plan.y.own
         copied = blocks * plan.k_blocks * plan.copied
         accesses = {
-            name: Access(side.contiguous, len(side.iterators) > 1)
+            name: Access(
+                side.contiguous,
+                len(side.iterators) > 1,
+                self.width(plan, name, int(config["vector"])) if name in plan.staged else 1,
+            )
             for name, side in self.sides.items()
         }
         outputs = batch * self.extents["y"] * self.extents["x"]
-        seconds = gpu_estimate.seconds(
-            plan, self._tiles(plan), outputs, accesses, int(config["vector"]), target
-        )
+        seconds = gpu_estimate.seconds(plan, self._tiles(plan), outputs, accesses, target)
         log = math.log2
         return {
             "estimate": seconds,
@@ -251,6 +292,6 @@ class GpuContractionSpace:
             "body": log(plan.body),
             "panel_y": log(plan.y.block * plan.k_tile),
             "panel_x": log(plan.x.block * plan.k_tile),
-            "hidden": float(plan.prefetch),
+            "hidden": float(plan.ahead),
             "parts": log(plan.k_split),
         }

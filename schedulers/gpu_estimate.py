@@ -89,6 +89,8 @@ class Access:
     """Whether neighbours of the side lie together."""
     gathered: bool
     """Whether an address takes divisions, as those of an image do."""
+    width: int = 1
+    """Elements that are copied to a panel at a time."""
 
     @property
     def address(self) -> int:
@@ -101,15 +103,14 @@ def seconds(
     tiles: int,
     outputs: int,
     accesses: Mapping[str, Access],
-    vector: int,
     target: Target,
 ) -> float:
-    """A guess for all `tiles` of a plan, whose panels are copied in vectors of `vector`; parts of
-    the reduction leave a sum of each of the `outputs` to a kernel of its own."""
+    """A guess for all `tiles` of a plan; parts of the reduction leave a sum of each of the
+    `outputs` to a kernel of its own."""
     blocks = tiles * plan.k_split
     if target.warp == 1:
-        return _in_turns(plan, blocks, vector, target)
-    busy, latency = _block(plan, accesses, vector, target)
+        return _in_turns(plan, blocks, accesses, target)
+    busy, latency = _block(plan, accesses, target)
     block = Block(busy, latency, plan.threads, plan.registers, WORD * plan.shared)
     found = block.seconds(blocks, target)
     if plan.k_split > 1:
@@ -122,17 +123,19 @@ def moving_seconds(size: int, target: Target) -> float:
     return LAUNCH_SECONDS + size / (target.cores * FILL_BYTES * CLOCK)
 
 
-def _in_turns(plan: Plan, blocks: int, vector: int, target: Target) -> float:
+def _in_turns(plan: Plan, blocks: int, accesses: Mapping[str, Access], target: Target) -> float:
     work = blocks * plan.y.block * plan.x.block * plan.k_blocks * plan.k_tile
     loads = work / plan.y.own + work / plan.x.own
-    copies = blocks * plan.k_blocks * plan.copied * (2 + 2 / vector)
+    instructions = sum(
+        row * (2 + 2 / accesses[side].width)
+        for side, row in zip(plan.staged, plan.rows, strict=True)
+    )
+    copies = blocks * plan.k_blocks * plan.k_tile * instructions
     waves = ceil_div(blocks, target.cores) * target.cores / blocks
     return (work + loads + copies) * waves / (target.cores * target.lanes() * CLOCK)
 
 
-def _block(
-    plan: Plan, accesses: Mapping[str, Access], vector: int, target: Target
-) -> tuple[float, float]:
+def _block(plan: Plan, accesses: Mapping[str, Access], target: Target) -> tuple[float, float]:
     """(cycles that a block keeps its core busy, cycles of its chain of waits)."""
     steps, warps = plan.k_blocks * plan.k_tile, ceil_div(plan.threads, target.warp)
     issue, local = float(plan.accumulators * steps), 0.0  # of each warp
@@ -146,7 +149,8 @@ def _block(
             issue += steps * own / _width(tile)
             local += steps * own / _width(tile) * _lines(tile, across[side])
             copied = plan.k_blocks * plan.k_tile * tile.block / plan.threads
-            issue += copied * (2 + access.address) / vector
+            moves = 1 if plan.panels > 1 else 2  # no register on the way
+            issue += copied * (moves + access.address) / access.width
             local += copied * (2 if access.contiguous or plan.pad else 6)
         else:
             issue += steps * own * (1 + access.address)
@@ -175,7 +179,7 @@ def _waits(plan: Plan, busy: float) -> float:
     steps = plan.k_blocks * plan.k_tile
     waits = (2 - len(plan.staged)) * steps / plan.k_unroll * NEAR + steps / plan.k_unroll * USE
     if plan.staged:
-        hidden = busy / plan.k_blocks if plan.prefetch else 0.0
+        hidden = plan.ahead * busy / plan.k_blocks
         waits += plan.k_blocks * (BARRIER + max(0.0, FAR - hidden))
     return waits
 

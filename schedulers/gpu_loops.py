@@ -76,6 +76,22 @@ def pipeline(sch: Any, loop: Any, copies: int) -> None:
     sch.annotate(loop, "software_pipeline_order", [*order, copies])
 
 
+def copy_ahead(sch: Any, loop: Any, copies: int, panels: int) -> None:
+    """Let copies to shared memory go on beside a loop, as many panels ahead as there is room for.
+
+        for k:              copy 0, copy 1
+            copy k          for k:
+            use k    ->         copy k + 2, to the panel that was used before
+                                wait for copy k
+                                use k
+
+    The loop has `copies` asynchronous ones and then one use.
+    """
+    sch.annotate(loop, "software_pipeline_stage", [0] * copies + [panels - 1])
+    sch.annotate(loop, "software_pipeline_order", list(range(copies + 1)))
+    sch.annotate(loop, "software_pipeline_async_stages", [0])
+
+
 def _point(buffer: Any, indices: Any) -> Any:
     """One element of a buffer as a region."""
     return tirx.BufferRegion(buffer, [tvm.ir.Range.from_min_extent(i, 1) for i in indices])

@@ -11,6 +11,10 @@ from tvm import tirx
 from flextensor.schedulers.space import Value
 from flextensor.targets.rounding import ceil_div
 
+PANELS = {"none": 1, "register": 1, "async2": 2, "async3": 3, "async4": 4}
+"""Panels of a side in shared memory at a time, by the value of the knob `prefetch`: several, where
+copies go on beside the kernel."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -89,6 +93,19 @@ class Plan:
     """Iterators of the reduction that are turned from its front to its end."""
     prefetch: bool
     """Whether the next panels are on their way to registers while the present ones are used."""
+    panels: int
+    """Panels of a side in shared memory at a time: all but one are on their way there."""
+
+    @property
+    def ahead(self) -> int:
+        """Panels of a side that are on their way while one is used."""
+        return 1 if self.prefetch else self.panels - 1
+
+    @property
+    def bodies(self) -> int:
+        """How often the unrolled body is written: in the loop, and for all panels that are ahead
+        when that ends."""
+        return 1 + self.ahead
 
     @property
     def k_blocks(self) -> int:
@@ -139,8 +156,8 @@ class Plan:
 
     @property
     def shared(self) -> int:
-        """Elements of the panels in shared memory."""
-        return self.k_tile * sum(row + self.pad for row in self.rows)
+        """Elements of all panels in shared memory."""
+        return self.panels * self.k_tile * sum(row + self.pad for row in self.rows)
 
     @property
     def body(self) -> int:
@@ -167,5 +184,6 @@ class Plan:
             pad=int(config["pad"]),
             k_split=int(config["k_split"]),
             k_turn=int(config["k_turn"]),
-            prefetch=config["prefetch"] != "none",
+            prefetch=config["prefetch"] == "register",
+            panels=PANELS[str(config["prefetch"])],
         )

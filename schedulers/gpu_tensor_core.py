@@ -292,9 +292,7 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
         for side in SIDES:
             unit.read(side, plan.rows[side] != (side == "y"))
         if plan.stages > 1:
-            sch.annotate(kb, "software_pipeline_stage", [0, 0, plan.stages - 1])
-            sch.annotate(kb, "software_pipeline_order", [0, 1, 2])
-            sch.annotate(kb, "software_pipeline_async_stages", [0])
+            gpu_loops.copy_ahead(sch, kb, len(SIDES), plan.stages)
         unit.multiply(tile, first)
 
     def _sums(self, plan: Plan, unit: Unit, acc: Any) -> tuple[Any, Any, Any]:

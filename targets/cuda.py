@@ -16,6 +16,7 @@ from flextensor.targets import cuda_driver, host
 from flextensor.targets.base import Target
 from flextensor.targets.cuda_architectures import (
     ARCHITECTURES,
+    MOST_THREADS,
     REGISTERS,
     STATIC_SHARED,
     WARP,
@@ -97,7 +98,7 @@ class CUDA(Target):
             l2_bytes=data.l2_bytes,
             l3_bytes=data.l2_bytes,
             max_unroll=1024,
-            threads_per_block=1024,
+            threads_per_block=MOST_THREADS,
             shared_bytes=STATIC_SHARED,
             launch_shared_bytes=data.shared_bytes - data.reserved_shared,
             thread_registers=255,
@@ -197,11 +198,13 @@ class CUDA(Target):
             raise DeviceError(f"no CUDA device of {self.arch} found: {HOW_WITHOUT}")
 
     def build(self, module: Any, path: Path) -> None:
-        """Write source, launches and, unless it is emulated, the cubin into `path`."""
+        """Write source, launches and, unless it is emulated, the cubin into `path`; `DeviceError`
+        also for launches that no card takes."""
         from flextensor.targets import cuda_compiler, launches
-        from flextensor.targets.cuda_program import CudaProgram
+        from flextensor.targets.cuda_program import CudaProgram, check_launches
 
         program = launches.lower(module, self.tvm_target())
+        check_launches(program)
         binary = None if self.emulated else cuda_compiler.compile_cuda(program.source, self.arch)
         path.write_text(CudaProgram(program, binary).dumps())
 

@@ -13,6 +13,10 @@ from flextensor.errors import InputError, unknown
 
 STATIC_SHARED = 48 << 10
 """Bytes of statically declared shared memory that a block may have, on every architecture."""
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+"""Along the sides x, y and z of a grid, on every architecture."""
+MOST_THREADS, SIDE_THREADS = 1024, (1024, 1024, 64)
+"""Of a block, and along its sides."""
 REGISTERS = 65536
 """32-bit registers of a multiprocessor; a thread has at most 255."""
 REGISTER_UNIT = 256

@@ -187,7 +187,10 @@ class CudaBuffer:
     ) -> None:
         self._runtime, self.size, self._shape, self._dtype = runtime, size, shape, dtype
         self.pointer = ctypes.c_uint64()
-        runtime.ask("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(size, 1)))
+        try:
+            runtime.ask("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(size, 1)))
+        except DeviceError as error:
+            raise DeviceError(f"{error} for {size} bytes") from None
 
     def __del__(self) -> None:
         if self.pointer.value:

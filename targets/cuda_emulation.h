@@ -57,6 +57,7 @@ struct Fiber {
   bool started, done;
   std::vector<Copy> copies;
   unsigned groups;  // of copies, committed
+  unsigned asked;   // for copies
   enum { READY, BLOCK, WARP } waits;  // for whom
   unsigned shuffles;
   uint64_t given[2];  // to the last shuffles: one may read while another is in the next
@@ -125,13 +126,16 @@ static T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
 
 #include "cuda_emulation_lanes.h"
 
-// Copies to shared memory beside the kernel, done as late as they may be: at the wait for their group.
-// Zeros where there is nothing to copy are written at once.
+// Copies to shared memory beside the kernel: every other one at once, which finds what is still read,
+// and the others as late as they may be, at the wait for their group, which finds what is not waited
+// for. Zeros where there is nothing to copy are written at once.
 static inline void copy_async(void* to, const void* from, int bytes, bool inside) {
   demand_aligned(to, bytes);
   if (inside) demand_aligned(from, bytes);
-  if (inside) running->copies.push_back({to, from, bytes, running->groups});
-  else memset(to, 0, bytes);
+  size_t own = size_t(running - block_fibers->data());
+  if (!inside) memset(to, 0, bytes);
+  else if ((own + running->asked++) % 2) memcpy(to, from, bytes);
+  else running->copies.push_back({to, from, bytes, running->groups});
 }
 static inline void commit_copies() { ++running->groups; }
 static inline void wait_for_copies(unsigned but) {
@@ -177,7 +181,7 @@ static bool run_block(std::vector<Fiber>& fibers, char* stacks) {
     fiber.begin.uc_link = nullptr;
     fiber.started = fiber.done = false;
     fiber.copies.clear();
-    fiber.groups = 0;
+    fiber.groups = fiber.asked = 0;
     fiber.waits = Fiber::READY;
     fiber.shuffles = 0;
     unsigned t = unsigned(i);

@@ -47,7 +47,7 @@ PTX = re.compile(
     r'__asm__ __volatile__\(\s*"((?:ldmatrix|mma)\.[\w.]+)"\s*"[^"]*"(.*?)\);', re.DOTALL
 )
 OPERAND = re.compile(r'\s*[:,]?\s*"=?[rf]"')
-DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?uchar (\w+)\[\];")
+DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];")
 FAILURES = {
     1: "threads of a block disagree about its barriers",
     2: "out of memory",
@@ -77,13 +77,13 @@ def host_source(source: str) -> str:
     """CUDA C as C++ with an entry for each of its kernels.
 
     __shared__ alignas(64) float S[64];   ->   alignas(64) static float S[64];
-    extern __shared__ uchar S[];          ->   uchar* S = dynamic_shared;
+    extern __shared__ float S[];          ->   float* S = (float*)dynamic_shared;
     """
     functions = re.sub(r"__shared__\s+(alignas\(\d+\))", r"\1 __shared__", body(source))
     functions = ASYNC.sub(_async, functions)
     functions = functions.replace("unsigned int addr = __cvta_generic_to_shared", "void* addr = ")
     functions = PTX.sub(_instruction, functions)
-    functions = DYNAMIC.sub(r"uchar* \1 = dynamic_shared;", functions)
+    functions = DYNAMIC.sub(r"\1* \2 = (\1*)dynamic_shared;", functions)
     entries = [_entry(name, types) for name, types in SIGNATURE.findall(functions)]
     head = f'#include "{HEADER}"\nstatic void** kernel_arguments;\n'
     return head + functions + "".join(entries)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 
+from flextensor.errors import DeviceError
+from flextensor.targets.cuda_architectures import MOST_BLOCKS, MOST_THREADS, SIDE_THREADS
 from flextensor.targets.cuda_compiler import Binary, Resources
-from flextensor.targets.launches import Program
+from flextensor.targets.launches import AXES, Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,3 +38,16 @@ class CudaProgram:
             return cls(program, None)
         resources = {k: Resources(**v) for k, v in json.loads(values["resources"]).items()}
         return cls(program, Binary(base64.b64decode(values["cubin"]), resources))
+
+
+def check_launches(program: Program) -> None:
+    """Raise `DeviceError` for a launch that no card takes, whatever its kernel does."""
+    for launch in (x for function in program.functions.values() for x in function.launches):
+        for axis, blocks, most in zip(AXES, launch.grid, MOST_BLOCKS, strict=True):
+            if blocks > most:
+                raise DeviceError(f"{launch.kernel}: {blocks} blocks along {axis}, limit {most}")
+        for axis, threads, most in zip(AXES, launch.block, SIDE_THREADS, strict=True):
+            if threads > most:
+                raise DeviceError(f"{launch.kernel}: {threads} threads along {axis}, limit {most}")
+        if (threads := math.prod(launch.block)) > MOST_THREADS:
+            raise DeviceError(f"{launch.kernel}: {threads} threads a block, limit {MOST_THREADS}")

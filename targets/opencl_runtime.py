@@ -48,6 +48,15 @@ class OpenCLRuntime(Runtime):
         """A copy of `array` in the memory of the device."""
         return OpenCLBuffer(self, array)
 
+    def memory(self, size: int) -> Any:
+        """A `pyopencl.Buffer` of so many bytes; `DeviceError` where the device has no room."""
+        import pyopencl as cl
+
+        try:
+            return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(size, 1))
+        except cl.Error as error:
+            raise DeviceError(f"OpenCL: {error} for {size} bytes") from None
+
     def sync(self) -> None:
         """Wait until every kernel is done."""
         self.queue.finish()
@@ -69,10 +78,8 @@ class OpenCLBuffer:
     """An array in the memory of a device."""
 
     def __init__(self, runtime: OpenCLRuntime, array: Array) -> None:
-        import pyopencl as cl
-
         self._runtime, self._shape, self._dtype = runtime, array.shape, array.dtype
-        self.memory = cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, max(array.nbytes, 1))
+        self.memory = runtime.memory(array.nbytes)
         self.size = int(self.memory.size)
         self.copyfrom(array)
 
@@ -117,10 +124,8 @@ class OpenCLFunction(DeviceFunction):
             raise DeviceError("OpenCL has no local memory whose size is given at launch")
         self._runtime = runtime
         self._kernels = [cl.Kernel(program, launch.kernel) for launch in function.launches]
-        self._workspaces = [
-            cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, size)
-            for size in function.sizes[function.parameters :]
-        ]
+        own = function.sizes[function.parameters :]
+        self._workspaces = [runtime.memory(size) for size in own]
         self._bound: tuple[Any, ...] = ()
 
     def place(self, array: Array) -> OpenCLBuffer:

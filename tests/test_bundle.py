@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,8 @@ def test_what_is_measured_elsewhere_comes_back_as_trials(
     manifest = json.loads((out / "manifest.json").read_text())
     carried = manifest["workloads"][0]["candidates"]
     sources = [out / c["file"].replace(".cubin", ".cu") for c in carried]
-    text = sources[1].read_text()
-    sources[1].write_text(text.replace(") {\n", ") {\n  *(volatile int*)8 = 1;\n", 1))
+    before, kernel, inside = re.split(r"(\bmain_kernel\(.*\) \{\n)", sources[1].read_text())
+    sources[1].write_text(f"{before}{kernel}  *(volatile int*)8 = 1;\n{inside}")
     sources[2].write_text(sources[2].read_text().replace("0x0p+0f", "0x1p+0f"))  # sums from 1
     sources[3].write_text("no CUDA")
     done = run(out)

@@ -23,7 +23,7 @@ from flextensor.targets import CUDA, cuda_compiler, cuda_driver, cuda_peaks, lau
 from flextensor.targets.cuda_architectures import ARCHITECTURES
 from flextensor.targets.cuda_compiler import CompileError, Resources, compile_cuda
 from flextensor.targets.cuda_emulation import EmulatedFunction, EmulatedRuntime, compiled
-from flextensor.targets.cuda_program import CudaProgram
+from flextensor.targets.cuda_program import CudaProgram, check_launches
 
 GEMM = Workload(Gemm(m=61, n=67, k=33))
 KERNEL = 'extern "C" __global__ void __launch_bounds__(64) f(float* __restrict__ a) {{\n{}\n}}\n'
@@ -121,6 +121,28 @@ def test_every_architecture_gets_machine_code(staged: launches.Program, arch: st
     found = binary.resources[kernel]
     assert 24 <= found.registers <= 255
     assert found.shared > 0 and not found.spill_stores + found.spill_loads
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "reason"),
+    [
+        ((70000, 65535, 65535), (1024, 1, 1), None),
+        ((1, 65536, 1), (32, 1, 1), "f: 65536 blocks along y, limit 65535"),
+        ((1, 1, 70000), (32, 1, 1), "f: 70000 blocks along z, limit 65535"),
+        ((1, 1, 1), (64, 32, 1), "f: 2048 threads a block, limit 1024"),
+        ((1, 1, 1), (1, 1, 65), "f: 65 threads along z, limit 64"),
+    ],
+)
+def test_a_launch_that_no_card_takes_is_refused(
+    grid: tuple[int, int, int], block: tuple[int, int, int], reason: str | None
+) -> None:
+    launch = launches.Launch("f", (0,), grid, block)
+    function = launches.Function(1, (4,), (0,), (launch,))
+    program = launches.Program("", {"main": function})
+    if reason is None:
+        return check_launches(program)
+    with pytest.raises(DeviceError, match=f"^{reason}$"):
+        check_launches(program)
 
 
 def test_lowering_leaves_the_compiler_of_tvm_alone(monkeypatch: pytest.MonkeyPatch) -> None:

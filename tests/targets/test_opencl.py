@@ -20,6 +20,7 @@ from flextensor.operators import Gemm, Workload
 from flextensor.targets import OpenCL, opencl
 from flextensor.targets.launches import Program
 from flextensor.targets.process import Worker, WorkerDied
+from flextensor.testing_targets import gram
 
 
 @pytest.fixture(scope="module")
@@ -80,33 +81,17 @@ def test_no_platform_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [spec for spec in targets.present() if spec.startswith("opencl")]
 
 
-def chain(rows: int, columns: int, threads: int) -> Any:
-    """`out = (a + 1) @ transpose(a + 1)` by two kernels, the grid of each no whole number of
-    blocks: the first writes a workspace. The second takes it before its other arguments."""
+def chain(target: OpenCL, *sizes: int) -> Any:
+    """Two kernels, of which the second takes the workspace before its other arguments."""
     import tvm
-    from tvm import te
-    from tvm.s_tir import Schedule
 
-    a = te.placeholder((rows, columns), name="a")
-    scale = te.placeholder((rows,), name="scale")
-    one = te.compute((rows, columns), lambda i, j: a[i, j] + 1.0, name="one")
-    k = te.reduce_axis((0, columns), "k")
-    product = te.compute(
-        (rows, rows), lambda i, j: te.sum(one[i, k] * one[j, k] * scale[i], axis=k), name="out"
-    )
-    sch = Schedule(te.create_prim_func([a, scale, product]))
-    for name in ("one", "out"):
-        i, j, *_ = sch.get_loops(sch.get_sblock(name))
-        grid, block = sch.split(sch.fuse(i, j), [None, threads])
-        sch.bind(grid, "blockIdx.x")
-        sch.bind(block, "threadIdx.x")
-    return tvm.IRModule({"main": sch.mod["main"]})
+    return tvm.IRModule({"main": gram(target, *sizes)})
 
 
 @pytest.fixture
 def built(target: OpenCL, tmp_path: Path) -> Path:
     path = tmp_path / "chain.so"
-    target.build(chain(13, 7, 8), path)
+    target.build(chain(target, 13, 7, 8), path)
     return path
 
 
@@ -127,7 +112,7 @@ def test_kernels_run_in_turn_and_share_a_workspace(
     target: OpenCL, tmp_path: Path, rows: int, columns: int, threads: int
 ) -> None:
     path = tmp_path / "chain.so"
-    target.build(chain(rows, columns, threads), path)
+    target.build(chain(target, rows, columns, threads), path)
     runtime = target.runtime()
     function = runtime.load(path)["main"]
     rng = np.random.default_rng(0)
