@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flextensor import compare_beside
 from flextensor.bench_page import geomean
 from flextensor.bench_plots import COLOURS
 from flextensor.curves import (
@@ -76,6 +77,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += [_row(variant, cases) for variant, cases in grouped(runs, best).items()]
     lines += _starts(data)
     lines += _ablation(runs, best)
+    lines += compare_beside.sections(runs)
     if "replay" in data:
         lines += _replay(data)
     lines += ["", "![curves](curves.png)"]
