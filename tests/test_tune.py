@@ -21,7 +21,7 @@ KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
     "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures",
     "tuning_seconds", "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked",
-    "measured", "stopped", "shares",
+    "measured", "stopped", "shares", "twins",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
