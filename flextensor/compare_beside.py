@@ -119,13 +119,14 @@ def _rival(by_key: Mapping[Key, Run], rival: str, ours: Sequence[str]) -> list[s
         " search"
         + (f" ({min(factors):.2f} to {max(factors):.2f})" if factors else "")
         + ", so that its best record is to our best trials as its last kernel is to ours when they"
-        " are timed in turns in one process.",
+        " are timed in turns in one process. Factors far apart say that single timings on this"
+        " machine differ as much.",
         "",
         f"Speed over {rival}, geomeans over seeds, above 1 where we are faster: of the best so far"
         " after as many trials, and after as many seconds, as the shorter of the two searches has;"
         " and of the last kernels, timed in turns. As fast after: wall time until a search had a"
         f" kernel as fast as the last one of {rival}, and the share that this is of the whole"
-        f" search of {rival}; medians over seeds, - where that is never.",
+        f" search of {rival}; medians over seeds. - where a search has nothing by then, or never.",
         "",
         "| workload | search | at equal trials | at equal time | last, in turns | as fast after s |"
         " share of its time |",

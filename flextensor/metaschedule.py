@@ -95,7 +95,8 @@ def run(payload: Mapping[str, Any]) -> dict[str, Any]:
             raise
     best = ms.tir_integration.compile_tir(database, func, target.tvm_target())
     if best is None:
-        raise DeviceError("the search found no schedule that works")
+        tried = f"{len(record.trace)} trials and {record.elapsed:.0f} s"
+        raise DeviceError(f"the search found no schedule that works, in {tried}")
     target.build(best.mod, Path(payload["out"]))
     return {"trials": len(record.trace), "seconds": record.elapsed, "trace": record.trace}
 

@@ -13,6 +13,7 @@ so that neither another way to time nor a drift between two searches looks like 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,7 @@ from flextensor.curves import Run, fastest
 from flextensor.errors import DeviceError, InputError
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators.workload import Workload
-from flextensor.targets.process import SetupFailed
-from flextensor.timing import PEER_TOLERANCE
+from flextensor.targets.process import RemoteError, SetupFailed
 
 if TYPE_CHECKING:
     from flextensor.operators.suites import Case
@@ -61,14 +61,15 @@ def race(
     workload = Workload(case.operator)
     kernels = {v: Candidate(**run["best"]) for v, run in beside.items() if run.get("best")}
     begun = time.monotonic()
-    with LocalMeasurer(workload, target, PEER_TOLERANCE, seed=seed) as measurer:
+    with LocalMeasurer(workload, target, math.inf, seed=seed) as measurer:
         path = measurer.folder / f"{name}.so"
         try:
             took = peer_libraries.build(name, measurer, trials, path, seconds)
         except SetupFailed:
             raise
         except DeviceError as error:
-            return {"trace": [(time.monotonic() - begun, None)], "failure": str(error)}
+            reason = error.reason if isinstance(error, RemoteError) else str(error)
+            return {"trace": [(time.monotonic() - begun, None)], "failure": reason}
         times, _ = measurer.compare(kernels, libraries={name: path})
     timed = {variant: statistics.median(own) for variant, own in times.items()}
     own = {variant: fastest(run) for variant, run in beside.items()}

@@ -34,7 +34,7 @@ def build(method: str, operator: Operator, target: Target, folder: Path) -> dict
 
 
 def test_metaschedule_searches_and_is_timed_in_turns(tmp_path: Path) -> None:
-    result = flextensor.tune(GEMM, trials=2, db=tmp_path / "t.db", peers=False)
+    result = flextensor.tune(GEMM, threads=1, trials=2, db=tmp_path / "t.db", peers=False)
     found = bench.beside(result, ("metaschedule",), 2)
     assert found["missing"] == {}
     assert 1 <= found["searches"]["metaschedule"]["trials"] <= 2
