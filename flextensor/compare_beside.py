@@ -108,7 +108,7 @@ def _rival(by_key: Mapping[Key, Run], rival: str, ours: Sequence[str]) -> list[s
     ]
     factors = [run["factor"] for run in own.values() if "factor" in run]
     trials = statistics.median(len(run["trace"]) for run in own.values())
-    seconds = statistics.median(run["trace"][-1][0] for run in own.values())
+    seconds = statistics.median(length(run) for run in own.values())
     lines = [
         "",
         f"## Beside {rival}",
@@ -170,7 +170,7 @@ def _ratio(values: Iterable[float | None]) -> str:
 def _ahead(run: Run, other: Run, axis: str) -> float | None:
     """How many times as fast the best so far of one search is as that of another, where the shorter
     of the two ends; None where either has nothing yet."""
-    ends = [len(r["trace"]) if axis == "trials" else r["trace"][-1][0] for r in (run, other)]
+    ends = [len(r["trace"]) if axis == "trials" else length(r) for r in (run, other)]
     place = min(ends)
     mine, its = (at(progress(each, 1.0), axis, place) for each in (run, other))
     return mine / its if mine and its else None
@@ -182,4 +182,9 @@ def _overtakes(run: Run, other: Run) -> tuple[float, float]:
     last = fastest(other)
     found = reached(progress(run, last), 1.0) if math.isfinite(last) else None
     seconds = math.inf if found is None else found[1]
-    return seconds, seconds / other["trace"][-1][0]
+    return seconds, seconds / length(other)
+
+
+def length(run: Run) -> float:
+    """Seconds of a whole search: of ours until its last trial."""
+    return float(run.get("seconds", run["trace"][-1][0]))

@@ -54,9 +54,10 @@ def race(
 ) -> dict[str, Any]:
     """One search of a rival, beside earlier ones of ours by the name of their variant.
 
-    {"trace": as that of our searches, "factor": by which its records were multiplied for it,
-    "timed": {variant: median seconds of its last kernel, in turns with the others}}; or, where the
-    search brought no kernel that works, {"trace": of one failure, "failure": why}.
+    {"trace": as that of our searches, "seconds": of the whole search, which may go on after its
+    last trial, "factor": by which its records were multiplied for the trace, "timed": {variant:
+    median seconds of its last kernel, in turns with the others}}; or, where the search brought no
+    kernel that works, {"trace": of one failure, "failure": why}.
     """
     workload = Workload(case.operator)
     kernels = {v: Candidate(**run["best"]) for v, run in beside.items() if run.get("best")}
@@ -65,17 +66,18 @@ def race(
         path = measurer.folder / f"{name}.so"
         try:
             took = peer_libraries.build(name, measurer, trials, path, seconds)
+            times, _ = measurer.compare(kernels, libraries={name: path})
         except SetupFailed:
             raise
         except DeviceError as error:
             reason = error.reason if isinstance(error, RemoteError) else str(error)
             return {"trace": [(time.monotonic() - begun, None)], "failure": reason}
-        times, _ = measurer.compare(kernels, libraries={name: path})
     timed = {variant: statistics.median(own) for variant, own in times.items()}
     own = {variant: fastest(run) for variant, run in beside.items()}
     factor = scale(timed, {**own, name: fastest({"trace": took["trace"]})}, name)
     trace = [(s, None if value is None else value * factor) for s, value in took["trace"]]
-    return {"trace": trace, "factor": factor, "timed": timed}
+    length = min(took["seconds"], seconds or math.inf)
+    return {"trace": trace, "seconds": length, "factor": factor, "timed": timed}
 
 
 def scale(timed: Mapping[str, float], recorded: Mapping[str, float], name: str) -> float:

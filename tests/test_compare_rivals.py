@@ -37,6 +37,7 @@ def test_a_rival_is_raced_after_ours_and_timed_in_turns_with_them(tmp_path: Path
     assert (ours["variant"], rival["variant"]) == ("random", "metaschedule")
     walls = [wall for wall, _ in rival["trace"]]
     assert len(walls) == 2 and walls == sorted(walls) and walls[0] > 0
+    assert rival["seconds"] > walls[-1]
     assert set(rival["timed"]) == {"random", "metaschedule"}
     best = {r["variant"]: min(s for _, s in r["trace"] if s is not None) for r in (ours, rival)}
     turns, records = rival["timed"], best["metaschedule"] / best["random"]
@@ -110,13 +111,13 @@ def test_a_race_is_told_at_equal_trials_equal_time_and_at_the_end() -> None:
     ours = traced("random", (1.0, 6.0), (2.0, 3.0), (3.0, 2.0), (4.0, 1.0))
     rival = traced(
         "metaschedule", (10.0, None), (20.0, 6.0), (40.0, 3.0),
-        factor=0.9, timed={"random": 1.0, "metaschedule": 3.5},
+        seconds=50.0, factor=0.9, timed={"random": 1.0, "metaschedule": 3.5},
     )  # fmt: skip
     lines = compare_beside.sections([ours, rival])
-    # 3 trials: 2 against 3; 4 s: nothing of the rival yet; 3 is reached after 2 s of 40
-    assert "| toy/G | random | 1.50 | - | 3.50 | 2.0 | 5.0% |" in lines
-    assert any("3 trials in 40 s" in line and "(0.90 to 0.90)" in line for line in lines)
-    slower = traced("random", (1.0, 6.0), (50.0, 4.0))
+    # 3 trials: 2 against 3; 4 s: nothing of the rival yet; 3 is reached after 2 s of 50
+    assert "| toy/G | random | 1.50 | - | 3.50 | 2.0 | 4.0% |" in lines
+    assert any("3 trials in 50 s" in line and "(0.90 to 0.90)" in line for line in lines)
+    slower = traced("random", (1.0, 6.0), (60.0, 4.0))
     assert "| toy/G | random | 1.50 | 0.50 | 3.50 | - | - |" in compare_beside.sections(
         [slower, rival]
     )
