@@ -9,6 +9,7 @@ theirs in turns:
     factor = (its kernel in turns / its best record) / median(ours in turns / our best trial)
 
 so that neither another way to time nor a drift between two searches looks like a better search.
+Where none of ours was run before, the factor is its own quotient alone.
 """
 
 from __future__ import annotations
