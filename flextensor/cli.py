@@ -327,7 +327,7 @@ def bench(
 @app.command()
 def compare(
     explorers: Annotated[
-        str, typer.Option(metavar="NAMES", help="explorers, e.g. flextensor,q-method/no-model")
+        str, typer.Option(metavar="NAMES", help="e.g. flextensor,q-method/no-model,metaschedule")
     ],
     suite: Annotated[str, typer.Option(metavar="NAME", help="the workloads")] = "smoke",
     cases: CasesOption = None,

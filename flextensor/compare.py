@@ -1,6 +1,7 @@
 """`compare`: explorers on the same workloads, seed by seed; curves and tables.
 
-A search starts from nothing, or from what other shapes taught (`STARTS`).
+A search starts from nothing, or from what other shapes taught (`STARTS`). It may be another's
+(`flextensor.rivals`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flextensor import compare_page, lessons, measurers
+from flextensor import compare_page, lessons, measurers, rivals
 from flextensor.compare_page import STARTS
 from flextensor.database import Database
 from flextensor.errors import InputError, unknown
@@ -25,6 +26,7 @@ from flextensor.operators.workload import Workload
 from flextensor.replay import Landscape, Replay, landscapes_of
 from flextensor.result import opened
 from flextensor.results import header, make, write
+from flextensor.rivals import RIVALS
 
 if TYPE_CHECKING:
     from flextensor.operators.suites import Case
@@ -39,7 +41,8 @@ AGAIN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """An explorer, the parts of the search that it runs without, and what it starts from."""
+    """An explorer, the parts of the search that it runs without, and what it starts from; or a
+    rival, which has neither."""
 
     explorer: str
     left_out: frozenset[str]
@@ -52,8 +55,10 @@ class Variant:
         from flextensor import explorers
 
         explorer, *parts = text.strip().split("/")
-        if explorer not in explorers.names():
-            raise unknown("explorer", explorer, explorers.names())
+        if explorer in RIVALS and parts:
+            raise InputError(f"{text}: {explorer} is a search of its own, without our parts")
+        if explorer not in (*explorers.names(), *RIVALS):
+            raise unknown("explorer", explorer, (*explorers.names(), *RIVALS))
         for part in parts:
             if part not in LEFT_OUT + STARTS:
                 raise unknown("part of the search", part, LEFT_OUT + STARTS)
@@ -103,16 +108,18 @@ def run(
     A search knows no earlier trial of its workload, and has no early stop; of other workloads it
     knows what its variant says (`STARTS`). Variants take turns, so that a drift of the machine
     meets all of them, and every case has its first seed before any has its second, so that an
-    experiment that was stopped says something of all. A run that `data.json` holds already, from
-    the same machine and versions, is not repeated.
+    experiment that was stopped says something of all; rivals come last, for their kernels are timed
+    in turns with those of the searches before. A run that `data.json` holds already, from the same
+    machine and versions, is not repeated.
 
-    `db` is a database that keeps every trial; `replay` is one whose trials answer instead of the
-    device, see `flextensor.replay`; `warm` is one that guides the warm starts, and is never written
-    to. What it knows of the cases themselves guides nobody, but its fastest configs of each are
-    measured again: searches of few trials need a best known kernel to be held against. Returns
+    `db` is a database that keeps every trial of ours; `replay` is one whose trials answer instead
+    of the device, see `flextensor.replay`; `warm` is one that guides the warm starts, and is never
+    written to. What it knows of the cases themselves guides nobody, but its fastest configs of each
+    are measured again: searches of few trials need a best known kernel to be held against. Returns
     the exit code.
     """
     check(variants, trials, time, db, replay, warm)
+    rivals.check([v.explorer for v in variants], target, replay is not None)
     landscapes = None if replay is None else landscapes_of(replay, cases, target)
     make(out)
     data = {
@@ -175,17 +182,29 @@ def _run(
     path: Path,
 ) -> None:
     """Add to the data, and to its file, the runs that are missing."""
-    done = {(r["case"], r["variant"], r["seed"]) for r in data["runs"]}
-    for seed, case, variant in itertools.product(range(seeds), cases, variants):
+    done = {(r["case"], r["variant"], r["seed"]): r for r in data["runs"]}
+    ordered = sorted(variants, key=lambda variant: variant.explorer in RIVALS)
+    for seed, case, variant in itertools.product(range(seeds), cases, ordered):
         if (case.full_name, str(variant), seed) in done:
             continue
         if setting.warm is not None and setting.landscapes is None:
             best = data.setdefault("known", {})
             if case.full_name not in best:
                 best[case.full_name] = _again(case, setting.warm, setting.target)
-        found = _search(case, variant, seed, setting)
-        row = {"case": case.full_name, "variant": str(variant), "seed": seed}
-        data["runs"].append({**row, **found})
+        if variant.explorer in RIVALS:
+            ours = {
+                name: run
+                for (of, name, n), run in done.items()
+                if (of, n) == (case.full_name, seed)
+            }
+            found = rivals.race(
+                variant.explorer, case, seed, setting.target, setting.trials, setting.seconds, ours
+            )
+        else:
+            found = _search(case, variant, seed, setting)
+        row = {"case": case.full_name, "variant": str(variant), "seed": seed, **found}
+        data["runs"].append(row)
+        done[case.full_name, str(variant), seed] = row
         write(path, json.dumps(data) + "\n")
         trace = found["trace"]
         best = min((s for _, s in trace if s is not None), default=math.inf)
@@ -195,15 +214,18 @@ def _run(
 
 def _search(case: Case, variant: Variant, seed: int, setting: Setting) -> dict[str, Any]:
     """The trace of one search: seconds since its start, and the median seconds per call or None
-    for a failure, of every trial. Of a replay also how many of the trials were in the table, and
-    of a start that is not from nothing the workloads that guide it."""
+    for a failure, of every trial; and the fastest ("best"). Of a replay not that, but how many of
+    the trials were in the table; of a start that is not from nothing the workloads that guide it.
+    """
     from flextensor.search import Budget, Options, Search, batch_of, lanes
 
     workload, target = Workload(case.operator), setting.target
     model = "none" if "no-model" in variant.left_out else setting.cost_model
     trace: list[tuple[float, float | None]] = []
+    worked: list[Trial] = []
 
     def record(trial: Trial) -> None:
+        worked.extend([trial] if trial.ok else [])
         value = trial.seconds if math.isfinite(trial.seconds) else None
         trace.append((budget.elapsed, value))
         if setting.database is not None:
@@ -231,12 +253,20 @@ def _search(case: Case, variant: Variant, seed: int, setting: Setting) -> dict[s
         measurer = measurers.create(workload, target, 1e-4, on_trial=record, seed=seed)
         with contextlib.closing(measurer):
             Search(own, measurer, budget, lambda phase: None, options).run(hints(others))
-        return {"trace": trace, **found}
+        return {"trace": trace, "best": _fastest(worked), **found}
     replayed = Replay(setting.landscapes[case.full_name], target.builders, record)
     budget = dataclasses.replace(budget, start=0.0, clock=replayed.clock)
     known = [lane for lane in own if lane.name in replayed.landscape.tables]
     Search(known, replayed, budget, lambda phase: None, options).run(hints(others))
     return {"trace": trace, "recorded": replayed.recorded, **found}
+
+
+def _fastest(worked: Sequence[Trial]) -> dict[str, Any] | None:
+    """Formulation and config of the fastest of trials that worked, as JSON values."""
+    if not worked:
+        return None
+    best = min(worked, key=lambda trial: trial.seconds)
+    return {"formulation": best.formulation, "config": dict(best.config)}
 
 
 def _again(case: Case, database: Database, target: Target) -> float | None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flextensor import compare_beside
 from flextensor.bench_page import geomean
 from flextensor.bench_plots import COLOURS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[np.float64]]
+from flextensor.curves import (
+    Run,
+    at,
+    band,
+    best_known,
+    geomean_band,
+    grouped,
+    progress,
+    reached,
+)
 
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the best known speed that are waited for."""
@@ -30,38 +36,8 @@ FIRST = (1, 8, 16)
 AIM = 0.95
 """The share of the best known that a start is to come to."""
 
-RESAMPLES = 1000
-"""Draws of a bootstrap."""
 LEAST = 1e-3
 """The share of the best known of a search in which nothing worked, where a ratio is wanted."""
-
-Run = Mapping[str, Any]
-
-
-def best_known(runs: Iterable[Run]) -> dict[str, float]:
-    """Seconds of the fastest kernel of every case, by whichever run found it."""
-    best: dict[str, float] = {}
-    for run in runs:
-        found = min((s for _, s in run["trace"] if s is not None), default=math.inf)
-        best[run["case"]] = min(best.get(run["case"], math.inf), found)
-    return best
-
-
-def progress(run: Run, best: float) -> list[tuple[float, float]]:
-    """(wall seconds, best speed so far as a share of the best known) after every trial."""
-    top, rows = math.inf, []
-    for seconds, value in run["trace"]:
-        top = min(top, value if value is not None else math.inf)
-        rows.append((seconds, best / top if math.isfinite(top) else 0.0))
-    return rows
-
-
-def reached(rows: Sequence[tuple[float, float]], share: float) -> tuple[int, float] | None:
-    """(trials, wall seconds) until a share was reached; None when it never was."""
-    for number, (seconds, value) in enumerate(rows, 1):
-        if value >= share:
-            return number, seconds
-    return None
 
 
 def known(data: Mapping[str, Any]) -> dict[str, float]:
@@ -71,32 +47,6 @@ def known(data: Mapping[str, Any]) -> dict[str, float]:
         return {case: told["fastest"] for case, told in data["replay"].items()}
     again = {case: math.inf if s is None else s for case, s in data.get("known", {}).items()}
     return {case: min(s, again.get(case, s)) for case, s in best_known(data["runs"]).items()}
-
-
-def band(groups: Sequence[Array]) -> tuple[Array, Array, Array]:
-    """The median over all rows of all groups, and its 95 % confidence interval, by column.
-
-    A group has the searches of one workload by one explorer, a row each. The interval is a
-    bootstrap's: seeds are drawn anew within every workload, which are what they are. With one seed
-    it has no width.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    draws = [
-        np.median(np.concatenate([g[rng.integers(len(g), size=len(g))] for g in groups]), axis=0)
-        for _ in range(RESAMPLES if any(len(g) > 1 for g in groups) else 1)
-    ]
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    return np.median(np.concatenate(groups), axis=0), low, high
-
-
-def grouped(runs: Iterable[Run], best: Mapping[str, float]) -> dict[str, dict[str, list[Any]]]:
-    """The progress of every run, by variant and by case."""
-    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        found[run["variant"]][run["case"]].append(progress(run, best[run["case"]]))
-    return found
 
 
 def markdown(data: Mapping[str, Any]) -> str:
@@ -127,6 +77,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += [_row(variant, cases) for variant, cases in grouped(runs, best).items()]
     lines += _starts(data)
     lines += _ablation(runs, best)
+    lines += compare_beside.sections(runs)
     if "replay" in data:
         lines += _replay(data)
     lines += ["", "![curves](curves.png)"]
@@ -218,8 +169,6 @@ def ablations(variants: Sequence[str]) -> list[tuple[str, str, str]]:
 
 def _ablation(runs: Sequence[Run], best: Mapping[str, float]) -> list[str]:
     """What the kernels found lose without one part, search by search of the same seed."""
-    import numpy as np
-
     ends = {
         (r["variant"], r["case"], r["seed"]): max(progress(r, best[r["case"]])[-1][1], LEAST)
         for r in runs
@@ -232,14 +181,7 @@ def _ablation(runs: Sequence[Run], best: Mapping[str, float]) -> list[str]:
                 ratio = ends[variant, case, seed] / ends[whole, case, seed]
                 groups[case].append(math.log2(ratio))
         if groups:
-            rng = np.random.default_rng(0)
-            own = [np.array(g) for g in groups.values()]
-            means = [
-                np.mean([g[rng.integers(len(g), size=len(g))].mean() for g in own])
-                for _ in range(RESAMPLES)
-            ]
-            low, high = 2 ** np.quantile(means, (0.025, 0.975))
-            speed = 2 ** float(np.mean([g.mean() for g in own]))
+            speed, low, high = geomean_band(groups.values())
             lines.append(f"| {whole}, {lacking} | {speed:.3f} | {low:.3f} to {high:.3f} |")
     if not lines:
         return []
@@ -295,16 +237,6 @@ def _replay(data: Mapping[str, Any]) -> list[str]:
     if left:
         lines += ["", f"Left out, with too few points that worked: {', '.join(left)}."]
     return lines
-
-
-def at(rows: Sequence[tuple[float, float]], axis: str, place: float) -> float:
-    """The share reached at a number of trials or wall seconds."""
-    value = 0.0
-    for number, (seconds, share) in enumerate(rows, 1):
-        if (number if axis == "trials" else seconds) > place:
-            break
-        value = share
-    return value
 
 
 def plot(data: Mapping[str, Any], path: Path) -> None:

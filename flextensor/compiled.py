@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,16 @@ def write(module: Any, func: Any, target: Target, path: Path) -> None:
     if constants:
         note = {"constants": constants, "packed": prepack.packed(module, func)}
         path.with_suffix(".json").write_text(json.dumps(note))
+
+
+def digest(path: Path) -> str:
+    """Names the program that `build` wrote: the same for the same code, in any process. Two configs
+    of which one only says more about what is never done have one digest."""
+    found = hashlib.sha256(path.read_bytes())
+    note = path.with_suffix(".json")
+    if note.is_file():
+        found.update(note.read_bytes())
+    return found.hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flextensor.bench_plots import COLOURS
-from flextensor.compare_page import at, progress, reached
+from flextensor.curves import at, progress, reached
 from flextensor.database import Database
 from flextensor.database_records import Record, to_trial
 from flextensor.errors import InputError, exit_code

@@ -103,8 +103,10 @@ class LocalMeasurer:
     processes that may crash and hang.
 
     A batch is built in parallel, then run one candidate at a time, so that no build overlaps a
-    timing. `tolerance` bounds max|y - y64| / max|y64| of every checked output (integers: exact).
-    `on_trial` gets every trial as soon as it is known. `builders` are another's, or its own.
+    timing. A program that was run before, by another config, is not run again: the trial has the
+    same outcome, and says so (`Trial.twin`). `tolerance` bounds max|y - y64| / max|y64| of every
+    checked output (integers: exact). `on_trial` gets every trial as soon as it is known. `builders`
+    are another's, or its own.
     `DeviceError` when no worker can start or a compiler is missing.
     """
 
@@ -133,6 +135,7 @@ class LocalMeasurer:
         self._transfer_seconds = buffers / 1e8
         self.seconds = {"build": 0.0, "run": 0.0}
         self._builds: list[float] = []
+        self._outcomes: dict[str, Trial] = {}
         self._libraries: dict[str, Path] = {}
         self._pool = ThreadPoolExecutor(1)
         self._loading: Future[dict[str, Any]] | None = None
@@ -144,7 +147,7 @@ class LocalMeasurer:
         self.start()
         begun = time.monotonic()
         trials: dict[int, Trial] = {}
-        built: dict[int, tuple[Path, float]] = {}
+        built: dict[int, tuple[str, float]] = {}
         paths = [self._path() for _ in candidates]
         for index, reply in self._build(candidates, paths):
             failure = build_failure(candidates[index], reply)
@@ -152,15 +155,19 @@ class LocalMeasurer:
                 trials[index] = failure
                 self.on_trial(failure)
             elif isinstance(reply, dict):
-                built[index] = paths[index], reply["seconds"]
+                built[index] = reply["digest"], reply["seconds"]
                 self._builds.append(reply["seconds"])
         running = time.monotonic()
         self.seconds["build"] += running - begun
-        for index, (path, seconds) in sorted(built.items()):
-            trial = dataclasses.replace(
-                self._run(candidates[index], path, best_seconds), build_seconds=seconds
-            )
-            compiled.remove(path)
+        for index, (digest, seconds) in sorted(built.items()):
+            candidate = candidates[index]
+            if known := self._outcomes.get(digest):
+                trial = known.as_twin(candidate.formulation, candidate.config, seconds)
+            else:
+                trial = self._run(candidate, paths[index], best_seconds)
+                trial = dataclasses.replace(trial, build_seconds=seconds)
+                self._outcomes[digest] = trial
+            compiled.remove(paths[index])
             trials[index] = trial
             self.on_trial(trial)
             best_seconds = min(best_seconds, trial.seconds)

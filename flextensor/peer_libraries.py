@@ -3,9 +3,11 @@
 Each method is written by a module with three functions:
 
     check(target)   raises `DeviceError` where the method has no way to compute anything
-    limit(trials)   seconds that it may take, measuring `trials` candidates if it searches
-    run(payload)    {"method", "program", "target", "trials", "seed", "folder", "out"} -> what a
-                    search took, else {}; writes the library ``out``
+    limit(trials, seconds)
+                    seconds that it may take, where a search has so many trials, so many seconds,
+                    or both
+    run(payload)    {"method", "program", "target", "trials", "seconds", "seed", "folder", "out"} ->
+                    what a search took, else {}; writes the library ``out``
 """
 
 from __future__ import annotations
@@ -40,12 +42,19 @@ def check(methods: Iterable[str], target: Target) -> None:
         _home(method).check(target)
 
 
-def build(method: str, measurer: LocalMeasurer, trials: int, path: Path) -> dict[str, Any]:
+def build(
+    method: str,
+    measurer: LocalMeasurer,
+    trials: int | None,
+    path: Path,
+    seconds: float | None = None,
+) -> dict[str, Any]:
     """Let a method schedule the plain formulation of a workload, in a process of its own.
 
-    Writes the library `path`, and verifies it on fresh inputs. {"trials": measured, "seconds": of
-    the search, its build included} of one that searches, else {}. Raises `DeviceError` with its
-    reason, in one line.
+    Writes the library `path`, and verifies it on fresh inputs. A search ends after `trials`, or
+    when `seconds` are over. {"trials": measured, "seconds": of the search, its build included,
+    "trace": [(seconds since it began, its seconds per call or None), ...] by trial} of one that
+    searches, else {}. Raises `DeviceError` with its reason, in one line.
     """
     home, target = _home(method), measurer.target
     home.check(target)
@@ -59,11 +68,12 @@ def build(method: str, measurer: LocalMeasurer, trials: int, path: Path) -> dict
     program.write_text(tvm.ir.save_json(measurer.workload.prim_func()))
     payload = {
         "method": method, "program": str(program), "target": dump(target), "trials": trials,
-        "seed": measurer.seed, "folder": str(path.with_suffix(".search")), "out": str(path),
+        "seconds": seconds, "seed": measurer.seed,
+        "folder": str(path.with_suffix(".search")), "out": str(path),
     }  # fmt: skip
     worker = Worker((), target.environment(measurer.folder), 0)
     try:
-        took = worker.call("library", payload, home.limit(trials))
+        took = worker.call("library", payload, home.limit(trials, seconds))
         error = measurer.error_of(path)
     finally:
         worker.kill()

@@ -104,6 +104,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     torch = min(values["peers"].values(), default=None)
     ahead = ", weights packed ahead" if values.get("prepacked") else ""
     failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
+    twins = f", {values['twins']} of known programs" if values.get("twins") else ""
     error = values["max_rel_error"]
     why = "".join(f": {reason}" for reason in set(values.get("missing", {}).values()))
     speedup = f"{values['speedup']:.2f}x ({duration(torch)})" if torch else f"not measured{why}"
@@ -117,7 +118,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("largest error", "not checked" if error is None else f"{error:.1e}"),
         ("verified", _verified(values)),
         ("formulation", values["formulation"]),
-        ("trials", f"{values['trials']}, {failures}"),
+        ("trials", f"{values['trials']}, {failures}{twins}"),
         ("tuning", f"{values['tuning_seconds']:.1f} s{_spent(values)}"),
         ("reused", "yes, from the database" if values["reused"] else "no"),
         *([("modelled, not measured", values["modelled"])] if "modelled" in values else []),

@@ -270,7 +270,10 @@ class Tuning:
         return dict(Counter(str(t.status) for t in self.trials if not t.ok))
 
     def _ranked(self) -> list[Trial]:
-        return sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)
+        """What worked, fastest first; of one program the trial that was run."""
+        ran = {t.times for t in self.trials if not t.twin}
+        worked = (t for t in self.trials if t.ok and not (t.twin and t.times in ran))
+        return sorted(worked, key=lambda t: t.seconds)
 
     def partial(self) -> Result | None:
         """The best so far of an interrupted run: measured and checked, not timed again."""
@@ -369,6 +372,7 @@ class Tuning:
             "intensity": self.workload.flops / self.target.traffic(self.workload.buffers),
             "trials": len(self.trials),
             "failures": self._failures(),
+            "twins": sum(t.twin for t in self.trials),
             "tuning_seconds": self.budget.elapsed,
             **self.ended,
             "reused": False,

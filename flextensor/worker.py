@@ -78,13 +78,14 @@ class Builder:
         return self._read[name].schedule(payload["config"])
 
     def build(self, payload: Payload) -> dict[str, Any]:
-        """{"program", "config", "out"} -> {"status", "message", "seconds"}."""
+        """{"program", "config", "out"} -> {"status", "message", "seconds", "digest": what the
+        compiled program is known by}."""
         from flextensor import compiled
 
         def write() -> dict[str, Any]:
-            program = self._programs[payload["program"]]
-            compiled.write(self.scheduled(payload), program, self._target, Path(payload["out"]))
-            return {"message": ""}
+            program, out = self._programs[payload["program"]], Path(payload["out"])
+            compiled.write(self.scheduled(payload), program, self._target, out)
+            return {"message": "", "digest": compiled.digest(out)}
 
         return attempted(write)
 

@@ -28,6 +28,11 @@ class Status(enum.StrEnum):
     WRONG_RESULT = "wrong_result"
 
 
+TWIN = "same program as an earlier trial"
+"""How the message begins of a trial that was not run: it has the outcome of another, which was
+compiled to the very same program."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One measured point.
@@ -50,6 +55,18 @@ class Trial:
     def ok(self) -> bool:
         """Whether the point ran, in time, with the right result."""
         return self.status is Status.OK
+
+    @property
+    def twin(self) -> bool:
+        """Whether another trial of the same program was run in its place."""
+        return self.message.startswith(TWIN)
+
+    def as_twin(self, formulation: str, config: Mapping[str, Any], build_seconds: float) -> Trial:
+        """The outcome of another config that was compiled to the same program."""
+        message = f"{TWIN}: {self.message}" if self.message else TWIN
+        return Trial(
+            formulation, config, self.status, self.times, message, self.error, build_seconds
+        )
 
     @property
     def seconds(self) -> float:

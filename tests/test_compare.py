@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flextensor import compare, compare_page
+from flextensor import compare, compare_page, curves
 from flextensor.compare import Variant
 from flextensor.database import Database
 from flextensor.errors import InputError
@@ -129,21 +129,21 @@ def traced(variant: str, *times: float | None, seed: int = 0) -> dict[str, Any]:
 
 def test_shares_are_of_the_best_that_any_run_found() -> None:
     slow, fast = traced("a", None, 4.0, 2.0), traced("b", 1.0)
-    best = compare_page.best_known([slow, fast])
+    best = curves.best_known([slow, fast])
     assert best == {"toy/G": 1.0}
-    rows = compare_page.progress(slow, 1.0)
+    rows = curves.progress(slow, 1.0)
     assert rows == [(1.0, 0.0), (2.0, 0.25), (3.0, 0.5)]
-    assert compare_page.reached(rows, 0.5) == (3, 3.0)
-    assert compare_page.reached(rows, 0.9) is None
+    assert curves.reached(rows, 0.5) == (3, 3.0)
+    assert curves.reached(rows, 0.9) is None
 
 
 def test_bands_are_of_seeds_within_workloads() -> None:
     rng = np.random.default_rng(0)
     groups = [level + 0.1 * rng.random((9, 3)) for level in (0.2, 0.5, 0.8)]
-    middle, low, high = compare_page.band(groups)
+    middle, low, high = curves.band(groups)
     assert np.all((low <= middle) & (middle <= high))
     assert np.all((low > 0.5) & (high < 0.6))  # workloads differ by more, and are not drawn anew
-    single = compare_page.band([g[:1] for g in groups])
+    single = curves.band([g[:1] for g in groups])
     assert np.array_equal(single[1], single[2])
 
 

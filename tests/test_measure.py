@@ -105,12 +105,39 @@ def test_every_fault_is_one_trial_with_a_reason(local: LocalMeasurer, seen: list
 
 
 def test_a_candidate_that_is_clearly_slower_is_abandoned(local: LocalMeasurer) -> None:
-    slow = Candidate("slow", {})
-    full, short = local.measure([slow])[0], local.measure([slow], best_seconds=1e-7)[0]
+    slow, too = Candidate("slow", {}), Candidate("slow", {"extern": ("puts", "another program")})
+    full, short = local.measure([slow])[0], local.measure([too], best_seconds=1e-7)[0]
     assert full.ok and short.ok
     assert len(full.times) >= timing.MIN_REPEATS and full.message == ""
     assert len(short.times) == 1
     assert "times slower than the best" in short.message
+
+
+def test_a_program_that_was_run_is_not_run_again(
+    local: LocalMeasurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+    run = local._run
+
+    def spied(candidate: Candidate, *given: Any) -> Trial:
+        ran.append(candidate.config)
+        return run(candidate, *given)
+
+    monkeypatch.setattr(local, "_run", spied)
+    call = {"extern": ("puts", "once")}
+    first, second = local.measure([Candidate("direct", {**call, "way": way}) for way in (1, 2)])
+    (third,) = local.measure([Candidate("direct", {**call, "way": 3})])
+    (other,) = local.measure([Candidate("direct", {"extern": ("puts", "twice")})])
+    assert ran == [first.config, other.config]
+    assert not first.twin and not other.twin and first.ok and first.run_seconds > 0
+    for twin in (second, third):
+        assert (twin.times, twin.error, twin.status) == (first.times, first.error, first.status)
+        assert twin.twin and twin.run_seconds == 0 < twin.build_seconds
+    assert [t.config["way"] for t in (first, second, third)] == [1, 2, 3]
+    crash = {"extern": ("raise", 6)}
+    died, again = local.measure([Candidate("direct", {**crash, "way": way}) for way in (1, 2)])
+    assert died.status is again.status is Status.RUN_ERROR
+    assert again.message == f"same program as an earlier trial: {died.message}"
 
 
 def test_verify_reports_the_error_on_fresh_inputs(local: LocalMeasurer) -> None:
@@ -220,10 +247,10 @@ def test_a_measurer_rests_and_goes_on_while_another_uses_the_builders(stubs: Non
             for w in (first, second)
         )
         with own, other:
-            for _ in range(2):
+            for turn in "first", "second":
                 for one, resting in ((own, other), (other, own)):
                     resting.rest()
-                    assert one.measure([GOOD])[0].ok
+                    assert one.measure([extern("puts", turn)])[0].ok
                     assert one._runner.pid and not resting._runner.pid  # type: ignore
             assert len(list(builders.folder.glob("program*.json"))) == 2
 

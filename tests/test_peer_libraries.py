@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def build(method: str, operator: Operator, target: Target, folder: Path) -> dict
 
 
 def test_metaschedule_searches_and_is_timed_in_turns(tmp_path: Path) -> None:
-    result = flextensor.tune(GEMM, trials=2, db=tmp_path / "t.db", peers=False)
+    result = flextensor.tune(GEMM, threads=1, trials=2, db=tmp_path / "t.db", peers=False)
     found = bench.beside(result, ("metaschedule",), 2)
     assert found["missing"] == {}
     assert 1 <= found["searches"]["metaschedule"]["trials"] <= 2
@@ -97,5 +98,43 @@ def test_a_peer_of_other_devices_is_known_before_anything_is_tuned(
 
 def test_a_search_that_ends_badly_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(metaschedule, "TRIAL_SECONDS", 1e-3)
+    monkeypatch.setattr(metaschedule, "START_SECONDS", 1e-3)
     with pytest.raises(DeviceError, match="no reply within"):
         build("metaschedule", GEMM, lookup("llvm", 2), tmp_path)
+
+
+def test_metaschedule_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metaschedule, "_NEEDED", ("cloudpickle", "no_such_package"))
+    with pytest.raises(DeviceError, match=r"needs no_such_package: pip .*\[metaschedule\]'$"):
+        metaschedule.check(lookup("llvm"))
+    with pytest.raises(DeviceError, match="on CPUs only"):
+        metaschedule.check(lookup("fpga:vu9p"))
+
+
+def test_a_search_of_metaschedule_is_recorded_until_its_time_is_over() -> None:
+    now = iter(range(0, 1000, 10)).__next__  # ten seconds between any two looks at the clock
+
+    def result(*times: float, error: str | None = None) -> Any:
+        told = SimpleNamespace(run_secs=times, error_msg=error)
+        return SimpleNamespace(error_msg=error, result=lambda: told)
+
+    record = metaschedule.Record(75.0, now)
+    record.built([result(), result(error="too large")])
+    record.ended()
+    futures = record.ran(
+        lambda one: result(*one), lambda: "refused", [(3.0, 1.0, 2.0), (), (1.0,), (1.0,)]
+    )
+    assert record.trace == [(20.0, None), (50.0, 2.0), (70.0, None)]
+    assert futures[2:] == ["refused", "refused"]
+    record.built([result(error="never mind")])
+    assert len(record.trace) == 3
+    assert not record.over
+    with pytest.raises(RuntimeError):
+        record.ended()
+    assert record.over
+
+
+def test_a_search_has_as_long_as_its_trials_and_its_seconds_need() -> None:
+    assert metaschedule.limit(4, None) - metaschedule.limit(3, None) == metaschedule.TRIAL_SECONDS
+    assert 60.0 < metaschedule.limit(None, 60.0) < metaschedule.limit(1000, 1e4)
+    assert metaschedule.limit(4, 60.0) == metaschedule.limit(4, None)

@@ -14,13 +14,14 @@ from flextensor import known, tuner
 from flextensor import result as results
 from flextensor.errors import InputError
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
+from flextensor.search import EFFORTS, Budget
 from flextensor.targets import Status, Trial
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
     "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures",
     "tuning_seconds", "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked",
-    "measured", "stopped", "shares",
+    "measured", "stopped", "shares", "twins",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
@@ -137,6 +138,20 @@ def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> No
     assert stop.value.result is not None
     with flextensor.Database(db) as database:
         assert database.stats().trials == stop.value.result.json()["trials"] > 0
+
+
+def test_a_program_is_timed_again_once_whatever_the_number_of_its_configs(tmp_path: Path) -> None:
+    ran = Trial("direct", {"way": 0}, Status.OK, (2.0,))
+    twins = [ran.as_twin("direct", {"way": way}, 0.1) for way in (1, 2)]
+    other = Trial("direct", {"way": 3}, Status.OK, (3.0,))
+    stranger = Trial("direct", {"way": 4}, Status.OK, (4.0,)).as_twin("direct", {"way": 5}, 0.1)
+    with results.opened(tmp_path / "t.db") as database:
+        run = tuner.Tuning(
+            Workload(Gemm()), results.as_target("llvm", None, None), database,
+            Budget.of(EFFORTS["quick"], None, None), 1e-4, False, None,
+        )  # fmt: skip
+        run.trials = [twins[0], stranger, other, ran, twins[1]]
+        assert run._ranked() == [ran, other, stranger]  # what is not known to have run stays
 
 
 def test_show_gives_the_program_and_the_code(tmp_path: Path) -> None:
