@@ -35,8 +35,8 @@ SEEDS = ((2, math.inf), (8, 2.0), (16, 1.5))
 the best of all it may be to get it. Where a trial takes a second, a batch for each formulation is
 the budget. The first instalment has one for every builder, if these are more."""
 GUIDED = ((2, math.inf), (4, 1.5))
-"""The same where other shapes' configs of the formulation come first: they are worth more than the
-schedulers' picks after them, and a model that other shapes taught proposes better ones."""
+"""The same where other shapes' configs of the formulation are among them: a model that other shapes
+taught proposes better ones than what follows."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
 
@@ -130,13 +130,13 @@ class Lane:
         self.model.recall(space, points, [trial.seconds for trial in trials])
 
     def seeds(self, hints: Sequence[Mapping[str, object]]) -> list[Point]:
-        """Legal starts: configs of neighbours first, each at the nearest legal point that the model
-        likes best, then the schedulers' picks by estimate."""
+        """Legal starts: configs of neighbours, each at the nearest legal point that the model likes
+        best, in turns with the schedulers' picks, best by the model first."""
         near = [self.space.legal_nearby(self.space.project(dict(hint))) for hint in hints]
         warm = [self._ranked(points)[0] for points in near if points]
         picks = [self.space.point(seed) for seed in self.space.seeds]
-        picks = [p for p in picks if self.space.legal(p)]
-        legal = warm + self._ranked(picks)
+        picks = self._ranked([p for p in picks if self.space.legal(p)])
+        legal = [p for turn in itertools.zip_longest(warm, picks) for p in turn if p is not None]
         starts = dict.fromkeys(map(self.space.representative, legal))
         return [p for p in starts if p not in self.history]
 
