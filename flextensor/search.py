@@ -37,6 +37,9 @@ the budget. The first instalment has one for every builder, if these are more.""
 GUIDED = ((2, math.inf), (4, 1.5))
 """The same where other shapes' configs of the formulation are among them: a model that other shapes
 taught proposes better ones than what follows."""
+HOPEFUL = math.log2(1.5)
+"""How much slower than the best start another shape's config may be, by the model, to be an early
+one (log2)."""
 FINISH = 0.1
 """Share of the budget that is kept for coordinate descent."""
 
@@ -131,12 +134,16 @@ class Lane:
 
     def seeds(self, hints: Sequence[Mapping[str, object]]) -> list[Point]:
         """Legal starts: configs of neighbours, each at the nearest legal point that the model likes
-        best, in turns with the schedulers' picks, best by the model first."""
+        best, in turns with all others, best by the model first: the schedulers' picks, and
+        neighbours' of which it expects little here."""
         near = [self.space.legal_nearby(self.space.project(dict(hint))) for hint in hints]
         warm = [self._ranked(points)[0] for points in near if points]
         picks = [self.space.point(seed) for seed in self.space.seeds]
-        picks = self._ranked([p for p in picks if self.space.legal(p)])
-        legal = [p for turn in itertools.zip_longest(warm, picks) for p in turn if p is not None]
+        picks = [p for p in picks if self.space.legal(p)]
+        hopeful = self.promise(warm + picks) + HOPEFUL
+        taken = [p for p in warm if self.promise([p]) <= hopeful]
+        rest = self._ranked([p for p in warm + picks if p not in taken])
+        legal = [p for turn in itertools.zip_longest(taken, rest) for p in turn if p is not None]
         starts = dict.fromkeys(map(self.space.representative, legal))
         return [p for p in starts if p not in self.history]
 

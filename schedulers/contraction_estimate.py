@@ -31,8 +31,8 @@ BYTES = 4
 """Of an element: operands of other sizes differ in all candidates alike."""
 FETCHED = {"l3": 16.0, "memory": 3.0}
 """Bytes that a core gets in a cycle from what lies beyond L2, of which it does not wait for all."""
-PACK = 1.2e-9
-"""Seconds that one core takes to pack an element."""
+PACK = 2.5
+"""Cycles that one core takes to pack an element, beside what it waits for memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,10 @@ class Role:
     def panel(self, plan: Plan) -> float:
         """Bytes that a tile reads in a block of the reduction."""
         return self.cut.tile * self.distinct(plan) / plan.k_blocks * BYTES
+
+    def whole(self, plan: Plan) -> float:
+        """Bytes of the operand, which is read from where it fits when a block begins."""
+        return self.cut.padded * self.distinct(plan) * BYTES
 
     def packed(self, plan: Plan, blocks: int) -> float:
         """Elements to pack, again for each of the other side's blocks where a task does it."""
@@ -93,10 +97,15 @@ def features(
         rate /= 6  # every lane is a load of its own
     tasks = batch * plan.rows.blocks * plan.lanes.blocks
     balance = tasks / (target.cores * ceil_div(tasks, target.cores))
-    packed = rows.packed(plan, plan.lanes.blocks) + lanes.packed(plan, plan.rows.blocks)
+    packs = rows.packed(plan, plan.lanes.blocks), lanes.packed(plan, plan.rows.blocks)
+    packed = sum(packs)
+    packing = sum(
+        pack_cycles(elements, role.whole(plan), target)
+        for elements, role in zip(packs, (rows, lanes), strict=True)
+    )
     fetched = fetch_cycles(plan, found, rows, lanes, target)
     cycles = work / unit.products(plan) / rate + fetched * work / (rows.cut.tile * lanes.cut.tile)
-    seconds = cycles / (target.cores * CLOCK) / balance + packed * PACK / target.cores
+    seconds = (cycles / balance + packing) / (target.cores * CLOCK)
     log = math.log2
     return {
         "estimate": seconds,
@@ -134,8 +143,8 @@ def fetch_cycles(plan: Plan, found: Contraction, rows: Role, lanes: Role, target
     for role, place, passes in (
         (inner, _level(block, target), 1),
         (outer, _level(held, target), 1),
-        (inner, _level(_whole(inner, plan), target), outer.cut.tiles),
-        (outer, _level(_whole(outer, plan), target), inner.cut.tiles),
+        (inner, _level(inner.whole(plan), target), outer.cut.tiles),
+        (outer, _level(outer.whole(plan), target), inner.cut.tiles),
     ):
         if place is not None:
             steps = math.prod(plan.k_extent(i) for i in role.side.own_k)
@@ -144,9 +153,11 @@ def fetch_cycles(plan: Plan, found: Contraction, rows: Role, lanes: Role, target
     return cycles
 
 
-def _whole(role: Role, plan: Plan) -> float:
-    """Bytes of the operand, which is read from where it fits when a block begins."""
-    return role.cut.padded * role.distinct(plan) * BYTES
+def pack_cycles(elements: float, size: float, target: Target) -> float:
+    """Cycles of one core to pack so many elements of an operand of `size` bytes: each is read, its
+    place is fetched and written back."""
+    place = _level(size, target)
+    return elements * (PACK + (3 * BYTES / FETCHED[place] if place else 0.0))
 
 
 def _level(size: float, target: Target) -> str | None:
