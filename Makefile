@@ -19,8 +19,8 @@ venv: $(STAMP) ## make the virtual environment and install everything
 tune: $(STAMP) ## the main job: tune a real conv2d for this CPU and print the result table
 	$(BIN)/python -m flextensor tune conv2d --case paper/C14 --target llvm
 
-test: $(STAMP) ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the whole test suite, two to four at a time
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## ruff check and ruff format --check
 	$(BIN)/ruff check .

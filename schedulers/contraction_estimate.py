@@ -47,9 +47,8 @@ class Role:
     def distinct(self, plan: Plan) -> int:
         """Elements for one step of the side's iterators, all of the reduction: a window that slides
         reads again what its neighbour has read."""
-        slides = self.side.slides if self.layout != "panel" else None
-        sliding = {v for slide in slides or () for v in slide.taps.terms}
-        return math.prod(plan.k_extent(i) for i in self.side.own_k if i.var not in sliding)
+        ks = self.side.own_k if self.layout == "panel" else self.side.still_k
+        return math.prod(plan.k_extent(i) for i in ks)
 
     def panel(self, plan: Plan) -> float:
         """Bytes that a tile reads in a block of the reduction."""

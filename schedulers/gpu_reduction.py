@@ -23,7 +23,7 @@ from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import gpu_loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, loads, rewrite
+from flextensor.schedulers.expression import linear, rewrite
 from flextensor.schedulers.layouts import unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, reduce
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
@@ -56,7 +56,7 @@ class GpuReductionScheduler(Scheduler):
         if not blocks or not stage.combiner or length < SHORTEST:
             return None
         few = gpu_loops.outputs(stage) < OUTPUTS * target.cores
-        if not few and not any(_in_a_row(load, stage.reduction[-1]) for load in loads(stage.value)):
+        if not few and not any(_in_a_row(load, stage.reduction[-1]) for load in stage.loads):
             return None
         return GpuReductionSchedule(stage, target)
 

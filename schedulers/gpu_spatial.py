@@ -16,7 +16,6 @@ from typing import Any
 
 from flextensor.schedulers import gpu_estimate, gpu_loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import loads
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Space, Value, choice, sizes
 from flextensor.targets.base import Target
@@ -64,7 +63,7 @@ class GpuSpatialSchedule(StageSchedule):
         stage = self.stage
         seconds = gpu_estimate.spatial_seconds(
             gpu_loops.outputs(stage), stage.points // gpu_loops.outputs(stage),
-            len(loads(stage.value)), int(config["threads"]) , self.target,
+            len(stage.loads), int(config["threads"]) , self.target,
         )  # fmt: skip
         return {"estimate": seconds, "log_estimate": math.log2(seconds)}
 

@@ -46,13 +46,7 @@ class Cut:
     @classmethod
     def of(cls, extents: Sequence[int], pitches: Sequence[int], parts: int, tile: int) -> Cut:
         """Cut a side into about `parts` blocks of tiles of `tile` elements."""
-        first = extents[0] if extents else 1
-        rest = math.prod(pitches[1:])
-        block = ceil_div(first, parts)
-        if rest == 1:
-            block = round_up(block, tile)
-        tiles = ceil_div(block * rest, tile)
-        return cls(tuple(extents), tuple(pitches), block, ceil_div(first, block), tile, tiles)
+        return _cut(tuple(extents), tuple(pitches), parts, tile)
 
     @property
     def rest(self) -> int:
@@ -109,6 +103,18 @@ class Cut:
         return tirx.floordiv(values[0], self.block), q
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _cut(extents: tuple[int, ...], pitches: tuple[int, ...], parts: int, tile: int) -> Cut:
+    """`Cut.of`, which a search asks for the same few cuts thousands of times."""
+    first = extents[0] if extents else 1
+    rest = math.prod(pitches[1:])
+    block = ceil_div(first, parts)
+    if rest == 1:
+        block = round_up(block, tile)
+    tiles = ceil_div(block * rest, tile)
+    return Cut(extents, pitches, block, ceil_div(first, block), tile, tiles)
+
+
 @dataclasses.dataclass(frozen=True)
 class Slide:
     """How one side iterator moves through its dimension: `stride * (u + reach(k)) + phase(k)`."""
@@ -153,15 +159,21 @@ class Side:
         """Extents of the side's iterators."""
         return tuple(i.extent for i in self.iterators)
 
-    @property
+    @functools.cached_property
     def own_batch(self) -> tuple[Iterator, ...]:
         """Batch iterators that the operand reads."""
         return tuple(i for i in self.batch if i in self.operand.iterators)
 
-    @property
+    @functools.cached_property
     def own_k(self) -> tuple[Iterator, ...]:
         """Reduction iterators that the operand reads."""
         return tuple(i for i in self.k if i in self.operand.iterators)
+
+    @functools.cached_property
+    def still_k(self) -> tuple[Iterator, ...]:
+        """Those of `own_k` that slide no window: with them alone, each element is read once."""
+        sliding = {v for slide in self.slides or () for v in slide.taps.terms}
+        return tuple(i for i in self.own_k if i.var not in sliding)
 
     def reads(self, buffer: Any) -> bool:
         """Whether the operand is a plain load of a buffer."""

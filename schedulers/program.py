@@ -6,6 +6,7 @@ Schedulers decide from this structure and never from an operator's name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -55,6 +56,11 @@ class Stage:
         """Shape of the buffer written."""
         return tuple(i.extent for i in self.spatial)
 
+    @functools.cached_property
+    def loads(self) -> tuple[Any, ...]:
+        """Every buffer load of the value, outermost first."""
+        return tuple(loads(self.value))
+
     def at(self, indices: list[Any], load: Callable[[Any, list[Any]], Any]) -> Any:
         """The value of an elementwise stage at `indices`, its loads replaced through `load`."""
         assert self.combiner is None
@@ -85,13 +91,11 @@ class Program:
         stage = self.producer(buffer)
         if stage is None:
             return buffer in self.constants
-        return all(self.fixed(load.source) for load in loads(stage.value))
+        return all(self.fixed(load.source) for load in stage.loads)
 
     def consumers(self, stage: Stage) -> list[Stage]:
         """The stages that read what `stage` writes."""
-        return [
-            s for s in self.stages if any(b.source.same_as(stage.buffer) for b in loads(s.value))
-        ]
+        return [s for s in self.stages if any(b.source.same_as(stage.buffer) for b in s.loads)]
 
 
 def movable(program: Program, stage: Stage) -> bool:
@@ -101,7 +105,7 @@ def movable(program: Program, stage: Stage) -> bool:
     """
     if stage.combiner or stage.buffer.same_as(program.output):
         return False
-    read = loads(stage.value)
+    read = stage.loads
     if any(a.source.same_as(b.source) for a, b in itertools.combinations(read, 2)):
         return False
     for load in read:
@@ -134,7 +138,7 @@ def fusable(program: Program, stage: Stage) -> list[Stage]:
         (consumer,) = consumers
         if consumer.combiner or consumer.shape != stage.shape:
             break
-        reads = [b for b in loads(consumer.value) if b.source.same_as(current.buffer)]
+        reads = [b for b in consumer.loads if b.source.same_as(current.buffer)]
         own = [i.var for i in consumer.spatial]
         if not all(len(r.indices) == len(own) for r in reads) or not all(
             _same(index, var, it.extent)
@@ -142,7 +146,7 @@ def fusable(program: Program, stage: Stage) -> list[Stage]:
             for index, var, it in zip(r.indices, own, consumer.spatial, strict=True)
         ):
             break
-        if any(program.producer(b.source) not in (None, current) for b in loads(consumer.value)):
+        if any(program.producer(b.source) not in (None, current) for b in consumer.loads):
             break
         chain.append(consumer)
         current = consumer

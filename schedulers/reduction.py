@@ -14,7 +14,7 @@ from typing import Any
 from tvm import te, tirx
 
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, loads, rewrite
+from flextensor.schedulers.expression import linear, rewrite
 from flextensor.schedulers.program import Program, Stage, Tensors, reduce
 from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.targets.base import Target
@@ -31,7 +31,7 @@ class ReductionScheduler(Scheduler):
         if stage.combiner not in ("sum", "max", "min") or stage.reduction[-1].extent < 2 * lanes:
             return None
         k = stage.reduction[-1].var
-        for load in loads(stage.value):
+        for load in stage.loads:
             forms = [linear(index) for index in load.indices]
             if not forms or any(f is None for f in forms):
                 return None

@@ -102,8 +102,12 @@ class Space:
 
     def representative(self, point: Point) -> Point:
         """The one point for all that write the same program."""
-        config = self.canonical(self.config(point))
-        return tuple(k.values.index(config[k.name]) for k in self.knobs)
+        found = self._representatives.get(point)
+        if found is None:
+            config = self.canonical(self.config(point))
+            found = tuple(k.values.index(config[k.name]) for k in self.knobs)
+            self._representatives[point] = found
+        return found
 
     def has(self, config: Mapping[str, Value]) -> bool:
         """Whether a config, of whatever version, is a legal one of this space."""
@@ -145,7 +149,20 @@ class Space:
 
     def legal(self, point: Sequence[int]) -> bool:
         """Whether a point breaks no constraint."""
-        return self.reason(self.config(point)) is None
+        point = tuple(point)
+        if point not in self._legal:
+            self._legal[point] = self.reason(self.config(point)) is None
+        return self._legal[point]
+
+    @functools.cached_property
+    def _representatives(self) -> dict[Point, Point]:
+        """Those already found: walks come by the same points time and again."""
+        return {}
+
+    @functools.cached_property
+    def _legal(self) -> dict[Point, bool]:
+        """Whether points that were asked for are legal."""
+        return {}
 
     def sample(
         self, rng: np.random.Generator, count: int, known: Container[Point] = ()

@@ -22,7 +22,7 @@ from tvm import te, tirx
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import Load, linear, loads
+from flextensor.schedulers.expression import Load, linear
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import Spread, chain, rows
@@ -53,7 +53,7 @@ class TransformSchedule(StageSchedule):
         self.spread = Spread.of(program, stages[-1])
         self.fixed = program.fixed(self.chain[-1].buffer)
         self.rows = {s.spatial.index(r) for s in stages for r in rows(s)}
-        source = loads(stages[0].value)[0].source
+        source = stages[0].loads[0].source
         producer = program.producer(source)
         movable_source = producer is None or movable(program, producer)
         self.source = source if movable_source else None
@@ -214,7 +214,7 @@ class TransformSchedule(StageSchedule):
         source, steps = self.source, -1
         if lane >= 0:
             var = self.chain[0].spatial[lane].var
-            for d, index in enumerate(loads(self.chain[0].value)[0].indices):
+            for d, index in enumerate(self.chain[0].loads[0].indices):
                 form = linear(index)
                 steps = d if form is not None and dict(form.terms) == {var: 1} else steps
         value = functools.partial(tensors.load, source)

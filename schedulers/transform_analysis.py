@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.expression import loads, variables, walk
+from flextensor.schedulers.expression import variables, walk
 from flextensor.schedulers.program import Iterator, Program, Stage
 
 MOST_ROWS = 64
@@ -126,7 +126,7 @@ class Spread:
 def is_transform(stage: Stage) -> bool:
     """Whether a stage is a small transform: few rows, of one buffer, at many points."""
     chosen = rows(stage)
-    sources = loads(stage.value)
+    sources = stage.loads
     same = all(s.source.same_as(sources[0].source) for s in sources)
     few = 1 < math.prod(i.extent for i in chosen) <= MOST_ROWS
     return stage.combiner is None and few and bool(sources) and same
@@ -162,5 +162,5 @@ def _follows(before: Stage, after: Stage) -> bool:
             it in chosen or it.extent == 1 or index.same_as(it.var)
             for index, it in zip(load.indices, after.spatial, strict=True)
         )
-        for load in loads(after.value)
+        for load in after.loads
     )
