@@ -320,3 +320,20 @@ def test_a_hint_of_a_cpu_with_more_registers_begins_nearby() -> None:
     lane = Lane("direct", small, "annealing", "analytic", 0)
     (first,) = lane.seeds([{"rows": 12, "vectors": 2}])
     assert small.config(first) == {"rows": 4, "vectors": 2}
+
+
+def test_hints_and_picks_take_turns_and_a_hopeless_hint_waits() -> None:
+    """A neighbour's config of which the model expects twice the time here is no early seed."""
+    knob = sizes("tile", range(1, 9))
+    rated = Space(
+        (knob,),
+        seeds=({"tile": 8}, {"tile": 6}),
+        features=lambda c: {"estimate": 9.0 - int(c["tile"])},
+    )
+    lane = Lane("direct", rated, "annealing", "analytic", 0)
+    order = [rated.config(p)["tile"] for p in lane.seeds([{"tile": 1}, {"tile": 7}])]
+    assert order == [8, 7, 6, 1]
+    rated = dataclasses.replace(rated, features=lambda c: {"estimate": 20.0 - int(c["tile"])})
+    lane = Lane("direct", rated, "annealing", "analytic", 0)
+    order = [rated.config(p)["tile"] for p in lane.seeds([{"tile": 5}, {"tile": 7}])]
+    assert order == [5, 8, 7, 6]

@@ -8,6 +8,8 @@ import pytest
 
 from flextensor import targets
 from flextensor.errors import DeviceError, InputError
+from flextensor.operators import Gemm
+from flextensor.operators.workload import Workload
 from flextensor.targets import LLVM, host, llvm
 
 SKYLAKE = frozenset({"avx2", "fma", "avx512f", "avx512bw"})
@@ -118,3 +120,16 @@ def test_a_linker_that_fails_gives_its_reason(tmp_path: Path) -> None:
     (tmp_path / "a.o").write_text("no object")
     with pytest.raises(DeviceError, match=r"cannot link a\.so: "):
         llvm.link(tmp_path / "a.o", tmp_path / "a.so")
+
+
+def test_llvm_knows_the_options_that_it_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    """TVM only warns of one that it ignores."""
+    import tvm
+
+    def told(target: object) -> str:
+        tvm.compile(Workload(Gemm(m=4, n=4, k=4)).prim_func(), target=target)
+        return capfd.readouterr().err
+
+    assert "not an LLVM option" not in told(targets.lookup("llvm").tvm_target())
+    unknown = {"kind": "llvm", "cl-opt": ["-no-such-option:uint=1"]}
+    assert "not an LLVM option" in told(tvm.target.Target(unknown))

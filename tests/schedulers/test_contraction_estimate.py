@@ -1,0 +1,129 @@
+"""What the estimates of contractions know of caches, and the seeds that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from flextensor.buffers import relative_error
+from flextensor.cost_models.analytic import estimate
+from flextensor.lessons import MACHINES
+from flextensor.operators import parse
+from flextensor.operators.workload import Workload
+from flextensor.schedulers import schedule, space
+from flextensor.schedulers.space import Space, Value
+from flextensor.targets import lookup
+
+MACHINE = MACHINES["llvm-avx2"]
+DEEP = {
+    "in_channels": "1024", "out_channels": "1024", "height": "14", "width": "14", "padding": "1",
+}  # fmt: skip
+SHALLOW = {**DEEP, "in_channels": "16"}
+
+
+def layer(fields: Mapping[str, str]) -> Space:
+    return space(Workload(parse("conv2d", fields)).prim_func(), MACHINE)
+
+
+def with_knobs(found: Space, **values: Value) -> dict[str, Value]:
+    """Lanes over pixels in panels, weights read in place, one block of rows for each core."""
+    wanted = {
+        "lanes": "m", "rows": 4, "vectors": 3, "k_unroll": 1, "k_parts": 1, "unroll_windows": 0,
+        "blocks_order": "m", "tiles_order": "m", "output_at": "block", "m_layout": "panel",
+        "m_at": "root", "m_parts": 1, "n_layout": "inline", "n_at": "root", "n_parts": 2, **values,
+    }  # fmt: skip
+    config = {f"conv2d.{name}": value for name, value in wanted.items()}
+    assert found.reason(config) is None
+    return config
+
+
+def guess(found: Space, **values: Value) -> float:
+    return estimate(found.features(with_knobs(found, **values)))
+
+
+def test_a_deep_reduction_is_faster_in_blocks_and_a_shallow_one_is_not() -> None:
+    deep, shallow = layer(DEEP), layer(SHALLOW)
+    assert guess(deep, k_parts=4) < 0.9 * guess(deep)
+    assert guess(shallow, k_parts=2) > guess(shallow)
+
+
+def test_many_blocks_of_rows_fetch_the_lanes_as_often() -> None:
+    deep = layer(DEEP)
+    assert guess(deep, k_parts=4, n_parts=64) > guess(deep, k_parts=4)
+
+
+def test_to_pack_what_no_cache_holds_costs_more_an_element() -> None:
+    """Packed weights, beside the same read in place: 36 MB of them, and 0.6 MB."""
+    extra = []
+    for fields in DEEP, SHALLOW:
+        found = layer(fields)
+        elements = 1024 * int(fields["in_channels"]) * 9
+        packed = guess(found, n_layout="panel", n_at="root")
+        extra.append((packed - guess(found)) / elements)
+    assert extra[0] > 1.5 * extra[1] > 0
+
+
+@pytest.mark.parametrize("breed", MACHINES)
+def test_seeds_of_a_deep_reduction_have_panels_that_fit_the_second_cache(
+    breed: str,
+) -> None:
+    machine = MACHINES[breed]
+    fields = {**DEEP, "in_channels": "8192"}
+    found = space(Workload(parse("conv2d", fields)).prim_func(), machine)
+    blocked = [s for s in found.seeds if int(s["conv2d.k_parts"]) > 1]
+    assert blocked
+    for seed in blocked:
+        lanes = int(seed["conv2d.vectors"]) * machine.lanes("float32")
+        steps = 8192 * 9 / int(seed["conv2d.k_parts"])
+        rows = "n" if seed["conv2d.lanes"] == "m" else "m"
+        assert (lanes + int(seed["conv2d.rows"])) * steps * 4 <= machine.l2_bytes
+        assert seed[f"conv2d.{rows}_parts"] == machine.cores
+    assert not any(int(s["conv2d.k_parts"]) > 1 for s in layer(SHALLOW).seeds)
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("conv_transpose1d", {"kernel": "3", "stride": "2"}),
+        ("conv_transpose2d", {"kernel": "3", "padding": "1"}),
+        ("conv_transpose2d", {"kernel": "4", "stride": "2", "padding": "1"}),
+    ],
+)
+@pytest.mark.parametrize("pixels", ("flat", "panel"))
+def test_a_mirrored_weight_is_read_in_place(
+    name: str, fields: Mapping[str, str], pixels: str
+) -> None:
+    """No copy of it is made: the weight of a transposed layer is only renamed."""
+    import tvm
+
+    target = lookup("llvm", 2)
+    size = {"length": "11"} if name.endswith("1d") else {"height": "7", "width": "6"}
+    channels = {"in_channels": "6", "out_channels": "5"}
+    workload = Workload(parse(name, {**channels, **size, **fields}))
+    func = workload.prim_func()
+    found = space(func, target)
+    wanted = {
+        "lanes": "m", "rows": 3, "vectors": 1, "k_parts": 2, "m_layout": pixels,
+        "n_layout": "inline", "output_at": "root",
+    }  # fmt: skip
+    start = {knob.name: knob.values[0] for knob in found.knobs}
+    config = {**start, **{f"{name}.{key}": value for key, value in wanted.items()}}
+    assert found.reason(config) is None
+    module = schedule(func, target, config)
+    assert "flip_weight" not in str(module) and f"{name}_rows" not in str(module)
+    inputs = workload.inputs(seed=3)
+    out = tvm.runtime.tensor(np.full(workload.buffers[-1].shape, np.nan, "float32"))
+    tensors = [tvm.runtime.tensor(a) for a in inputs]
+    tvm.compile(module, target=target.tvm_target())(*tensors, out)
+    assert relative_error(out.numpy(), workload.reference(inputs)) < 1e-5
+
+
+def test_a_weight_of_groups_is_no_renamed_one() -> None:
+    """Its element is found by a division, of which nothing is known."""
+    fields = {"in_channels": "8", "out_channels": "8", "groups": "2", "kernel": "3"}
+    found = space(Workload(parse("conv_transpose2d", fields)).prim_func(), MACHINE)
+    for knob in found.knobs:
+        if knob.name == "conv_transpose2d.n_layout":
+            assert "inline" not in knob.values
