@@ -1,5 +1,5 @@
-"""What a plan of a contraction costs, guessed in microseconds: arithmetic with its waste, packing,
-and what its loops fetch again from caches that are too small.
+"""What a plan of a contraction costs, guessed without lowering it: arithmetic with its waste,
+packing, and what its loops fetch again from caches that are too small.
 
     for tile of the outer side:            its panel is held while the inner tiles pass
         for tile of the inner side:        all panels of a block pass once for every outer tile

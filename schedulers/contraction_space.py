@@ -203,17 +203,17 @@ def _canonical(
 
 
 def _seeds(
-    space: Space, sides: Mapping[str, Side], target: Target, unit: Unit, k: int
+    space: Space, sides: Mapping[str, Side], target: Target, unit: Unit, steps: int
 ) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the best blocks by estimate. Where a panel
-    of all `k` steps of the reduction does not fit L2, also one block of rows for every core, which
+    of all `steps` of the reduction does not fit L2, also one block of rows for every core, which
     passes by panels of lanes in blocks of the reduction that fit."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in unit.first_tiles(target):
-        panel = (rows + vectors * target.lanes("float32")) * k * BYTES
+        panel = (rows + vectors * target.lanes("float32")) * steps * BYTES
         deep = ceil_div(panel, target.l2_bytes // 2)
         for packed in ("lanes", "all", "nothing"):
             if packed == "nothing" and not sides[lanes].contiguous:
