@@ -100,11 +100,11 @@ def test_a_mirrored_weight_is_read_in_place(
 
     target = lookup("llvm", 2)
     size = {"length": "11"} if name.endswith("1d") else {"height": "7", "width": "6"}
-    channels = {"in_channels": "6", "out_channels": "5"}
+    channels = {"in_channels": "16", "out_channels": "40"}
     workload = Workload(parse(name, {**channels, **size, **fields}))
     func = workload.prim_func()
     found = space(func, target)
-    wanted = {
+    wanted: dict[str, Value] = {
         "lanes": "m", "rows": 3, "vectors": 1, "k_parts": 2, "m_layout": pixels,
         "n_layout": "inline", "output_at": "root",
     }  # fmt: skip
@@ -122,8 +122,10 @@ def test_a_mirrored_weight_is_read_in_place(
 
 def test_a_weight_of_groups_is_no_renamed_one() -> None:
     """Its element is found by a division, of which nothing is known."""
-    fields = {"in_channels": "8", "out_channels": "8", "groups": "2", "kernel": "3"}
-    found = space(Workload(parse("conv_transpose2d", fields)).prim_func(), MACHINE)
-    for knob in found.knobs:
-        if knob.name == "conv_transpose2d.n_layout":
-            assert "inline" not in knob.values
+    fields = {"in_channels": "32", "out_channels": "80", "kernel": "3"}
+    values = []
+    for groups in ("1", "2"):
+        func = Workload(parse("conv_transpose2d", {**fields, "groups": groups})).prim_func()
+        knobs = {knob.name: knob.values for knob in space(func, MACHINE).knobs}
+        values.append(knobs["conv_transpose2d.n_layout"])
+    assert "inline" in values[0] and "inline" not in values[1]
