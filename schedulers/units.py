@@ -24,8 +24,8 @@ TILES = {
     ),
 }  # fmt: skip
 """Where the lanes are, rows and vectors of the register tiles that seeds begin with, by vector
-registers: a CPU has the tiles of the largest number that it has. Of 16: eight
-sums keep the multipliers busy, and two or four rows divide most layers."""
+registers: a CPU has the tiles of the largest number that it has. Of 16: all but the
+small ones have eight sums or more, which keep the multipliers busy; estimates order them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,10 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
 import pytest
+from emulated_programs import error
 from tvm import te
 
-from flextensor.buffers import relative_error
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import FunctionOperator, Workload, parse
 from flextensor.schedulers import schedule, space
@@ -18,7 +17,6 @@ from flextensor.schedulers.composition import Composition
 from flextensor.schedulers.gpu_contraction import GpuContractionSchedule
 from flextensor.targets import CUDA, Target, launches, lookup
 from flextensor.targets.cuda_compiler import body, compile_cuda
-from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 
 IMAGE = {"in_channels": "5", "out_channels": "6", "height": "8", "width": "9", "padding": "1"}
 WORKLOADS = {
@@ -50,16 +48,6 @@ def config(workload: Workload, **changes: Any) -> dict[str, Any]:
 def lowered(workload: Workload, target: Target, **changes: Any) -> launches.Program:
     module = schedule(workload.prim_func(), target, config(workload, **changes))
     return launches.lower(module, target.tvm_target())
-
-
-def error(workload: Workload, program: launches.Program, source: str = "") -> float:
-    """Of a program in emulation, or of another source in its place."""
-    inputs = workload.inputs(0)
-    want = workload.reference(inputs)
-    got = np.full(want.shape, np.nan, "float32")
-    kernels = compiled(source or program.source)
-    EmulatedFunction(kernels, program.functions["main"])(*inputs, got)
-    return relative_error(got, want)
 
 
 def copied(source: str) -> list[str]:

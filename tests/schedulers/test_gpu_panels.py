@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import error
 
 from flextensor.buffers import relative_error
 from flextensor.errors import IllegalConfigError
@@ -16,7 +17,6 @@ from flextensor.operators import Workload, parse
 from flextensor.schedulers import schedule, space
 from flextensor.targets import CUDA, OpenCL, Target, launches, lookup
 from flextensor.targets.cuda_compiler import compile_cuda
-from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 
 IMAGE = {"in_channels": "5", "out_channels": "6", "height": "8", "width": "9", "padding": "1"}
 WORKLOADS = {
@@ -44,15 +44,6 @@ def config(workload: Workload, **changes: Any) -> dict[str, Any]:
 def lowered(workload: Workload, target: Target, **changes: int | str) -> launches.Program:
     module = schedule(workload.prim_func(), target, config(workload, **changes))
     return launches.lower(module, target.tvm_target())
-
-
-def error(workload: Workload, program: launches.Program) -> float:
-    """Of a program in emulation."""
-    inputs = workload.inputs(0)
-    want = workload.reference(inputs)
-    got = np.full(want.shape, np.nan, "float32")
-    EmulatedFunction(compiled(program.source), program.functions["main"])(*inputs, got)
-    return relative_error(got, want)
 
 
 CHANGES = [
