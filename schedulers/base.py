@@ -45,6 +45,10 @@ class StageSchedule(ABC):
         """Tasks that read the same element of a buffer; 0 when that is not known."""
         return 0
 
+    def width(self, config: Mapping[str, Value], buffer: Any) -> int:
+        """Elements of a buffer that vectors of one tile read in place; 0 when none do."""
+        return 0
+
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:
@@ -56,6 +60,11 @@ class StageSchedule(ABC):
     ) -> Config:
         """The config nearest to `config` that fits the tasks of the consumer."""
         return dict(config)
+
+    @property
+    def variants(self) -> tuple[Config, ...]:
+        """Decisions, in parts of configs, that every seed of the program is offered with."""
+        return ({},)
 
     def notes(self, config: Mapping[str, Value]) -> Mapping[str, str]:
         """Attributes of the scheduled PrimFunc, for a target that builds more than its loops."""

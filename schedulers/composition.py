@@ -118,6 +118,9 @@ def _joint(program: Program, parts: list[StageSchedule]) -> Space:
     """The space of all parts together, in which a producer fits the tasks of its consumer."""
     space = join({part.stage.name: part.space for part in parts}, _roles(parts))
     seeds = list(space.seeds)
+    for part in parts:
+        variants = [{f"{part.stage.name}.{k}": v for k, v in c.items()} for c in part.variants]
+        seeds = [seed | variant for seed in seeds for variant in variants]
     constraints = list(space.constraints)
     for part in reversed(parts):  # a consumer is fitted to its own consumer first
         after = program.consumers(part.last)

@@ -88,6 +88,11 @@ class ContractionSchedule(StageSchedule):
             return 0
         return plan.lanes.blocks if rows else plan.rows.blocks
 
+    def width(self, config: Mapping[str, Value], buffer: Any) -> int:
+        plan = self.plan(config)
+        inline = plan.lane_layout == "inline" and self.sides[plan.lane_side].reads(buffer)
+        return plan.lanes.tile if inline else 0
+
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:

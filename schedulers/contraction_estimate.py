@@ -105,6 +105,7 @@ def features(
     )
     fetched = fetch_cycles(plan, found, rows, lanes, target)
     cycles = work / unit.products(plan) / rate + fetched * work / (rows.cut.tile * lanes.cut.tile)
+    cycles += pass_cycles(plan, batch, target)
     seconds = (cycles / balance + packing) / (target.cores * CLOCK)
     log = math.log2
     return {
@@ -151,6 +152,16 @@ def fetch_cycles(plan: Plan, found: Contraction, rows: Role, lanes: Role, target
             each = role.cut.tile * BYTES * role.distinct(plan) / steps
             cycles += each / FETCHED[place] / passes
     return cycles
+
+
+def pass_cycles(plan: Plan, batch: int, target: Target) -> float:
+    """Cycles that cores wait for sums on their way to who reads them next: within a task if that
+    is where, else after all tasks, and once more if a pass of its own puts them in their places."""
+    sums = batch * plan.rows.padded * plan.lanes.padded
+    within = plan.rows.blocks * plan.lanes.blocks if plan.output == "consumer" else 1
+    place = _level(sums / within * BYTES, target)
+    passes = 2 if plan.output == "root" else 1
+    return passes * sums * 3 * BYTES / FETCHED[place] if place else 0.0
 
 
 def pack_cycles(elements: float, size: float, target: Target) -> float:

@@ -22,12 +22,15 @@ from tvm import te, tirx
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import Load, linear
+from flextensor.schedulers.expression import Load, linear, variables
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import Spread, chain, rows
 from flextensor.targets.base import Target
 
+SPREAD = (16, 64)
+"""Tiles in a task that spreads them, at least, of seeds: few leave the sums of a task in L2, many
+read operands of the sums less often."""
 BLOCKS = -2
 """Stands for the loop over blocks of lanes where loops are numbered by dimension."""
 
@@ -62,7 +65,9 @@ class TransformSchedule(StageSchedule):
         ends = bool(written) or stages[-1].buffer.same_as(program.output)
         self.stored = not ends
         """Whether the tiles are stored for another stage."""
-        alone = self.stored and len(program.consumers(stages[-1])) == 1
+        after = program.consumers(stages[-1]) if self.stored else []
+        self.summed = _summed(stages[-1], after)
+        alone = len(after) == 1
         self.space = self._space(padded=producer is not None, alone=alone)
 
     def _space(self, padded: bool, alone: bool) -> Space:
@@ -101,18 +106,33 @@ class TransformSchedule(StageSchedule):
         return found or [lane]
 
     def _seed(self, lane: int, source: str) -> Config:
-        """Blocks of two vectors; tasks of sixteen tiles or more where they are spread."""
-        spatial = self.chain[-1].spatial
-        first = self._first(lane)
-        inner = math.prod(spatial[p].extent for p in self._points(lane) if p > first)
-        divisors = _divisors(spatial[first].extent)
-        cut = next((d for d in divisors if d * inner >= 16), divisors[-1])
+        """Blocks of two vectors; the smallest tasks of `SPREAD` where tiles are spread."""
         config: Config = {
-            "lanes": lane, "block": 0, "tiles": cut if self.spread else 1,
+            "lanes": lane, "block": 0, "tiles": self._cuts(lane)[0],
             "source": source, "tasks": "points", "order": "inner", "at": "root",
         }  # fmt: skip
         options: list[Config] = [{**config, "block": block} for block in (32, 16)]
         return next((c for c in options if self._illegal(c) is None), config)
+
+    def _cuts(self, lane: int) -> list[int]:
+        """Numbers of outermost tiles in a task: where tiles are spread, of `SPREAD` or more."""
+        if not self.spread:
+            return [1]
+        spatial, first = self.chain[-1].spatial, self._first(lane)
+        inner = math.prod(spatial[p].extent for p in self._points(lane) if p > first)
+        divisors = _divisors(spatial[first].extent)
+        cuts = (next((d for d in divisors if d * inner >= n), divisors[-1]) for n in SPREAD)
+        return list(dict.fromkeys(cuts))
+
+    @property
+    def variants(self) -> tuple[Config, ...]:
+        lanes = self.space.knobs[0].values
+        return tuple({"tiles": cut} for cut in self._cuts(int(lanes[0])))
+
+    def _stored_block(self, lane: int, block: int) -> int:
+        """Lanes of a block as the tiles are stored; 0 for as they are: the blocks of a dimension
+        that is summed are tasks only, lest every turn of the sum's loop divides its index."""
+        return block if self.stored and lane not in self.summed else 0
 
     @property
     def covers(self) -> tuple[Stage, ...]:
@@ -180,11 +200,14 @@ class TransformSchedule(StageSchedule):
     def fitted(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> Config:
-        """Inside the consumer's tasks where only one of them reads a tile, unless it can be packed
-        ahead."""
-        alone = not self.fixed and consumer.readers(theirs, self.chain[-1].buffer) == 1
-        knob = next(k for k in self.space.knobs if k.name == "at")
-        return {**config, "at": "consumer" if alone and "consumer" in knob.values else "root"}
+        """Inside the consumer's tasks where one or two of them read a tile, unless it can be packed
+        ahead; stored in blocks of what the consumer's vectors read."""
+        few = not self.fixed and 1 <= consumer.readers(theirs, self.chain[-1].buffer) <= 2
+        places = next(k.values for k in self.space.knobs if k.name == "at")
+        found = {**config, "at": "consumer" if few and "consumer" in places else "root"}
+        width = consumer.width(theirs, self.chain[-1].buffer)
+        blocked = {**found, "block": width}
+        return blocked if width and self.space.has(blocked) else found
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Every transform with the lanes in its last dimension, but for what others read as it
@@ -196,7 +219,7 @@ class TransformSchedule(StageSchedule):
             ends = stage is self.chain[-1]
             last, block = lane, 0
             if ends and self.stored:
-                block = int(config["block"])
+                block = self._stored_block(lane, int(config["block"]))
             elif ends and self.out == stage.name:
                 last = -1
             if not self._whole(lane):
@@ -277,7 +300,7 @@ class TransformSchedule(StageSchedule):
         """The loops of the last block by dimension of the tiles; iterators split in digits, the
         loop over stored blocks of lanes under `BLOCKS`."""
         if self.spread is None:
-            block = block if self.stored else 0
+            block = self._stored_block(lane, block)
             order = _last(len(nest) - bool(block), lane if self.stored else -1)
             return dict(zip([BLOCKS, *order] if block else order, nest, strict=True))
         found: dict[int, Any] = {}
@@ -294,6 +317,13 @@ class TransformSchedule(StageSchedule):
                 sch.unroll(loop)
         if vector:
             sch.vectorize(nest[-1])
+
+
+def _summed(stage: Stage, consumers: list[Stage]) -> set[int]:
+    """Dimensions of a stage along which a consumer sums."""
+    axes = {i.var for consumer in consumers for i in consumer.reduction}
+    loads = [load for c in consumers for load in c.loads if load.source.same_as(stage.buffer)]
+    return {d for load in loads for d, index in enumerate(load.indices) if variables(index) & axes}
 
 
 def _divisors(number: int) -> list[int]:

@@ -20,7 +20,7 @@ TILES = {
     ),
     16: (
         ("m", 4, 2), ("n", 2, 4), ("n", 4, 2), ("m", 4, 3), ("m", 6, 2), ("n", 6, 2),
-        ("m", 2, 4), ("n", 4, 3), *SMALL_TILES,
+        ("m", 5, 2), ("n", 5, 2), ("m", 2, 4), ("n", 4, 3), *SMALL_TILES,
     ),
 }  # fmt: skip
 """Where the lanes are, rows and vectors of the register tiles that seeds begin with, by vector

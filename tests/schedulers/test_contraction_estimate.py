@@ -65,6 +65,29 @@ def test_to_pack_what_no_cache_holds_costs_more_an_element() -> None:
     assert extra[0] > 1.5 * extra[1] > 0
 
 
+def test_sums_that_no_cache_holds_cost_a_pass_of_their_own() -> None:
+    """Output written by a pass at the end: 19 MB of it, and 0.4 MB."""
+    extra = []
+    for pixels in "14", "112":
+        found = layer({**SHALLOW, "height": pixels, "width": pixels, "out_channels": "384"})
+        config: dict[str, Value] = {"m_layout": "panel", "m_parts": 2}
+        extra.append(guess(found, **config, output_at="root") / guess(found, **config) - 1)
+    assert extra[0] == pytest.approx(0, abs=0.02)
+    assert extra[1] > 0.2
+
+
+def test_products_of_a_task_that_fit_the_second_cache_are_cheaper() -> None:
+    """Winograd's products with their tiles read within the task: of two rows of tiles, of all."""
+    func = Workload(parse("conv2d", {**DEEP, "height": "112", "width": "112"})).prim_func(
+        "winograd4"
+    )
+    found = space(func, MACHINE)
+    seed = next(s for s in found.seeds if s["conv2d.output_at"] == "consumer")
+    at = {place: estimate(found.features({**seed, "conv2d.output_at": place}))
+          for place in ("consumer", "blocks", "root")}  # fmt: skip
+    assert at["consumer"] < at["blocks"] < at["root"]
+
+
 @pytest.mark.parametrize("breed", MACHINES)
 def test_seeds_of_a_deep_reduction_have_panels_that_fit_the_second_cache(
     breed: str,
