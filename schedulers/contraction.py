@@ -24,7 +24,7 @@ from flextensor.schedulers.analysis import Contraction, contraction, iterators, 
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
 from flextensor.schedulers.layouts import Element, Side
-from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, steps
 from flextensor.schedulers.space import Config, Value
 from flextensor.schedulers.units import VECTORS, Unit
 from flextensor.targets.base import Target
@@ -68,9 +68,12 @@ class ContractionSchedule(StageSchedule):
     def _sides(self, program: Program) -> dict[str, Side]:
         found = self.found
         return {
-            name: Side(operand, own, found.batch, found.k, program.fixed(operand.buffer))
+            name: Side(
+                operand, own, found.batch, found.k, program.fixed(operand.buffer),
+                steps=steps(program, operand.buffer, operand.access) if operand.access else {},
+            )
             for name, operand, own in (("m", found.a, found.m), ("n", found.b, found.n))
-        }
+        }  # fmt: skip
 
     def _unit(self) -> Unit:
         """What multiplies."""

@@ -32,6 +32,12 @@ BYTES = 4
 FETCHED = {"l3": 16.0, "memory": 3.0}
 """Bytes that a core gets in a cycle from what lies beyond L2, of which it does not wait for all;
 chosen for how estimates rank the trials that are shipped."""
+PAGE = 4096
+"""Bytes; hardware fetches ahead within a page only."""
+FAR = 3.0
+"""How many times slower comes what lies on another page for every step of the reduction."""
+ALIASED = 128
+"""Lines that a second cache of 8 ways holds of those whose addresses differ by whole pages."""
 PACK = 2.5
 """Cycles that one core takes to pack an element, beside what it waits for memory."""
 
@@ -58,6 +64,18 @@ class Role:
     def whole(self, plan: Plan) -> float:
         """Bytes of the operand, which is read from where it fits when a block begins."""
         return self.cut.padded * self.distinct(plan) * BYTES
+
+    def slowdown(self, plan: Plan) -> float:
+        """How many times slower it is to fetch the operand than if it lay in order."""
+        far = self.side.steps.get(plan.main.var, 0) * BYTES >= PAGE
+        return FAR if self.layout == "inline" and far else 1.0
+
+    def aliased(self, plan: Plan) -> bool:
+        """Whether a panel, read in place, has more lines than the ways of the few sets of a cache
+        that steps of whole pages reach."""
+        step = self.side.steps.get(plan.main.var, 0) * BYTES
+        lines = plan.k_length // plan.k_blocks
+        return self.layout == "inline" and step > 0 and step % PAGE == 0 and lines > ALIASED
 
     def packed(self, plan: Plan, blocks: int) -> float:
         """Elements to pack, again for each of the other side's blocks where a task does it."""
@@ -147,10 +165,12 @@ def fetch_cycles(plan: Plan, found: Contraction, rows: Role, lanes: Role, target
         (inner, _level(inner.whole(plan), target), outer.cut.tiles),
         (outer, _level(outer.whole(plan), target), inner.cut.tiles),
     ):
+        if passes == 1 and role.aliased(plan):
+            place = place or "l3"
         if place is not None:
             steps = math.prod(plan.k_extent(i) for i in role.side.own_k)
             each = role.cut.tile * BYTES * role.distinct(plan) / steps
-            cycles += each / FETCHED[place] / passes
+            cycles += each * role.slowdown(plan) / FETCHED[place] / passes
     return cycles
 
 

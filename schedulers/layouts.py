@@ -153,6 +153,8 @@ class Side:
     the same bits, for TVM lets buffers of bfloat16 be of float32; either in words."""
     summed: bool = False
     """Whether what is packed is also summed by itself, and so is packed once."""
+    steps: Mapping[Any, int] = dataclasses.field(default_factory=dict)
+    """Elements between neighbours along each variable, where an input is read in place."""
 
     @property
     def extents(self) -> tuple[int, ...]:

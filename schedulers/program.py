@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
@@ -20,7 +20,7 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 from flextensor.operators.workload import TERMS
 from flextensor.schedulers import prepack
-from flextensor.schedulers.expression import linear, loads, rewrite, walk
+from flextensor.schedulers.expression import Linear, linear, loads, rewrite, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +126,30 @@ def reindexed(program: Program, stage: Stage) -> bool:
         return False
     producer = program.producer(value.source)
     return producer is None or reindexed(program, producer)
+
+
+def steps(program: Program, buffer: Any, access: Sequence[Linear]) -> dict[Any, int]:
+    """Elements of memory between neighbours along each variable, where an input is read at affine
+    indices, through stages that only rename its elements; none of what a stage stores."""
+    stage = program.producer(buffer)
+    if stage is not None:
+        if not reindexed(program, stage):
+            return {}
+        own = {it.var: form for it, form in zip(stage.spatial, access, strict=True)}
+        inner = []
+        for index in stage.value.indices:
+            form = linear(index)
+            assert form is not None
+            place = Linear({}, form.constant)
+            for var, coefficient in form.terms.items():
+                place = place.plus(own[var], coefficient)
+            inner.append(place)
+        return steps(program, stage.value.source, inner)
+    shape = [int(n) for n in buffer.shape]
+    flat = Linear({})
+    for dimension, form in enumerate(access):
+        flat = flat.plus(form, math.prod(shape[dimension + 1 :]))
+    return dict(flat.terms)
 
 
 def fusable(program: Program, stage: Stage) -> list[Stage]:
