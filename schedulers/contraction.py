@@ -243,7 +243,8 @@ class ContractionSchedule(StageSchedule):
             block = sch.get_sblock(f"{name}_{role}")
             if at == "block":
                 sch.compute_at(block, task)
-            loops.pack(sch, block, self.target, parallel=at == "root")
+            else:
+                loops.pack(sch, block)
         self._tile(plan, sch, acc, tile, k)
 
     def _reductions(self, plan: Plan) -> int:

@@ -51,7 +51,7 @@ class SpatialSchedule(StageSchedule):
         )
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
-        """The stage as it stands; consumers are fused only where nothing is reduced."""
+        """The stage as it stands; nothing is fused into it."""
         tensors.plain(self.stage)
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:

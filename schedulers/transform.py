@@ -294,7 +294,7 @@ class TransformSchedule(StageSchedule):
             sch.vectorize(vector[0])
         if config["source"] == "copy":
             source = sch.get_sblock(f"{self.stage.name}_source")
-            loops.pack(sch, source, self.target, parallel=True)
+            loops.pack(sch, source)
 
     def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
         """The loops of the last block by dimension of the tiles; iterators split in digits, the
