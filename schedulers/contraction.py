@@ -104,8 +104,12 @@ class ContractionSchedule(StageSchedule):
         plan = self.plan(config)
         for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
             for position, it in enumerate(self.sides[side].iterators):
-                wanted = consumer.elements(theirs, self._dimension(it))
+                dimension = self._dimension(it)
+                wanted = consumer.elements(theirs, dimension)
                 block = it.extent if position else cut.block
+                groups = len(self.found.outputs[dimension]) == 2
+                if groups and it.extent % max(wanted, 1) and wanted % it.extent:
+                    return f"a task of {wanted} is part of several groups of {it.extent}"
                 if wanted < it.extent and (not wanted or wanted % block):
                     return f"blocks of {block} do not fill a task of {wanted}"
         return None

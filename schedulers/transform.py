@@ -126,8 +126,16 @@ class TransformSchedule(StageSchedule):
 
     @property
     def variants(self) -> tuple[Config, ...]:
-        lanes = self.space.knobs[0].values
-        return tuple({"tiles": cut} for cut in self._cuts(int(lanes[0])))
+        """Tasks of few and of many tiles, in blocks of channels that groups may be made of."""
+        if not self.spread:
+            return ({},)
+        (start,) = self.space.seeds
+        blocks = dict.fromkeys((start["block"], min(int(start["block"]), 16)))
+        return tuple(
+            {"tiles": cut, "block": block}
+            for cut in self._cuts(int(start["lanes"]))
+            for block in blocks
+        )
 
     def _stored_block(self, lane: int, block: int) -> int:
         """Lanes of a block as the tiles are stored; 0 for as they are: the blocks of a dimension
