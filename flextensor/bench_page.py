@@ -56,8 +56,7 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     lines = [
         f"# Suite {suite}",
         "",
-        f"`{data['command']}` on {machine['device']}, {data['date']}; {versions}."
-        + _earlier(data),
+        f"`{data['command']}` on {machine['device']}, {data['date']}; {versions}." + _earlier(data),
         "",
         f"Measured peak {machine['peak_gflops']:.0f} GFLOP/s, memory {machine['bandwidth_gbs']:.1f}"
         " GB/s; the share is of the one that binds, and above 100 % where data stays in caches."

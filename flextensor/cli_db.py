@@ -62,7 +62,9 @@ def best(
     if result is None and device.fingerprint in tried:
         raise InputError(f"{key} has trials and no result on {device.device}; tune it to the end")
     if result is None and tried:
-        raise InputError(f"{key} was not tuned on {device.device}, but on {', '.join(sorted(tried))}")
+        raise InputError(
+            f"{key} was not tuned on {device.device}, but on {', '.join(sorted(tried))}"
+        )
     if result is None:
         raise unknown("workload", key, [row.key for row in known] or ["nothing yet"])
     if as_json:

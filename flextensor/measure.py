@@ -93,8 +93,9 @@ class Limits:
     """What a candidate may use before it is given up: seconds and bytes.
 
     A build or a run that takes longer is a ``timeout``; that of a build shrinks to what builds of
-    the workload take (`build_limit`), that of a run grows where arithmetic alone takes longer. Memory counts per process, without the workload's own
-    buffers. `builders` is the number of parallel builds (0: the target's).
+    the workload take (`build_limit`), that of a run grows where arithmetic alone takes longer.
+    Memory counts per process, without the workload's own buffers. `builders` is the number of
+    parallel builds (0: the target's).
     """
 
     build_seconds: float = 15.0

@@ -136,7 +136,7 @@ class ContractionSchedule(StageSchedule):
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li] (the last four
         as `order` says), the output."""
-        plan, name = self.plan(config), self.stage.name
+        plan = self.plan(config)
         rows = self._element(plan, "rows", tensors)
         lanes = self._element(plan, "lanes", tensors)
         batch = self.found.batch
@@ -162,13 +162,10 @@ class ContractionSchedule(StageSchedule):
             tile = (rq // r.tile, rq % r.tile, lq // v.tile, lq % v.tile)
             return z(*own, ro, lo, *(tile[p] for p in self.order))
 
-        tensors.set(self.stage.buffer, out)
         if plan.output in ("blocks", "consumer"):
-            return
-        if final is self.stage:
-            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
+            tensors.set(self.stage.buffer, out)
         else:
-            tensors.plain(final, name=f"{name}_out")
+            tensors.written(self.stage, out, final)
 
     def _accumulators(
         self, plan: Plan, shape: list[int], product: Callable[[Sequence[Any], dict[Any, Any]], Any]

@@ -130,7 +130,7 @@ class TransformSchedule(StageSchedule):
         if not self.spread:
             return ({},)
         (start,) = self.space.seeds
-        blocks = dict.fromkeys((start["block"], min(int(start["block"]), 16)))
+        blocks = dict.fromkeys((int(start["block"]), min(int(start["block"]), 16)))
         return tuple(
             {"tiles": cut, "block": block}
             for cut in self._cuts(int(start["lanes"]))
