@@ -30,6 +30,6 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 bench: $(STAMP) ## measure the paper's 120 cases against PyTorch (40 minutes) into results/paper
-	$(BIN)/python -m flextensor bench --suite paper --time 15 --out results/paper
+	$(BIN)/python -m flextensor bench --suite paper --time 15 --db results/paper/paper.db --out results/paper
 
 .PHONY: help venv tune test lint types bench

@@ -17,7 +17,7 @@ def guess(features: Mapping[str, float]) -> float:
 
 def estimate(features: Mapping[str, float]) -> float:
     """The sum of the stages' estimates, seconds; 0 where there are none."""
-    return sum(v for k, v in features.items() if k.endswith("estimate") and "log" not in k)
+    return sum(v for k, v in features.items() if k.rpartition(".")[2] == "estimate")
 
 
 class Analytic:

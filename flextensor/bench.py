@@ -169,7 +169,7 @@ def _measure(
         kind = "" if type(error).__module__ == "flextensor.errors" else f"{type(error).__name__}: "
         return {"case": case.full_name, "operator": case.family, "failure": kind + reason}
     values: dict[str, Any] = report.finite(result.json())
-    return {**values, **others, "case": case.full_name, "date": now()}
+    return {"date": now(), **values, **others, "case": case.full_name}
 
 
 def beside(

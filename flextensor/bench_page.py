@@ -56,7 +56,7 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     lines = [
         f"# Suite {suite}",
         "",
-        f"`{data['command']}` on {machine['device']}, {data['date']}; {versions}.",
+        f"`{data['command']}` on {machine['device']}, {data['date']}; {versions}." + _earlier(data),
         "",
         f"Measured peak {machine['peak_gflops']:.0f} GFLOP/s, memory {machine['bandwidth_gbs']:.1f}"
         " GB/s; the share is of the one that binds, and above 100 % where data stays in caches."
@@ -83,6 +83,19 @@ def markdown(suite: str, data: Mapping[str, Any]) -> str:
     for family, cases in families.items():
         lines += ["", f"## {family}", "", *_table(cases)]
     return "\n".join(lines) + "\n"
+
+
+def _earlier(data: Mapping[str, Any]) -> str:
+    """How many cases were measured before the command that the page names."""
+    dates = [c["date"] for c in data["cases"] if "date" in c]
+    old = sorted(date for date in dates if date < data["date"])
+    if not old:
+        return ""
+    return (
+        f" {len(old)} of the {len(data['cases'])} cases were tuned before, the first on {old[0]},"
+        " by the same versions on the same machine or as the database had them; data.json has the"
+        " date of each."
+    )
 
 
 def _formulations(data: Mapping[str, Any]) -> list[str]:

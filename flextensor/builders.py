@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 4 << 30
 """What one of them may allocate."""
+MOST = 16
+"""Processes at most, however many cores there are: no more candidates are built at a time."""
 
 
 class Builders:
@@ -54,7 +56,7 @@ class Builders:
         env = self.target.environment(self.folder)
         return [
             Worker(self._setup, env, self._memory, self._module)
-            for _ in range(self._count or self.target.builders)
+            for _ in range(self._count or min(self.target.builders, MOST))
         ]
 
     @property

@@ -15,6 +15,7 @@ import dataclasses
 import importlib.metadata
 import json
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -47,15 +48,25 @@ def make(
     work: Sequence[Workload], target: CUDA, database: Database, *, top: int, out: Path,
     tolerance: float = 1e-4,
 ) -> list[int]:  # fmt: skip
-    """Write the bundle of the `top` candidates of every workload; how many each has."""
+    """Write the bundle of the `top` candidates of every workload; how many each has. One with
+    nothing left to measure is not carried; `DeviceError` when that is so of all. An older bundle is
+    replaced once the new one is whole."""
     results.make(out)
-    for old in out.glob("w[0-9]*_c[0-9]*"):
-        old.unlink()
-    shown = []
-    for number, workload in enumerate(work):
-        entry = _data(workload, number, out, tolerance)
-        entry["candidates"] = _built(workload, target, database, number, top, out)
-        shown.append(entry)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        part = Path(folder)
+        shown, counts = [], []
+        for number, workload in enumerate(work):
+            candidates = _built(workload, target, database, number, top, part)
+            counts.append(len(candidates))
+            if candidates:
+                data = _data(workload, number, part, tolerance)
+                shown.append({**data, "candidates": candidates})
+        if not shown:
+            raise DeviceError(f"no candidate for {target.arch} is left to measure")
+        for old in out.glob("w[0-9]*_*"):
+            old.unlink()
+        for new in part.iterdir():
+            new.replace(out / new.name)
     manifest = {
         "architecture": target.arch,
         "tvm": importlib.metadata.version("apache-tvm"),
@@ -66,7 +77,7 @@ def make(
     }
     results.write(out / "manifest.json", json.dumps(manifest, indent=1))
     results.write(out / "run.py", Path(bundle_runner.__file__).read_text())
-    return [len(entry["candidates"]) for entry in shown]
+    return counts
 
 
 def _data(workload: Workload, number: int, out: Path, tolerance: float) -> dict[str, Any]:
@@ -119,11 +130,7 @@ def _built(
         if len(found) == top:
             break
     said = f"; {len(failures)} failed, first {failures[0]}" if failures else ""
-    if not found:
-        raise DeviceError(
-            f"{workload.key}: no candidate for {target.arch} is left to measure{said}"
-        )
-    if said:
+    if said or not found:
         print(f"{workload.key}: {len(found)} candidates{said}", file=sys.stderr)
     return found
 

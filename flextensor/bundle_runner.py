@@ -166,7 +166,7 @@ def record(
     seconds: float,
 ) -> dict[str, Any]:
     """One line of an export of trials, as `flextensor db import` reads it; ``cold``, since caches
-    are, where those of `tune` are warm."""
+    are, as in a `tune` on a card."""
     device = f"{card['name']}/{card['multiprocessors']}"
     target = f"cuda/{manifest['architecture']}/{device}/tvm-{manifest['tvm']}/cold"
     identity = hashlib.sha256(f"{candidate['id']} {target}".encode()).hexdigest()[:32]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flextensor.cli_options import MeasureOption
+
 if TYPE_CHECKING:
     from flextensor.database import Database
 
@@ -43,22 +45,28 @@ def best(
     key: Annotated[str, typer.Argument(metavar="WORKLOAD", help="as `db ls` prints it")],
     target: Annotated[str, typer.Option(help="where it was tuned")] = "llvm",
     threads: Annotated[int | None, typer.Option(help="threads of the kernel")] = None,
+    measure: MeasureOption = None,
     db: DbOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the newest result of a workload."""
     from flextensor import report
     from flextensor.errors import InputError, unknown
-    from flextensor.targets import lookup
+    from flextensor.result import as_target
 
-    device = lookup(target, threads)
+    device = as_target(target, threads, measure)
     with existing(db) as database:
         result = database.result(key, device.fingerprint)
-        known = [row.key for row in database.workloads()]
-    if result is None and key in known:
+        known = database.workloads()
+    tried = {row.target for row in known if row.key == key}
+    if result is None and device.fingerprint in tried:
         raise InputError(f"{key} has trials and no result on {device.device}; tune it to the end")
+    if result is None and tried:
+        raise InputError(
+            f"{key} was not tuned on {device.device}, but on {', '.join(sorted(tried))}"
+        )
     if result is None:
-        raise unknown("workload", key, known or ["nothing yet"])
+        raise unknown("workload", key, [row.key for row in known] or ["nothing yet"])
     if as_json:
         print(report.to_json(result))
     else:

@@ -59,7 +59,9 @@ def searches(
         if result["result"].get("turns"):
             continue
         begun = result["created"] - result["result"]["tuning_seconds"]
+        session = result["result"].get("session")
         own = [t for t in trials[key] if begun <= t["created"] <= result["created"]]
+        own = [t for t in own if session in (None, t["session"])]
         trace = [(round(t["created"] - begun, 3), _seconds(t)) for t in own]
         if any(seconds is not None for _, seconds in trace):
             found.append(

@@ -253,9 +253,12 @@ class Database:
         Every line is checked before the first is stored. `DatabaseError` with ``file:line`` and
         the reason for the first that is not exactly a record.
         """
-        for _ in records.read_lines(Path(path), schema.SCHEMA):
+        source = Path(path)
+        if source.exists() and not source.is_file():
+            raise DatabaseError(f"{path}: is no regular file; an import reads it twice")
+        for _ in records.read_lines(source, schema.SCHEMA):
             pass
-        return self._store.add(records.read_lines(Path(path), schema.SCHEMA))
+        return self._store.add(records.read_lines(source, schema.SCHEMA))
 
     def merge(self, path: str | Path) -> Added:
         """Add the records of another database; those already here are skipped."""

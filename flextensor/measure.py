@@ -76,6 +76,11 @@ class Measurer(Protocol):
         """Stop every worker process."""
 
 
+CALLS = 4
+"""Of a kernel in a run, where a call takes long."""
+SLOW = 20e9
+"""FLOP/s of one thread that a run is given time for, however long the workload takes."""
+
 OnTrial = Callable[[Trial], object]
 
 
@@ -88,8 +93,9 @@ class Limits:
     """What a candidate may use before it is given up: seconds and bytes.
 
     A build or a run that takes longer is a ``timeout``; that of a build shrinks to what builds of
-    the workload take (`build_limit`). Memory counts per process, without the workload's own
-    buffers. `builders` is the number of parallel builds (0: the target's).
+    the workload take (`build_limit`), that of a run grows where arithmetic alone takes longer.
+    Memory counts per process, without the workload's own buffers. `builders` is the number of
+    parallel builds (0: the target's).
     """
 
     build_seconds: float = 15.0
@@ -209,7 +215,7 @@ class LocalMeasurer:
             "kernels": kernels,
             "peers": list(methods),
             "operator": self.workload.operator.name,
-            "params": dict(self.workload.params),
+            "params": dict(self.workload.params) if methods else {},
             "rounds": rounds,
             "warm": 0.05,
         }
@@ -304,7 +310,9 @@ class LocalMeasurer:
     def _run_limit(self, best_seconds: float) -> float:
         """Seconds that a run may take: plenty for what is expected, and never the whole cap."""
         extra = self._transfer_seconds + self.target.first_call_seconds
-        return min(self.limits.run_seconds, 2.0 + 200 * best_seconds) + extra
+        slow = CALLS * self.workload.flops / (SLOW * self.target.host_threads)
+        most = max(self.limits.run_seconds, slow)
+        return min(most, 2.0 + 200 * best_seconds) + extra
 
     def _ask(self, method: str, payload: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The runner's reply; after an error the next call has a new process, as in `_run`."""

@@ -39,7 +39,7 @@ def check(target: Target) -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DeviceError(
-            f"metaschedule needs {' and '.join(missing)}: pip install 'flextensor[metaschedule]'"
+            f"metaschedule needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
 
 

@@ -83,8 +83,9 @@ def eta(p: Progress) -> float | None:
     left = []
     if p.budget_seconds is not None:
         left.append(max(p.budget_seconds - p.seconds, 0.0))
-    if p.budget_trials is not None and p.trials > 0:
-        left.append(max(p.budget_trials - p.trials, 0) * p.seconds / p.trials)
+    done = p.trials - p.known
+    if p.budget_trials is not None and done > 0:
+        left.append(max(p.budget_trials - p.trials, 0) * p.seconds / done)
     return min(left, default=None)
 
 

@@ -93,13 +93,14 @@ def opened(db: Database | str | Path | None) -> Iterator[Database]:
 
 
 def answers(known: Mapping[str, Any], trials: int | None, tolerance: float) -> bool:
-    """Whether a kept result is whole, exact enough, and from as many trials as are wanted."""
+    """Whether a kept result is whole, exact enough, and from a search for as many trials as are
+    wanted, though it may have ended before for lack of a gain or of points."""
     numbers = [known.get("trials"), known.get("best_seconds")]
     if known.get("measured") != "model":  # which computes nothing that could be wrong
         numbers.append(known.get("max_rel_error") if known.get("verified") else None)
     if not all(isinstance(n, int | float) for n in numbers):
         return False
-    enough = trials is None or trials <= known["trials"]
+    enough = trials is None or trials <= max(known["trials"], known.get("asked") or 0)
     return bool(enough and (known["max_rel_error"] or 0.0) <= tolerance)
 
 

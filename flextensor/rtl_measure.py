@@ -45,6 +45,12 @@ class RtlMeasurer(LocalMeasurer):
         self.engines = Engines(workload, target)
         self._clock, self._dtype = target.clock, target.dtype
 
+    def start(self) -> None:
+        """Start every worker; inputs and outputs are integers, known in this process."""
+        self._builders.serve(self.workload)
+        self._builders.start()
+        self._runner.start()
+
     @cached_property
     def _known(self) -> tuple[list[Array], Array]:
         """Inputs and the output that they should give."""

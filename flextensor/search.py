@@ -327,7 +327,7 @@ class Search:
             return None
         self.rounds += 1
         ranked = sorted(open_lanes, key=lambda lane: lane.best)
-        near = [lane for lane in ranked[1:] if lane.best < 2 * ranked[0].best]
+        near = [lane for lane in ranked[1:] if lane.best <= 2 * ranked[0].best]
         if near and self.rounds % 4 == 0:
             return near[self.rounds // 4 % len(near)]
         return ranked[0]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from flextensor.errors import DeviceError, FlexTensorError, UnsupportedError
+from flextensor.errors import DeviceError, FlexTensorError, InputError
 from flextensor.result import Result
 from flextensor.search import FINISH
 
@@ -135,7 +135,7 @@ class Standing:
 class Shares:
     """Runs jobs within `total` seconds, one at a time; `done` hears of each when it ends.
 
-    A job that raises `DeviceError` or `UnsupportedError` has that as its outcome, and the others
+    A job that raises `DeviceError` or `InputError` has that as its outcome, and the others
     go on. Of the total every job has a part kept for its end.
     """
 
@@ -195,7 +195,7 @@ class Shares:
             self._wake(standing.job)
             try:
                 standing.job.begin(max(self.left, 0.0) / (len(waiting) - place))
-            except (DeviceError, UnsupportedError) as error:
+            except (DeviceError, InputError) as error:
                 self._leave(standing, error)
             else:
                 standing.mark()
@@ -213,7 +213,7 @@ class Shares:
         try:
             for _ in range(ROUNDS):
                 goes_on = goes_on and self.left > 0 and standing.job.step(self.left)
-        except (DeviceError, UnsupportedError) as error:
+        except (DeviceError, InputError) as error:
             self._leave(standing, error)
             return
         standing.mark()
@@ -231,7 +231,7 @@ class Shares:
             begun = self.elapsed
             outcome: Outcome = standing.job.end()
             self._ends.append(self.elapsed - begun)
-        except (DeviceError, UnsupportedError) as error:
+        except (DeviceError, InputError) as error:
             outcome = error
         self._leave(standing, outcome)
 

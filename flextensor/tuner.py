@@ -6,21 +6,25 @@ import contextlib
 import dataclasses
 import math
 import statistics
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextensor import lessons, measurers
+from flextensor import finalists, lessons, measurers
 from flextensor.builders import Builders
 from flextensor.database import Database
-from flextensor.errors import DeviceError, InputError, check_positive, unknown
+from flextensor.database_records import plain
+from flextensor.errors import DeviceError, check_positive, unknown
 from flextensor.experience import hints, near
-from flextensor.known import judged, kept
+from flextensor.explorers import policies
+from flextensor.known import judged, kept, wrong
 from flextensor.measure import Candidate, LocalMeasurer, Measurer
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
 from flextensor.result import Result, as_target, as_workload, opened, roofline
+from flextensor.results import now
 from flextensor.search import (
     EFFORTS,
     MODEL_EFFORTS,
@@ -61,6 +65,8 @@ class Progress:
     peak_fraction: float
     failures: Mapping[str, int]
     phase: str
+    known: int = 0
+    """Trials of earlier runs among them."""
 
 
 def tune(
@@ -101,7 +107,7 @@ def tune(
     check_positive("time", time)
     check_positive("tolerance", tolerance)
     check_names(effort, explorer, cost_model)
-    check_policy(policy, explorer)
+    policies.check(policy, explorer)
     workload = as_workload(what, prepacked)
     device = as_target(target, threads, measure)
     with opened(db) as database:
@@ -112,7 +118,7 @@ def tune(
         run = Tuning(workload, device, database, budget, tolerance, peers, progress)
         parts = options(chosen, device)
         with run.open(explorer, cost_model, seed, fresh, parts, builders) as starts:
-            with followed(run.search.lanes, policy):
+            with policies.followed([lane.explorer for lane in run.search.lanes], policy):
                 return run.run(starts)
 
 
@@ -139,32 +145,6 @@ def check_names(effort: str, explorer: str, cost_model: str) -> None:
             raise unknown(what, name, names)
 
 
-def check_policy(policy: str | Path | None, explorer: str) -> None:
-    """Raise `InputError` for a policy that the explorer would not follow, or that has no folder to
-    be kept in: the end of a search is too late to say so."""
-    if policy is None:
-        return
-    if explorer != "q-method":
-        raise InputError(f"a policy is followed by the explorer q-method, and not by {explorer}")
-    if not Path(policy).absolute().parent.is_dir():
-        raise InputError(f"{policy}: cannot be written, its folder does not exist")
-
-
-@contextlib.contextmanager
-def followed(lanes: Sequence[Lane], policy: str | Path | None) -> Iterator[None]:
-    """Let explorers start from a policy, and add what they learned, however the search ends."""
-    if policy is None:
-        yield
-        return
-    from flextensor.explorers import policies
-
-    policies.start([lane.explorer for lane in lanes], Path(policy))
-    try:
-        yield
-    finally:
-        policies.keep([lane.explorer for lane in lanes], Path(policy))
-
-
 class Tuning:
     """One run of the tuner on one workload; `run` says which parts it has."""
 
@@ -185,6 +165,8 @@ class Tuning:
         self.budget, self.tolerance, self.peers = budget, tolerance, peers
         self.progress = progress
         self.trials: list[Trial] = []
+        self.known = 0
+        self.session, self.seed = uuid.uuid4().hex, 0
         self.ended: dict[str, Any] = {}
 
     def run(self, starts: Hints) -> Result:
@@ -209,6 +191,7 @@ class Tuning:
         builders: Builders | None = None,
     ) -> Iterator[Hints]:
         """Make `search`, which may begin with these configs, and `measurer`, closed at the end."""
+        self.seed = seed
         self.measurer = measurers.create(
             self.workload, self.target, self.tolerance,
             on_trial=self._keep, seed=seed, builders=builders,
@@ -237,20 +220,25 @@ class Tuning:
         known: list[Trial] = []
         if not fresh:
             stored = self.database.trials(self.workload.key, self.target.fingerprint)
-            known = judged(stored, self.workload.tolerance(self.tolerance))
+            known = judged(stored, self._bound)
         if not any(trial.ok for trial in known):
             known = []  # what failed, a driver or a version ago, may work by now
         made = lanes(self.workload, self.target, explorer, cost_model, seed, self.tolerance)
         for lane in made:
             own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
+            own = finalists.once(own)
             lane.learn(own)
             self.trials += own
+        self.known = len(self.trials)
         return made
 
     def _keep(self, trial: Trial) -> None:
         self.trials.append(trial)
         w = self.workload
-        self.database.add(w.key, w.operator.name, w.params, self.target.fingerprint, trial)
+        self.database.add(
+            w.key, w.operator.name, w.params, self.target.fingerprint, trial,
+            session=self.session, seed=self.seed,
+        )  # fmt: skip
 
     def _report(self, phase: str) -> None:
         if self.progress is None:
@@ -262,22 +250,28 @@ class Tuning:
             Progress(
                 len(self.trials), self.budget.trials, self.budget.elapsed,
                 self.budget.seconds if math.isfinite(self.budget.seconds) else None,
-                best, self.workload.flops / best / 1e9, share, self._failures(), phase,
+                best, self.workload.flops / best / 1e9, share, self._failures(), phase, self.known,
             )
         )  # fmt: skip
 
     def _failures(self) -> dict[str, int]:
         return dict(Counter(str(t.status) for t in self.trials if not t.ok))
 
-    def _ranked(self) -> list[Trial]:
-        """What worked, fastest first; of one program the trial that was run."""
-        ran = {t.times for t in self.trials if not t.twin}
-        worked = (t for t in self.trials if t.ok and not (t.twin and t.times in ran))
-        return sorted(worked, key=lambda t: t.seconds)
+    def _refute(self, trial: Trial, error: float) -> None:
+        """Keep that a trial which worked gives wrong results on other inputs."""
+        refuted = wrong(dataclasses.replace(trial, error=error), self._bound)
+        finite = error if math.isfinite(error) else None  # NaN is no number of a database
+        self._keep(dataclasses.replace(refuted, error=finite))
+        self.trials = finalists.once(self.trials)
+
+    @property
+    def _bound(self) -> float:
+        """The relative error that the workload may have."""
+        return self.workload.tolerance(self.tolerance)
 
     def partial(self) -> Result | None:
         """The best so far of an interrupted run: measured and checked, not timed again."""
-        ranked = self._ranked()
+        ranked = finalists.ranked(self.trials)
         if not ranked:
             return None
         best = ranked[0]
@@ -288,7 +282,7 @@ class Tuning:
 
         What is modelled or simulated gives the same time again, and was checked if it can be.
         """
-        ranked = self._ranked()
+        ranked = finalists.ranked(self.trials)
         if not ranked:
             reasons = Counter(t.message for t in self.trials if not t.ok).most_common(1)
             reason = f", most often: {reasons[0][0]}" if reasons else ""
@@ -305,22 +299,24 @@ class Tuning:
         """The best that verifies of a few that are timed in turns, with PyTorch; None where none
         does: on other inputs, a kernel at the edge of the tolerance may be beyond it."""
         assert isinstance(measurer, LocalMeasurer)
-        finalists = {str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked)}
+        kernels = {str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked)}
         peer = "torch-prepacked" if self.workload.prepacked else "torch"
         peers = methods([peer]) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
-        times, missing = measurer.compare(finalists, peers)
+        times, missing = finalists.in_turns(measurer, kernels, peers)
         self.ended |= {"missing": missing} if missing else {}
-        for name in sorted(finalists, key=lambda n: statistics.median(times[n])):
+        timed = [name for name in kernels if name in times]
+        for name in sorted(timed, key=lambda n: statistics.median(times[n])):
             try:
-                error = measurer.verify(finalists[name])
+                error = measurer.verify(kernels[name])
             except SetupFailed:  # the worker or its machine is gone, whatever the kernel
                 raise
             except DeviceError:
                 continue
-            if error <= self.workload.tolerance(self.tolerance):
+            if error <= self._bound:
                 medians = {p: statistics.median(times[p]) for p in peers if p in times}
                 return self._result(ranked[int(name)], times[name], medians, error, True, measurer)
+            self._refute(ranked[int(name)], error)
         return None
 
     def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
@@ -333,11 +329,12 @@ class Tuning:
             except DeviceError as failure:
                 reason = str(failure)
                 continue
-            if error is None or error <= self.workload.tolerance(self.tolerance):
+            if error is None or error <= self._bound:
                 return self._result(
                     trial, list(trial.times), {}, error, error is not None, measurer
                 )
             reason = f"relative error {error:.3g}"
+            self._refute(trial, error)
         none = f"none of the best {len(ranked)} kernels verified"
         raise DeviceError(f"{self.workload.key}: {none}, the last: {reason}")
 
@@ -355,12 +352,12 @@ class Tuning:
         measurer: Measurer,
     ) -> Result:
         best = statistics.median(times)
-        low, high = _quartiles(times)
+        low, high = finalists.quartiles(times)
         share, bound = roofline(self.workload, self.target, best, trial.formulation)
         values = {
             "workload": self.workload.key,
             "operator": self.workload.operator.name,
-            "params": dict(self.workload.params),
+            "params": plain(self.workload.params),
             "target": self.target.kind,
             "device": self.target.device,
             "measured": self.target.measured,
@@ -374,9 +371,12 @@ class Tuning:
             "bound": bound,
             "intensity": self.workload.flops / self.target.traffic(self.workload.buffers),
             "trials": len(self.trials),
+            "asked": len(self.trials) if self.budget.late else self.budget.trials,
             "failures": self._failures(),
             "twins": sum(t.twin for t in self.trials),
             "tuning_seconds": self.budget.elapsed,
+            "date": now(),
+            "session": self.session,
             **self.ended,
             "reused": False,
             "verified": verified,
@@ -386,10 +386,3 @@ class Tuning:
             **measurer.details(trial),
         }
         return Result(values, self.workload, self.target)
-
-
-def _quartiles(times: list[float]) -> tuple[float, float]:
-    if len(times) < 2:
-        return times[0], times[0]
-    low, _, high = statistics.quantiles(times, n=4)
-    return low, high

@@ -146,7 +146,7 @@ def tune_all(
     The seconds go where they gain most of the sum of weight x seconds per call: `weights` say how
     often each workload is called (once). Every workload gets its seeds, and the time to verify
     what was found is part of the total (less than about ten seconds for each are exceeded). One
-    that cannot be tuned has its `DeviceError` or `UnsupportedError` in its place. Workloads that
+    that cannot be tuned has its `DeviceError` or `InputError` in its place. Workloads that
     are the same are tuned once. `trials` bounds each, as in `tune`, whose other arguments mean the
     same here. `progress` and `done` get the place of the workload. Raises `InputError`,
     `DatabaseError`, and `AllInterrupted` on Ctrl-C.

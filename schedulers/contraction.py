@@ -104,8 +104,12 @@ class ContractionSchedule(StageSchedule):
         plan = self.plan(config)
         for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
             for position, it in enumerate(self.sides[side].iterators):
-                wanted = consumer.elements(theirs, self._dimension(it))
+                dimension = self._dimension(it)
+                wanted = consumer.elements(theirs, dimension)
                 block = it.extent if position else cut.block
+                groups = len(self.found.outputs[dimension]) == 2
+                if groups and it.extent % max(wanted, 1) and wanted % it.extent:
+                    return f"a task of {wanted} is part of several groups of {it.extent}"
                 if wanted < it.extent and (not wanted or wanted % block):
                     return f"blocks of {block} do not fill a task of {wanted}"
         return None
@@ -132,7 +136,7 @@ class ContractionSchedule(StageSchedule):
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
         """Packed operands, the padded accumulators Z[batch, ro, lo, rt, ri, lt, li] (the last four
         as `order` says), the output."""
-        plan, name = self.plan(config), self.stage.name
+        plan = self.plan(config)
         rows = self._element(plan, "rows", tensors)
         lanes = self._element(plan, "lanes", tensors)
         batch = self.found.batch
@@ -158,13 +162,10 @@ class ContractionSchedule(StageSchedule):
             tile = (rq // r.tile, rq % r.tile, lq // v.tile, lq % v.tile)
             return z(*own, ro, lo, *(tile[p] for p in self.order))
 
-        tensors.set(self.stage.buffer, out)
         if plan.output in ("blocks", "consumer"):
-            return
-        if final is self.stage:
-            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
+            tensors.set(self.stage.buffer, out)
         else:
-            tensors.plain(final, name=f"{name}_out")
+            tensors.written(self.stage, out, final)
 
     def _accumulators(
         self, plan: Plan, shape: list[int], product: Callable[[Sequence[Any], dict[Any, Any]], Any]
@@ -243,7 +244,8 @@ class ContractionSchedule(StageSchedule):
             block = sch.get_sblock(f"{name}_{role}")
             if at == "block":
                 sch.compute_at(block, task)
-            loops.pack(sch, block, self.target, parallel=at == "root")
+            else:
+                loops.pack(sch, block)
         self._tile(plan, sch, acc, tile, k)
 
     def _reductions(self, plan: Plan) -> int:

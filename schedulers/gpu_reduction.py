@@ -167,12 +167,7 @@ class GpuReductionSchedule(StageSchedule):
                 [*shape, parts], [threads], f"{name}_part", lambda at, ks: own(*at, *ks)
             )
             result = self._reduced(list(stage.shape), [parts], name, lambda at, ks: part(*at, *ks))
-        tensors.set(stage.buffer, result)
-        if final is stage:
-            out = te.compute(stage.shape, lambda *at: result(*at), name=f"{name}_out")
-            tensors.set(stage.buffer, out)
-        else:
-            tensors.plain(final, name=f"{name}_out")
+        tensors.written(stage, lambda *at: result(*at), final)
 
     def _reduced(
         self, shape: list[int], extents: list[int], name: str, value: Callable[..., Any]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import te
-
 from flextensor.schedulers import gpu_parts
 from flextensor.schedulers.analysis import Contraction, iterators, points
 from flextensor.schedulers.base import StageSchedule
@@ -53,8 +51,4 @@ class TwoSidedSchedule(StageSchedule):
         def out(*indices: Any) -> Any:
             return flat(*self.coordinates(indices))
 
-        tensors.set(self.stage.buffer, out)
-        if final is self.stage:
-            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
-        else:
-            tensors.plain(final, name=f"{name}_out")
+        tensors.written(self.stage, out, final)

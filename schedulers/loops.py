@@ -42,12 +42,11 @@ def copy(sch: Any, block: Any, target: Target) -> None:
         sch.parallel(outer)
 
 
-def pack(sch: Any, block: Any, target: Target, *, parallel: bool) -> None:
-    """A packing block, on its own (parallel) or inside a task (serial)."""
-    if parallel:
-        loops = sch.get_loops(block)
-        outer = loops[:-1] if len(loops) > 1 else loops
-        sch.parallel(fuse(sch, outer))
+def pack(sch: Any, block: Any) -> None:
+    """A packing block on its own: all loops but the innermost in parallel."""
+    loops = sch.get_loops(block)
+    outer = loops[:-1] if len(loops) > 1 else loops
+    sch.parallel(fuse(sch, outer))
 
 
 def by_iterator(

@@ -320,6 +320,16 @@ class Tensors:
         assert stage is not None, f"no tensor stands for {buffer.name}"
         return stage.at(indices, self.load)
 
+    def written(self, stage: Stage, value: Callable[..., Any], final: Stage) -> None:
+        """The output of a stage of such values (of the indices), written by the last of those that
+        are fused into it, `final`, as ``<stage>_out``."""
+        name = f"{stage.name}_out"
+        self.set(stage.buffer, value)
+        if final is stage:
+            self.set(stage.buffer, te.compute(stage.shape, value, name=name))
+        else:
+            self.plain(final, name=name)
+
     def plain(self, stage: Stage, name: str | None = None) -> Any:
         """The stage as it stands, as one TVM compute; registers the tensor."""
         axes = [te.reduce_axis((0, i.extent), name=str(i.var.name)) for i in stage.reduction]

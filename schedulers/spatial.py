@@ -6,6 +6,8 @@ for outer spatial loops in parallel:
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,24 +36,27 @@ class SpatialSchedule(StageSchedule):
         inner = stage.spatial[-1].extent if stage.spatial else 1
         lanes = target.lanes(str(stage.buffer.dtype))
         vectors = [v for v in (1, 2, 4) if inner % (v * lanes) == 0]
-        outer = len([i for i in stage.spatial[:-1] if i.extent > 1])
+        wide = [i.extent for i in stage.spatial[:-1] if i.extent > 1]
+        outer = min(len(wide), 3)
+        tasks = list(itertools.accumulate(wide, operator.mul))
+        enough = next((n for n, t in enumerate(tasks[:outer], 1) if t >= 8 * target.cores), outer)
         small = stage.reduction and stage.reduction[-1].extent <= 16
         self.space = Space(
             (
                 sizes("vectors", [0, *vectors]),
-                sizes("parallel", range(min(outer, 3) + 1)),
+                sizes("parallel", range(outer + 1)),
                 sizes("unroll_k", (0, 1) if small else (0,)),
                 choice("order", ("kx", "xk") if stage.reduction else ("kx",)),
             ),
             seeds=tuple(
                 {"vectors": v, "parallel": p, "unroll_k": 0, "order": "kx"}
                 for v in (0, vectors[-1] if vectors else 0)
-                for p in {min(outer, 3), min(outer, 1)}
+                for p in dict.fromkeys((enough, outer, min(outer, 1)))
             ),
         )
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
-        """The stage as it stands; consumers are fused only where nothing is reduced."""
+        """The stage as it stands; nothing is fused into it."""
         tensors.plain(self.stage)
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:

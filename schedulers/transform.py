@@ -126,8 +126,16 @@ class TransformSchedule(StageSchedule):
 
     @property
     def variants(self) -> tuple[Config, ...]:
-        lanes = self.space.knobs[0].values
-        return tuple({"tiles": cut} for cut in self._cuts(int(lanes[0])))
+        """Tasks of few and of many tiles, in blocks of channels that groups may be made of."""
+        if not self.spread:
+            return ({},)
+        (start,) = self.space.seeds
+        blocks = dict.fromkeys((int(start["block"]), min(int(start["block"]), 16)))
+        return tuple(
+            {"tiles": cut, "block": block}
+            for cut in self._cuts(int(start["lanes"]))
+            for block in blocks
+        )
 
     def _stored_block(self, lane: int, block: int) -> int:
         """Lanes of a block as the tiles are stored; 0 for as they are: the blocks of a dimension
@@ -294,7 +302,7 @@ class TransformSchedule(StageSchedule):
             sch.vectorize(vector[0])
         if config["source"] == "copy":
             source = sch.get_sblock(f"{self.stage.name}_source")
-            loops.pack(sch, source, self.target, parallel=True)
+            loops.pack(sch, source)
 
     def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
         """The loops of the last block by dimension of the tiles; iterators split in digits, the

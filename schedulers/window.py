@@ -23,6 +23,7 @@ from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import iterators, points, split_groups
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import Linear, Load, linear, loads, rewrite, variables
+from flextensor.schedulers.layouts import guarded
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable, reduce
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
@@ -230,11 +231,7 @@ class WindowSchedule(StageSchedule):
             row = tirx.floormod(y, rows) if found.row else 0
             return acc(*own, tile, tirx.floordiv(x, columns), row, tirx.floormod(x, columns))
 
-        tensors.set(self.stage.buffer, out)
-        if final is self.stage:
-            tensors.set(self.stage.buffer, te.compute(self.stage.shape, out, name=f"{name}_out"))
-        else:
-            tensors.plain(final, name=f"{name}_out")
+        tensors.written(self.stage, out, final)
 
     def _copy(self, columns: int, rows: int, tensors: Tensors) -> Load:
         """``copy[.., y, phase, x] = data[.., y, x * stride + phase]``, zero beyond the edges; what
@@ -259,10 +256,7 @@ class WindowSchedule(StageSchedule):
             last = len(shape) - 1
             inside = [p < n for d, (p, r, n) in enumerate(wider)
                       if r > n or (d == last and r % stride)]  # fmt: skip
-            value = tensors.load(found.data, place)
-            if not inside:
-                return value
-            return tirx.if_then_else(te.all(*inside), value, tirx.const(0, value.ty.dtype))
+            return guarded(inside, tensors.load(found.data, place))
 
         size = [*reach[:-1], stride, ceil_div(reach[-1], stride)]
         copy = te.compute(size, body, name=f"{self.stage.name}_copy")

@@ -21,7 +21,7 @@ from pathlib import Path
 from flextensor.errors import DeviceError
 
 HEADER = Path(__file__).with_name("cuda_half.h")
-NEEDED = "no CUDA compiler found: pip install 'flextensor[cuda]' for NVRTC, or install nvcc"
+NEEDED = "no CUDA compiler found: pip install nvidia-cuda-nvrtc, or install nvcc"
 SECONDS = 60
 """What nvcc may take for one program."""
 ENTRY = re.compile(r"Compiling entry function '(\w+)'")

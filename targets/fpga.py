@@ -43,7 +43,7 @@ DEFAULTS = {"dtype": "int8", "clock": "", "memory": "", "latency": "", "gap": ""
 
 @dataclasses.dataclass(frozen=True)
 class FPGA(Target):
-    """One part. `dsps`, `bram18` and `luts` are what a design may take, `USABLE` of all.
+    """One part. `multipliers`, `bram18` and `luts` are what a design may take, `USABLE` of all.
 
     `clock` is in Hz, `memory_bytes` in bytes/s, `latency` and `gap` in cycles.
     """
@@ -69,7 +69,7 @@ class FPGA(Target):
 
     @classmethod
     def from_spec(cls, spec: str = "fpga", threads: int | None = None) -> FPGA:
-        """``fpga[:PART][,dtype=int16][,clock=MHZ][,memory=GB/S][,latency=N][,gap=N]``."""
+        """``fpga[:[PART][,dtype=int16][,clock=MHZ][,memory=GB/S][,latency=N][,gap=N]]``."""
         if threads is not None:
             raise InputError("threads cannot be chosen on an FPGA")
         name, *options = spec.partition(":")[2].split(",")

@@ -97,7 +97,7 @@ def model() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Logical CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -10,6 +10,7 @@ Both are the best of many repeats, for a peak is a maximum and neighbours only t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -29,6 +30,8 @@ CHAINS = 12
 """Independent accumulators: two FMA units times a latency of 4 to 5, and they fit 16 registers."""
 STEPS = 1 << 19
 MOST_BYTES = 512 << 20
+_unwritten: dict[Path, dict[str, Any]] = {}
+"""What this process could not write, by cache file."""
 
 
 def peak_flops(target: Target, dtype: str = "float32") -> float:
@@ -65,7 +68,8 @@ def _remembered(target: Target, what: str) -> float:
     path = _path(target)
     known = _read(path)
     if what not in known:
-        known = _read(path) | {"fingerprint": target.fingerprint, what: _in_worker(target, what)}
+        measured = _in_worker(target, what)
+        known = _read(path) | {"fingerprint": target.fingerprint, what: measured}
         _write(path, known)
     return float(known[what])
 
@@ -88,19 +92,22 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}
+        values = _unwritten.get(path, {})
     return values if isinstance(values, dict) else {}
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    """Replace the file as a whole; without a writable cache the next process measures again."""
+    """Replace the file as a whole; without a writable cache the next process measures again, but
+    not this one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(values, file)
-        os.replace(file.name, path)
+        part.write_text(json.dumps(values))
+        os.replace(part, path)
     except OSError:
-        return
+        _unwritten[path] = values
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def measure(target: Target, what: str) -> float:

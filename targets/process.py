@@ -321,6 +321,8 @@ def run_all(
 
 def _sleep(busy: Mapping[Endpoint, int]) -> None:
     """Wait until a worker says something or the first deadline passes."""
-    fds = [fd for worker in busy for fd in worker.fds]
+    poll = select.poll()  # `select.select` knows no descriptors beyond 1023
+    for fd in (fd for worker in busy for fd in worker.fds):
+        poll.register(fd, select.POLLIN)
     wait = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-    select.select(fds, [], [], min(wait + 0.001, 3600.0))
+    poll.poll(1000 * min(wait + 0.001, 3600.0))

@@ -129,7 +129,7 @@ def _check_packages() -> None:
         import psutil  # noqa: F401
     except ImportError as error:
         raise DeviceError(
-            f"TVM's RPC server needs {error.name}: pip install 'flextensor[rpc]'"
+            f"TVM's RPC server needs {error.name}: pip install cloudpickle psutil"
         ) from None
 
 

@@ -128,6 +128,20 @@ def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
             bundle.make([GEMM], target, empty, top=1, out=tmp_path / "b")
 
 
+def test_one_workload_without_candidates_leaves_the_others_and_none_the_old_bundle(
+    target: CUDA, database: Database, tmp_path: Path, capsys: Any
+) -> None:
+    out, unknown = tmp_path / "b", Workload(Gemm(m=24, n=40, k=8))
+    assert bundle.make([unknown, GEMM], target, database, top=1, out=out) == [0, 1]
+    assert "no candidate" not in (out / "manifest.json").read_text()
+    assert unknown.key in capsys.readouterr().err
+    before = sorted(p.name for p in out.iterdir())
+    with pytest.raises(DeviceError, match="no candidate for sm_80 is left to measure"):
+        bundle.make([unknown], target, database, top=1, out=out)
+    assert sorted(p.name for p in out.iterdir()) == before
+    assert run(out).returncode == 0
+
+
 def test_a_candidate_that_tvm_fails_at_costs_itself_only(
     target: CUDA, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from flextensor import cli, operators, report, tuner, tuner_all
+from flextensor.database import Database
 from flextensor.errors import DeviceError
 from flextensor.result import Result
 from flextensor.shares import AllInterrupted
-from flextensor.targets import lookup
+from flextensor.targets import Status, Trial, lookup
 from flextensor.tuner import Interrupted, Progress
 
 VALUES: dict[str, Any] = {
@@ -252,6 +253,25 @@ def test_a_database_that_is_named_and_missing_is_not_made(
     assert not (tmp_path / "typo.db").exists()
 
 
+def test_the_best_of_another_device_or_way_to_measure_is_named_as_that(
+    call: Call, tmp_path: Path
+) -> None:
+    db, key = tmp_path / "t.db", "gemm(m=8, n=8, k=8)"
+    here, model = lookup("llvm"), lookup("fpga:vu9p")
+    with Database(db) as database:
+        for device in (here, model.measured_by("rtl")):
+            trial = Trial("direct", {}, Status.OK, (1.0,))
+            database.add(key, "gemm", {"m": 8}, device.fingerprint, trial)
+        database.add_result(key, model.measured_by("rtl").fingerprint, VALUES)
+    assert "has trials and no result" in call("db", "best", key, "--db", db)[2]
+    code, _, err = call("db", "best", key, "--db", db, "--target", "fpga:vu9p")
+    assert code == 2 and f"was not tuned on {model.device}, but on" in err
+    code, out, _ = call(
+        "db", "best", key, "--db", db, "--target", "fpga:vu9p", "--measure", "rtl", "--json"
+    )  # fmt: skip
+    assert code == 0 and json.loads(out)["best_seconds"] == VALUES["best_seconds"]
+
+
 def test_one_operator_with_its_fields_and_cases(call: Call) -> None:
     code, out, _ = call("ops", "conv2d")
     assert code == 0
@@ -266,4 +286,5 @@ def test_the_live_line() -> None:
     assert report.eta(dataclasses.replace(p, budget_trials=None)) == 80
     assert report.eta(dataclasses.replace(p, budget_trials=None, budget_seconds=None)) is None
     assert report.eta(dataclasses.replace(p, trials=0, budget_seconds=None)) is None
+    assert report.eta(dataclasses.replace(p, known=20, budget_seconds=None)) == 30  # 10 in 10 s
     assert "best" not in report.line(dataclasses.replace(p, best_seconds=math.inf))

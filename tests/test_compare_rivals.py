@@ -11,6 +11,7 @@ import pytest
 from flextensor import compare, compare_beside, metaschedule, rivals
 from flextensor.compare import Variant
 from flextensor.errors import DeviceError, InputError
+from flextensor.measure import Candidate
 from flextensor.operators.gemm import Gemm
 from flextensor.operators.suites import Case
 from flextensor.targets import lookup
@@ -58,6 +59,19 @@ def test_a_rival_that_finds_nothing_is_a_failure_with_a_reason(
     assert wall > 0 and seconds is None and "no reply within" in rival["failure"]
     page = (tmp_path / "README.md").read_text()
     assert "No kernel of metaschedule: toy/G, seed 0: no reply within" in page
+
+
+def test_a_kernel_of_ours_that_fails_is_no_failure_of_the_rival() -> None:
+    class Measurer:
+        def compare(self, kernels: Any, libraries: Any) -> tuple[dict[str, list[float]], Any]:
+            if "ours" in kernels:
+                raise DeviceError("worker died: SIGSEGV")
+            return {name: [2.0] for name in libraries}, {}
+
+    own: Any = {"ours": Candidate("direct", {})}
+    rival = {"metaschedule": Path("kernel.so")}
+    measurer: Any = Measurer()
+    assert rivals._in_turns(measurer, own, rival) == {"metaschedule": [2.0]}
 
 
 def test_a_rival_is_refused_where_it_cannot_search(

@@ -73,6 +73,18 @@ def test_the_first_search_of_every_workload_is_read_with_its_wall_time(
     assert best[first] == 1.0
 
 
+def test_a_search_has_its_own_trials_alone(tmp_path: Path, clock: Clock) -> None:
+    """Two at the same time on one database: by what the trials say of themselves."""
+    key, params = "gemm(m=8, n=8, k=8)", {"m": 8, "n": 8, "k": 8}
+    with Database(tmp_path / "t.db") as database:
+        for tile, session in enumerate(("one", "other", "one")):
+            clock.now += 1
+            database.add(key, "gemm", params, HERE, trial(tile, 1.0 + tile), session=session)
+        database.add_result(key, HERE, {"tuning_seconds": 3.0, "session": "one"})
+        (run,) = convergence.searches(database.everything(), HERE)
+    assert [seconds for _, seconds in run["trace"]] == [1.0, 3.0]
+
+
 def test_a_search_overtakes_when_it_has_a_kernel_as_fast() -> None:
     run = {"case": "g", "trace": [(1.0, None), (2.0, 4.0), (3.0, 1.5), (4.0, 1.0)]}
     assert [convergence.overtakes(run, r) for r in (0.9, 1.0, 1.5, 2.0, 9.0)] == [

@@ -16,6 +16,7 @@ from database_trials import ASSETS, HERE, add, failure, ok, refused
 
 from flextensor import database_schema
 from flextensor.database import Database
+from flextensor.errors import DatabaseError
 from flextensor.targets.base import Status, Trial
 
 # --- files that are not ours, or not well
@@ -365,3 +366,11 @@ def test_exports_that_cannot_be_written_or_read(path: Path) -> None:
         assert "cannot read" in refused(path.parent, action=database.import_)
         assert "cannot read" in refused(path.with_name("missing"), action=database.import_)
         add(database, ok())
+
+
+def test_an_import_refuses_what_cannot_be_read_twice(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with Database(tmp_path / "t.db") as database:
+        with pytest.raises(DatabaseError, match="no regular file"):
+            database.import_(pipe)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from flextensor import buffers, targets, timing
 from flextensor.answers import FunctionMeasurer, ReplayMeasurer
-from flextensor.builders import Builders
+from flextensor.builders import MOST, Builders
 from flextensor.errors import DeviceError
 from flextensor.folders import private_folder
 from flextensor.measure import (
@@ -276,3 +277,24 @@ def test_a_build_may_take_what_builds_of_the_workload_take() -> None:
     assert build_limit([1.0] * 16, 15.0) == 8.0
     assert build_limit([0.1] * 20 + [1.0] * 10, 15.0) == 8.0
     assert build_limit([4.0] * 16, 15.0) == 15.0
+
+
+def test_a_run_may_take_what_its_arithmetic_takes() -> None:
+    """20 GFLOP/s of a thread, four calls: nothing more for a small product, minutes for a large."""
+    target = targets.lookup("llvm", 1)
+    limits = []
+    for n in 64, 8192:
+        workload = Workload(Gemm(m=n, n=n, k=n))
+        with LocalMeasurer(workload, target, 1e-5, limits=LIMITS) as large:
+            limits += [large._run_limit(math.inf), large._run_limit(0.001)]
+    assert limits[0] < 3 and limits[1] < 3
+    assert 4 * 2 * 8192**3 / 20e9 < limits[2] < 250  # the transfer of 800 MB is in it
+    assert limits[3] < 20
+
+
+def test_no_more_builders_are_started_than_have_work() -> None:
+    many = dataclasses.replace(targets.lookup("llvm"), cores=96)
+    with Builders(many) as builders:
+        assert len(builders.pids) == MOST == 16
+    with Builders(many, count=20) as builders:
+        assert len(builders.pids) == 20

@@ -266,6 +266,17 @@ def test_while_no_seed_works_the_others_are_measured() -> None:
     assert len(tried) == 16
 
 
+def test_while_nothing_works_every_formulation_has_rounds() -> None:
+    def fails(candidate: Candidate) -> Trial:
+        return Trial(candidate.formulation, candidate.config, Status.BUILD_ERROR, message="no")
+
+    found = [Lane(name, SPACE, "random", "none", 0) for name in ("direct", "other")]
+    budget, options = Budget(200, math.inf), Options(patience=100, seeds=False, finish=False)
+    run = Search(found, FunctionMeasurer(fails), budget, lambda phase: None, options)
+    run.run({})
+    assert len(found[1].history) >= 3 * options.batch  # its seeds, and one round of four
+
+
 @pytest.mark.parametrize(
     ("guided", "counts_wanted"),
     [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from flextensor.errors import DeviceError
+from flextensor.errors import DeviceError, InputError
 from flextensor.result import Result
 from flextensor.shares import AWAKE, ROUNDS, TURN, AllInterrupted, Outcome, Shares, Standing
 
@@ -146,17 +146,21 @@ def test_few_jobs_at_a_time_hold_processes(clock: Clock) -> None:
 class Broken(Fake):
     """Fails in one of its turns."""
 
-    def __init__(self, clock: Clock, where: str) -> None:
+    def __init__(self, clock: Clock, where: str, error: type[Exception]) -> None:
         super().__init__(clock, gaining)
+        self.error = error
         setattr(self, where, self.fail)
 
     def fail(self, *_: float) -> bool:
-        raise DeviceError("it broke")
+        raise self.error("it broke")
 
 
+@pytest.mark.parametrize("error", [DeviceError, InputError])
 @pytest.mark.parametrize("where", ["begin", "step", "finish", "end"])
-def test_an_error_is_the_outcome_of_its_job_alone(where: str, clock: Clock) -> None:
-    jobs = [Fake(clock, gaining), Broken(clock, where), Fake(clock, gaining)]
+def test_an_error_is_the_outcome_of_its_job_alone(
+    where: str, error: type[Exception], clock: Clock
+) -> None:
+    jobs = [Fake(clock, gaining), Broken(clock, where, error), Fake(clock, gaining)]
     first, broken, last = best(Shares(jobs, 60.0).run())
     assert broken == "it broke"
     assert isinstance(first, float) and isinstance(last, float) and max(first, last) < 1

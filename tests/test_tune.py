@@ -13,16 +13,16 @@ import flextensor
 from flextensor import known, tuner
 from flextensor import result as results
 from flextensor.errors import DeviceError, InputError
+from flextensor.explorers import policies
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
-from flextensor.search import EFFORTS, Budget
 from flextensor.targets import Status, Trial
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
     "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures",
     "tuning_seconds", "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked",
-    "measured", "stopped", "shares", "twins",
+    "measured", "stopped", "shares", "twins", "asked", "date", "session",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
 
@@ -133,6 +133,39 @@ def test_kernels_that_do_not_verify_leave_their_place_to_the_next(
         assert 4 <= len(asked) <= 8
 
 
+def test_a_search_that_ended_by_itself_answers_for_all_that_it_was_asked_for() -> None:
+    known = {"best_seconds": 1.0, "verified": True, "max_rel_error": 1e-6, "measured": "run"}
+    ended = {**known, "trials": 12, "asked": 64}
+    assert [results.answers(ended, n, 1e-4) for n in (None, 12, 64, 65)] == [1, 1, 1, 0]
+    assert not results.answers({**known, "trials": 12}, 64, 1e-4)  # as older versions kept it
+    late = {**known, "trials": 12, "asked": 12}
+    assert not results.answers(late, 64, 1e-4)
+
+
+def test_trials_say_which_search_measured_them(tmp_path: Path) -> None:
+    db = tmp_path / "t.db"
+    found = [
+        flextensor.tune(GEMM, trials=n, db=db, peers=False, seed=n).json() for n in (3, 5)
+    ]  # fmt: skip
+    with flextensor.Database(db) as database:
+        records = [r for r in database.everything() if r["record"] == "trial"]
+    assert [r["session"] for r in records] == [found[0]["session"]] * 3 + [found[1]["session"]] * 2
+    assert [r["seed"] for r in records] == [3, 3, 3, 5, 5]
+
+
+def test_parameters_that_are_no_json_are_kept_as_text(tmp_path: Path) -> None:
+    """Of a user's function: searched, compared with nothing, verified, stored."""
+
+    def scaled(rows: int = 16, low: float = float("-inf"), where: Any = Path("x")) -> list[Any]:
+        from tvm import te
+
+        a = te.placeholder((rows, 8), name="a")
+        return [a, te.compute((rows, 8), lambda i, j: a[i, j] * 2.0, name="scaled")]
+
+    values = flextensor.tune(scaled, trials=2, db=tmp_path / "t.db").json()
+    assert values["verified"] and values["params"] == {"rows": 16, "low": "-inf", "where": "x"}
+
+
 def test_a_coarse_result_answers_within_what_its_dtype_allows(tmp_path: Path) -> None:
     db, half = tmp_path / "trials.db", Gemm(m=16, n=16, k=64, dtype="bfloat16")
     first = flextensor.tune(half, trials=2, db=db, peers=False).json()
@@ -159,20 +192,6 @@ def test_ctrl_c_keeps_everything_and_gives_the_best_so_far(tmp_path: Path) -> No
     assert stop.value.result is not None
     with flextensor.Database(db) as database:
         assert database.stats().trials == stop.value.result.json()["trials"] > 0
-
-
-def test_a_program_is_timed_again_once_whatever_the_number_of_its_configs(tmp_path: Path) -> None:
-    ran = Trial("direct", {"way": 0}, Status.OK, (2.0,))
-    twins = [ran.as_twin("direct", {"way": way}, 0.1) for way in (1, 2)]
-    other = Trial("direct", {"way": 3}, Status.OK, (3.0,))
-    stranger = Trial("direct", {"way": 4}, Status.OK, (4.0,)).as_twin("direct", {"way": 5}, 0.1)
-    with results.opened(tmp_path / "t.db") as database:
-        run = tuner.Tuning(
-            Workload(Gemm()), results.as_target("llvm", None, None), database,
-            Budget.of(EFFORTS["quick"], None, None), 1e-4, False, None,
-        )  # fmt: skip
-        run.trials = [twins[0], stranger, other, ran, twins[1]]
-        assert run._ranked() == [ran, other, stranger]  # what is not known to have run stays
 
 
 def test_show_gives_the_program_and_the_code(tmp_path: Path) -> None:
@@ -203,3 +222,18 @@ def test_a_policy_is_kept_and_followed_by_the_q_method_alone(tmp_path: Path) -> 
     absent = tmp_path / "absent" / "policies.pt"
     with pytest.raises(InputError, match="its folder does not exist"):
         flextensor.tune(GEMM, db=tmp_path / "t.db", explorer="q-method", policy=absent)
+
+
+def test_a_policy_that_cannot_be_kept_does_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise InputError("policies.pt: cannot write the policies: disk full")
+
+    monkeypatch.setattr(policies, "keep", full)
+    with pytest.warns(UserWarning, match="disk full"):
+        found = flextensor.tune(
+            GEMM, trials=4, db=tmp_path / "t.db", peers=False, explorer="q-method",
+            policy=tmp_path / "policies.pt",
+        )  # fmt: skip
+    assert found.values["verified"]

@@ -6,14 +6,47 @@ seen many trials. The file is read as plain tensors (`weights_only`): nothing in
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flextensor.errors import InputError
 from flextensor.explorers import Explorer
 from flextensor.explorers.q_method import QMethod
+
+
+def check(policy: str | Path | None, explorer: str) -> None:
+    """Raise `InputError` for a policy that the explorer would not follow, or that cannot be kept:
+    the end of a search is too late to say so."""
+    if policy is None:
+        return
+    if explorer != "q-method":
+        raise InputError(f"a policy is followed by the explorer q-method, and not by {explorer}")
+    folder = Path(policy).absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{policy}: cannot be written, its folder does not exist")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{policy}: cannot be written, its folder is read-only")
+
+
+@contextlib.contextmanager
+def followed(explorers: Sequence[Explorer], policy: str | Path | None) -> Iterator[None]:
+    """Let explorers start from a policy, and add what they learned, however the search ends. Where
+    that cannot be written any more it is a warning: what the search found is worth more."""
+    if policy is None:
+        yield
+        return
+    start(explorers, Path(policy))
+    try:
+        yield
+    finally:
+        try:
+            keep(explorers, Path(policy))
+        except InputError as error:
+            warnings.warn(str(error), stacklevel=3)
 
 
 def start(explorers: Iterable[Explorer], path: Path) -> int:

@@ -23,6 +23,10 @@ DEEP = {
 SHALLOW = {**DEEP, "in_channels": "16"}
 
 
+def test_a_stage_may_have_any_name() -> None:
+    assert estimate({"logits.estimate": 2.0, "logits.log_estimate": 1.0, "t.estimate": 3.0}) == 5.0
+
+
 def layer(fields: Mapping[str, str]) -> Space:
     return space(Workload(parse("conv2d", fields)).prim_func(), MACHINE)
 

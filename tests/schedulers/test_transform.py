@@ -72,6 +72,20 @@ def test_seeds_have_tasks_of_few_and_of_many_tiles() -> None:
     assert {s["conv2d_out0.tiles"] for s in winograd(height=28, width=28).seeds} == {7}
 
 
+def test_no_seed_has_tasks_across_groups() -> None:
+    """Four groups of 48 channels: blocks of 16 are theirs, of 32 not; TVM would refuse these."""
+    fields = {**LAYER, "out_channels": "192", "groups": "4"}
+    workload = Workload(parse("group_conv2d", fields))
+    func = workload.prim_func("winograd4")
+    seeds = space(func, MACHINE).seeds
+    inside = [s for s in seeds if s["group_conv2d.output_at"] == "consumer"]
+    assert inside and {s["group_conv2d_out0.block"] for s in inside} == {16}
+    for seed in inside[:3]:
+        schedule(func, MACHINE, seed)
+    wide = {**inside[0], "group_conv2d_out0.block": 32}
+    assert "several groups of 48" in str(space(func, MACHINE).reason(wide))
+
+
 def test_every_seed_computes_the_layer() -> None:
     """Odd sizes, on this machine: tasks, blocks and places of all seeds."""
     target = lookup("llvm")

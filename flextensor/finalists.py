@@ -1,0 +1,54 @@
+"""The end of a tuning: which trials are timed again, and how."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from flextensor.answers import config_key
+from flextensor.errors import DeviceError
+from flextensor.measure import Candidate, LocalMeasurer
+from flextensor.targets import Trial
+from flextensor.targets.process import SetupFailed
+
+
+def once(trials: Iterable[Trial]) -> list[Trial]:
+    """Of every schedule the latest trial."""
+    return list({config_key(trial): trial for trial in trials}.values())
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """What worked, fastest first; of one program the trial that was run."""
+    ran = {t.times for t in trials if not t.twin}
+    worked = (t for t in trials if t.ok and not (t.twin and t.times in ran))
+    return sorted(worked, key=lambda t: t.seconds)
+
+
+def in_turns(
+    measurer: LocalMeasurer, finalists: Mapping[str, Candidate], peers: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """`LocalMeasurer.compare`; where the process of all dies, for a kernel or for a peer, seconds
+    of the kernels alone, each in a process of its own, without those that fail there."""
+    try:
+        return measurer.compare(finalists, peers)
+    except SetupFailed:  # the worker or its machine is gone, whatever the kernels
+        raise
+    except DeviceError as error:
+        missing = {peer: f"a comparison failed: {error}" for peer in peers}
+    times: dict[str, list[float]] = {}
+    for name, candidate in finalists.items():
+        try:
+            times |= measurer.compare({name: candidate})[0]
+        except SetupFailed:
+            raise
+        except DeviceError:
+            continue
+    return times, missing
+
+
+def quartiles(times: Sequence[float]) -> tuple[float, float]:
+    """The first and the third."""
+    if len(times) < 2:
+        return times[0], times[0]
+    low, _, high = statistics.quantiles(times, n=4)
+    return low, high

@@ -1,0 +1,97 @@
+"""The end of a tuning: what is timed again, when a comparison dies, and what does not verify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flextensor
+from flextensor import finalists
+from flextensor.errors import DeviceError
+from flextensor.measure import Candidate, LocalMeasurer
+from flextensor.operators import Gemm
+from flextensor.targets import Status, Trial, lookup
+from flextensor.targets.process import SetupFailed
+
+KERNELS = {str(way): Candidate("direct", {"way": way}) for way in range(3)}
+
+
+class Measurer:
+    """Compares all but what is broken; counts."""
+
+    def __init__(self, broken: str, error: type[DeviceError] = DeviceError) -> None:
+        self.broken, self.error = broken, error
+        self.calls: list[list[str]] = []
+
+    def compare(
+        self, candidates: Mapping[str, Candidate], peers: Sequence[str] = ()
+    ) -> tuple[dict[str, list[float]], dict[str, str]]:
+        self.calls.append([*candidates, *peers])
+        if self.broken in self.calls[-1]:
+            raise self.error("worker died: SIGSEGV")
+        return {name: [1.0] for name in self.calls[-1]}, {}
+
+
+def in_turns(measurer: Any) -> tuple[dict[str, list[float]], dict[str, str]]:
+    return finalists.in_turns(measurer, KERNELS, ["torch"])
+
+
+def test_what_works_is_compared_once() -> None:
+    measurer = Measurer("nothing")
+    assert set(in_turns(measurer)[0]) == {"0", "1", "2", "torch"} and len(measurer.calls) == 1
+
+
+@pytest.mark.parametrize("broken, left", [("torch", {"0", "1", "2"}), ("1", {"0", "2"})])
+def test_one_that_dies_in_a_comparison_takes_no_other_with_it(broken: str, left: set[str]) -> None:
+    times, missing = in_turns(Measurer(broken))
+    assert set(times) == left
+    assert missing == {"torch": "a comparison failed: worker died: SIGSEGV"}
+
+
+def test_a_machine_that_is_gone_is_no_fault_of_a_kernel() -> None:
+    with pytest.raises(SetupFailed):
+        in_turns(Measurer("torch", SetupFailed))
+
+
+def test_a_schedule_is_known_by_its_latest_trial() -> None:
+    slow = Trial("direct", {"a": 1, "b": 2}, Status.OK, (2.0,))
+    fast = Trial("direct", {"b": 2, "a": 1}, Status.OK, (1.0,))
+    other = Trial("winograd2", {"a": 1, "b": 2}, Status.OK, (3.0,))
+    assert finalists.once([slow, other, fast]) == [fast, other]
+
+
+def test_a_program_is_ranked_once_whatever_the_number_of_its_configs() -> None:
+    ran = Trial("direct", {"way": 0}, Status.OK, (2.0,))
+    twins = [ran.as_twin("direct", {"way": way}, 0.1) for way in (1, 2)]
+    other = Trial("direct", {"way": 3}, Status.OK, (3.0,))
+    stranger = Trial("direct", {"way": 4}, Status.OK, (4.0,)).as_twin("direct", {"way": 5}, 0.1)
+    ranked = finalists.ranked([twins[0], stranger, other, ran, twins[1]])
+    assert ranked == [ran, other, stranger]  # what is not known to have run stays
+
+
+@pytest.mark.parametrize("error", [1.0, math.inf])
+def test_a_kernel_that_does_not_verify_is_a_wrong_result_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
+    verify, asked = LocalMeasurer.verify, list[Candidate]()
+
+    def reject(measurer: LocalMeasurer, candidate: Candidate) -> float:
+        asked.append(candidate)
+        return error if len(asked) == 1 else verify(measurer, candidate)
+
+    monkeypatch.setattr(LocalMeasurer, "verify", reject)
+    db, gemm = tmp_path / "t.db", Gemm(m=24, n=24, k=24)
+    result = flextensor.tune(gemm, trials=6, db=db, peers=False)
+    values, key = result.json(), result.workload.key
+    assert values["trials"] == 6 and values["failures"] == {"wrong_result": 1}
+    with flextensor.Database(db) as database:
+        trials = database.trials(key, lookup("llvm").fingerprint)
+    refuted = [t for t in trials if t.status is Status.WRONG_RESULT]
+    assert [t.config for t in refuted] == [asked[0].config] and len(trials) == 7
+    assert refuted[0].message == f"relative error {error:.3g} exceeds the tolerance 0.0001"
+    more = flextensor.tune(gemm, trials=8, db=db, peers=False).json()
+    assert more["trials"] == 8 and asked[0].config not in [c.config for c in asked[1:]]
