@@ -54,15 +54,17 @@ def make(
     results.make(out)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         part = Path(folder)
-        shown, counts = [], []
+        shown, counts, said = [], [], ""
         for number, workload in enumerate(work):
-            candidates = _built(workload, target, database, number, top, part)
+            candidates, said = _built(workload, target, database, number, top, part)
+            if said or not candidates:
+                print(f"{workload.key}: {len(candidates)} candidates{said}", file=sys.stderr)
             counts.append(len(candidates))
             if candidates:
                 data = _data(workload, number, part, tolerance)
                 shown.append({**data, "candidates": candidates})
         if not shown:
-            raise DeviceError(f"no candidate for {target.arch} is left to measure")
+            raise DeviceError(f"no candidate for {target.arch} is left to measure{said}")
         for old in out.glob("w[0-9]*_*"):
             old.unlink()
         for new in part.iterdir():
@@ -112,9 +114,9 @@ def _data(workload: Workload, number: int, out: Path, tolerance: float) -> dict[
 
 def _built(
     workload: Workload, target: CUDA, database: Database, number: int, top: int, out: Path
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], str]:
     """The best candidates that compile without spills, written to `out`. One that fails otherwise
-    costs itself only; how many did, and why the first, is said on stderr."""
+    costs itself only; how many did, and why the first, in words."""
     found: list[dict[str, Any]] = []
     failures: list[str] = []
     for candidate in chosen(workload, target, database, 2 * top):
@@ -130,9 +132,7 @@ def _built(
         if len(found) == top:
             break
     said = f"; {len(failures)} failed, first {failures[0]}" if failures else ""
-    if said or not found:
-        print(f"{workload.key}: {len(found)} candidates{said}", file=sys.stderr)
-    return found
+    return found, said
 
 
 def _write(workload: Workload, target: CUDA, candidate: Candidate, path: Path) -> dict[str, Any]:

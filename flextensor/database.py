@@ -254,7 +254,7 @@ class Database:
         the reason for the first that is not exactly a record.
         """
         source = Path(path)
-        if source.exists() and not source.is_file():
+        if source.exists() and not (source.is_file() or source.is_dir()):
             raise DatabaseError(f"{path}: is no regular file; an import reads it twice")
         for _ in records.read_lines(source, schema.SCHEMA):
             pass

@@ -51,7 +51,7 @@ class SpatialSchedule(StageSchedule):
             seeds=tuple(
                 {"vectors": v, "parallel": p, "unroll_k": 0, "order": "kx"}
                 for v in (0, vectors[-1] if vectors else 0)
-                for p in dict.fromkeys((enough, outer, min(outer, 1)))
+                for p in (*({min(outer, 1), outer} - {enough}), enough)
             ),
         )
 
