@@ -62,7 +62,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         "# Explorers" if "replay" not in data else "# Explorers, replayed",
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(best)} workloads,"
-        f" {seeds} seeds; every search starts from nothing{starts} and runs to its budget. The"
+        f" {seeds} seed{'s' * (seeds != 1)}; every search starts from nothing{starts} and runs to its budget. The"
         f" best known kernel of a workload is the fastest {whose}. Medians over workloads"
         " and seeds, but for the geomean and the seconds of wall time a trial. In brackets: after"
         " a share the 95 % confidence interval of the median, by a bootstrap over seeds; after"
