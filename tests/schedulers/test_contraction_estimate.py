@@ -179,7 +179,9 @@ def test_a_matrix_whose_rows_are_whole_pages_is_not_read_in_place() -> None:
     """Its lanes fall into few sets of a cache: 1024 columns, beside 1000."""
     cost = {}
     for n in "1000", "1024":
-        found = space(Workload(parse("gemm", {"m": "1024", "n": n, "k": "1024"})).prim_func(), MACHINE)
+        found = space(
+            Workload(parse("gemm", {"m": "1024", "n": n, "k": "1024"})).prim_func(), MACHINE
+        )
         wanted: dict[str, Value] = {"lanes": "n", "rows": 4, "vectors": 1, "n_layout": "inline"}
         start = {knob.name: knob.values[0] for knob in found.knobs}
         config = {**start, **{f"gemm.{name}": value for name, value in wanted.items()}}
