@@ -53,7 +53,8 @@ def markdown(data: Mapping[str, Any]) -> str:
     """The experiment as a page: for every variant how near it came, and how soon."""
     runs, machine = data["runs"], data["machine"]
     best = known(data)
-    seeds = len({r["seed"] for r in runs})
+    count = len({r["seed"] for r in runs})
+    seeds = f"{count} seed{'s' * (count != 1)}"
     whose = "that any run found" if "replay" not in data else "of its table"
     if "known" in data:
         whose += " or the warm database had, which was measured again"
@@ -62,7 +63,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         "# Explorers" if "replay" not in data else "# Explorers, replayed",
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(best)} workloads,"
-        f" {seeds} seeds; every search starts from nothing{starts} and runs to its budget. The"
+        f" {seeds}; every search starts from nothing{starts} and runs to its budget. The"
         f" best known kernel of a workload is the fastest {whose}. Medians over workloads"
         " and seeds, but for the geomean and the seconds of wall time a trial. In brackets: after"
         " a share the 95 % confidence interval of the median, by a bootstrap over seeds; after"

@@ -67,15 +67,18 @@ class Role:
 
     def slowdown(self, plan: Plan) -> float:
         """How many times slower it is to fetch the operand than if it lay in order."""
-        far = self.side.steps.get(plan.main.var, 0) * BYTES >= PAGE
-        return FAR if self.layout == "inline" and far else 1.0
+        return FAR if self._step(plan) >= PAGE else 1.0
 
     def aliased(self, plan: Plan) -> bool:
         """Whether a panel, read in place, has more lines than the ways of the few sets of a cache
         that steps of whole pages reach."""
-        step = self.side.steps.get(plan.main.var, 0) * BYTES
-        lines = plan.k_length // plan.k_blocks
-        return self.layout == "inline" and step > 0 and step % PAGE == 0 and lines > ALIASED
+        lines, step = plan.k_length // plan.k_blocks, self._step(plan)
+        return lines > ALIASED and step > 0 and step % PAGE == 0
+
+    def _step(self, plan: Plan) -> int:
+        """Bytes between neighbours along the longest reduction, where it is read in place."""
+        step = self.side.steps.get(plan.main.var, 0) if self.layout == "inline" else 0
+        return abs(step) * BYTES
 
     def packed(self, plan: Plan, blocks: int) -> float:
         """Elements to pack, again for each of the other side's blocks where a task does it."""

@@ -156,3 +156,35 @@ def test_a_weight_of_groups_is_no_renamed_one() -> None:
         knobs = {knob.name: knob.values for knob in space(func, MACHINE).knobs}
         values.append(knobs["conv_transpose2d.n_layout"])
     assert "inline" in values[0] and "inline" not in values[1]
+
+
+def test_what_steps_over_pages_is_fetched_more_slowly_in_place() -> None:
+    """A mirrored weight [in, out, 3, 3]: neighbours along the reduction are 4 kB apart for 114
+    outputs and more. The same weight in panels costs the same, whatever its steps."""
+    near, far = (
+        space(Workload(parse("conv_transpose2d", {**DEEP, "out_channels": n})).prim_func(), MACHINE)
+        for n in ("108", "120")
+    )
+
+    def cost(found: Space, layout: str) -> float:
+        start = with_knobs(layer(DEEP), n_layout=layout)
+        config = {name.replace("conv2d", "conv_transpose2d"): v for name, v in start.items()}
+        return estimate(found.features(config)) / (120 if found is far else 108)
+
+    assert cost(far, "inline") > 1.2 * cost(near, "inline")
+    assert cost(far, "panel") == pytest.approx(cost(near, "panel"), rel=0.05)
+
+
+def test_a_matrix_whose_rows_are_whole_pages_is_not_read_in_place() -> None:
+    """Its lanes fall into few sets of a cache: 1024 columns, beside 1000."""
+    cost = {}
+    for n in "1000", "1024":
+        found = space(
+            Workload(parse("gemm", {"m": "1024", "n": n, "k": "1024"})).prim_func(), MACHINE
+        )
+        wanted: dict[str, Value] = {"lanes": "n", "rows": 4, "vectors": 1, "n_layout": "inline"}
+        start = {knob.name: knob.values[0] for knob in found.knobs}
+        config = {**start, **{f"gemm.{name}": value for name, value in wanted.items()}}
+        assert found.reason(config) is None
+        cost[n] = estimate(found.features(config))
+    assert cost["1024"] > 1.3 * cost["1000"]
