@@ -159,21 +159,19 @@ def test_a_weight_of_groups_is_no_renamed_one() -> None:
 
 
 def test_what_steps_over_pages_is_fetched_more_slowly_in_place() -> None:
-    """A mirrored weight [in, out, 3, 3]: neighbours along the reduction are 4 kB apart for 114
-    outputs and more. The same weight in panels costs the same, whatever its steps."""
-    fields = {**DEEP, "kernel": "3"}
-    near, far = (
-        space(Workload(parse("conv_transpose2d", fields | {"out_channels": n})).prim_func(), MACHINE)
-        for n in ("108", "120")
-    )
-
-    def cost(found: Space, layout: str) -> float:
-        start = with_knobs(layer(DEEP), n_layout=layout)
-        config = {name.replace("conv2d", "conv_transpose2d"): v for name, v in start.items()}
-        return estimate(found.features(config)) / (120 if found is far else 108)
-
-    assert cost(far, "inline") > 1.2 * cost(near, "inline")
-    assert cost(far, "panel") == pytest.approx(cost(near, "panel"), rel=0.05)
+    """A mirrored weight [in, out, 3, 3], whose neighbours along the reduction are 4 kB apart for
+    114 outputs and more: to read it in place, over reading it in panels."""
+    ratios = []
+    for outputs in "108", "120":
+        fields = {**DEEP, "kernel": "3", "out_channels": outputs}
+        found = space(Workload(parse("conv_transpose2d", fields)).prim_func(), MACHINE)
+        cost = []
+        for layout in "inline", "panel":
+            start = with_knobs(layer(DEEP), n_layout=layout)
+            config = {name.replace("conv2d", "conv_transpose2d"): v for name, v in start.items()}
+            cost.append(estimate(found.features(config)))
+        ratios.append(cost[0] / cost[1])
+    assert ratios[0] < 1 < ratios[1] and ratios[1] > 1.1 * ratios[0]
 
 
 def test_a_matrix_whose_rows_are_whole_pages_is_not_read_in_place() -> None:
