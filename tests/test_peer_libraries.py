@@ -105,7 +105,7 @@ def test_a_search_that_ends_badly_says_why(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_metaschedule_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metaschedule, "_NEEDED", ("cloudpickle", "no_such_package"))
-    with pytest.raises(DeviceError, match=r"needs no_such_package: pip .*\[metaschedule\]'$"):
+    with pytest.raises(DeviceError, match="needs no_such_package: pip install no_such_package$"):
         metaschedule.check(lookup("llvm"))
     with pytest.raises(DeviceError, match="on CPUs only"):
         metaschedule.check(lookup("fpga:vu9p"))

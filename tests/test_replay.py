@@ -171,7 +171,8 @@ def test_a_replay_has_warm_starts(path: Path, tmp_path: Path) -> None:
     data = json.loads((tmp_path / "out" / "data.json").read_text())
     (run,) = data["runs"]
     assert run["guides"][0] == other.key and workload.key not in run["guides"]
-    assert data["replay"]["toy/G"]["fastest"] == run["trace"][0][1]  # the other's best comes first
+    starts = [seconds for _, seconds in run["trace"][:4]]  # hints and the scheduler's, in turns
+    assert data["replay"]["toy/G"]["fastest"] in starts
     assert "known" not in data
 
 

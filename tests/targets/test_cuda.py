@@ -206,7 +206,9 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_compiler, "_nvrtc", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     for attempt in (cuda_compiler.check, lambda: compile_cuda("", "sm_80")):
-        with pytest.raises(DeviceError, match=r"no CUDA compiler found: pip install 'flext"):
+        with pytest.raises(
+            DeviceError, match="no CUDA compiler found: pip install nvidia-cuda-nvrtc"
+        ):
             attempt()
     target = dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
     with pytest.raises(DeviceError, match=r"emulating CUDA needs g\+\+"):
