@@ -121,13 +121,13 @@ def test_the_clock_has_the_seconds_of_the_table() -> None:
     assert replay.recorded == 4
 
 
-def filled(path: Path, count: int = 60) -> Path:
-    """A database with made-up trials of the workload: seconds from the knobs alone."""
+def filled(path: Path, count: int = 60, unit: float = 1e-3) -> Path:
+    """A database with made-up trials of the workload: some `unit` seconds, from the knobs alone."""
     target, workload = lookup("llvm"), Workload(CASES[0].operator)
     space = space_of(workload.prim_func("direct"), target)
     with Database(path) as database:
         for point in drawn(count, space=space):
-            seconds = 1e-3 * (1 + sum(space.encode(point)))
+            seconds = unit * (1 + sum(space.encode(point)))
             database.add(
                 workload.key, "gemm", workload.params, target.fingerprint,
                 trial(space, point, seconds),
@@ -160,7 +160,7 @@ def test_searches_are_replayed_and_the_page_says_so(path: Path, tmp_path: Path) 
 
 def test_a_replay_has_warm_starts(path: Path, tmp_path: Path) -> None:
     other = Workload(Gemm(m=33, n=64, k=37))
-    with Database(filled(path)) as database:
+    with Database(filled(path, unit=1e-6)) as database:  # as such a product may take
         target, workload = lookup("llvm"), Workload(CASES[0].operator)
         for known in database.trials(workload.key, target.fingerprint):
             database.add(other.key, "gemm", other.params, target.fingerprint, known)
@@ -171,8 +171,7 @@ def test_a_replay_has_warm_starts(path: Path, tmp_path: Path) -> None:
     data = json.loads((tmp_path / "out" / "data.json").read_text())
     (run,) = data["runs"]
     assert run["guides"][0] == other.key and workload.key not in run["guides"]
-    starts = [seconds for _, seconds in run["trace"][:4]]  # hints and the scheduler's, in turns
-    assert data["replay"]["toy/G"]["fastest"] in starts
+    assert data["replay"]["toy/G"]["fastest"] == run["trace"][0][1]  # the other's best comes first
     assert "known" not in data
 
 
