@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 4 << 30
 """What one of them may allocate."""
 MOST = 16
-"""Processes at most, however many cores there are: no more candidates are built at a time."""
+"""Processes of a target at most, and candidates of a batch, however many cores there are."""
 
 
 class Builders:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flextensor import cost_models, explorers
+from flextensor import builders, cost_models, explorers
 from flextensor.cost_models import Example
 from flextensor.errors import IllegalConfigError
 from flextensor.measure import Candidate, Measurer
@@ -25,7 +25,7 @@ from flextensor.operators.workload import Workload
 from flextensor.schedulers.space import Point, Space
 from flextensor.targets import Target, Trial
 
-BATCH, MOST_BATCH = 8, 16
+BATCH = 8
 """Candidates built and measured together: a builder has one each, but the model learns between
 two batches, so that they stay small."""
 DRAFT = 256
@@ -206,7 +206,7 @@ class Options:
 
 def batch_of(target: Target) -> int:
     """The batch that keeps the host's builders of a target busy."""
-    return min(max(BATCH, target.builders), MOST_BATCH)
+    return min(max(BATCH, target.builders), builders.MOST)
 
 
 class Search:

@@ -35,7 +35,8 @@ chosen for how estimates rank the trials that are shipped."""
 PAGE = 4096
 """Bytes; hardware fetches ahead within a page only."""
 FAR = 3.0
-"""How many times slower comes what lies on another page for every step of the reduction."""
+"""How many times slower comes what lies on another page for every step of the reduction; chosen
+as `FETCHED` is."""
 ALIASED = 128
 """Lines that a second cache of 8 ways holds of those whose addresses differ by whole pages."""
 PACK = 2.5

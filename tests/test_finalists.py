@@ -73,17 +73,37 @@ def test_a_program_is_ranked_once_whatever_the_number_of_its_configs() -> None:
     assert ranked == [ran, other, stranger]  # what is not known to have run stays
 
 
-@pytest.mark.parametrize("error", [1.0, math.inf])
-def test_a_kernel_that_does_not_verify_is_a_wrong_result_from_then_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
-) -> None:
+def rejecting(monkeypatch: pytest.MonkeyPatch, count: int, error: float) -> list[Candidate]:
+    """Let the first so many kernels that are verified have an error; all that are, in turn."""
     verify, asked = LocalMeasurer.verify, list[Candidate]()
 
     def reject(measurer: LocalMeasurer, candidate: Candidate) -> float:
         asked.append(candidate)
-        return error if len(asked) == 1 else verify(measurer, candidate)
+        return error if len(asked) <= count else verify(measurer, candidate)
 
     monkeypatch.setattr(LocalMeasurer, "verify", reject)
+    return asked
+
+
+@pytest.mark.parametrize("rejected", (3, 99))
+def test_kernels_that_do_not_verify_leave_their_place_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rejected: int
+) -> None:
+    asked, gemm = rejecting(monkeypatch, rejected, 1.0), Gemm(m=37, n=53, k=29)
+    if rejected == 3:
+        values = flextensor.tune(gemm, trials=8, db=tmp_path / "t.db", peers=False).json()
+        assert values["verified"] and values["config"] == asked[-1].config and len(asked) == 4
+    else:
+        with pytest.raises(DeviceError, match="none of . kernels verified"):
+            flextensor.tune(gemm, trials=8, db=tmp_path / "t.db", peers=False)
+        assert 4 <= len(asked) <= 8
+
+
+@pytest.mark.parametrize("error", [1.0, math.inf])
+def test_a_kernel_that_does_not_verify_is_a_wrong_result_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
+    asked = rejecting(monkeypatch, 1, error)
     db, gemm = tmp_path / "t.db", Gemm(m=24, n=24, k=24)
     result = flextensor.tune(gemm, trials=6, db=db, peers=False)
     values, key = result.json(), result.workload.key

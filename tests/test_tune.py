@@ -12,9 +12,8 @@ import torch
 import flextensor
 from flextensor import known, tuner
 from flextensor import result as results
-from flextensor.errors import DeviceError, InputError
+from flextensor.errors import InputError
 from flextensor.explorers import policies
-from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
 from flextensor.targets import Status, Trial
 
@@ -111,26 +110,6 @@ def test_a_tighter_tolerance_tunes_anew_where_the_kept_kernel_is_less_exact(tmp_
     flextensor.tune(layer, trials=30, db=db, peers=False)
     tight = flextensor.tune(layer, trials=30, db=db, peers=False, tolerance=2e-6).json()
     assert tight["verified"] and tight["max_rel_error"] <= 2e-6
-
-
-@pytest.mark.parametrize("rejected", (3, 99))
-def test_kernels_that_do_not_verify_leave_their_place_to_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rejected: int
-) -> None:
-    verify, asked = LocalMeasurer.verify, list[Candidate]()
-
-    def reject(measurer: LocalMeasurer, candidate: Candidate) -> float:
-        asked.append(candidate)
-        return 1.0 if len(asked) <= rejected else verify(measurer, candidate)
-
-    monkeypatch.setattr(LocalMeasurer, "verify", reject)
-    if rejected == 3:
-        values = flextensor.tune(GEMM, trials=8, db=tmp_path / "t.db", peers=False).json()
-        assert values["verified"] and values["config"] == asked[-1].config and len(asked) == 4
-    else:
-        with pytest.raises(DeviceError, match="none of . kernels verified"):
-            flextensor.tune(GEMM, trials=8, db=tmp_path / "t.db", peers=False)
-        assert 4 <= len(asked) <= 8
 
 
 def test_a_search_that_ended_by_itself_answers_for_all_that_it_was_asked_for() -> None:
