@@ -18,8 +18,9 @@ from flextensor.errors import InputError
 from flextensor.result import Result
 from flextensor.results import make
 from flextensor.schedulers import schedule
-from flextensor.targets import cuda_compiler, launches
+from flextensor.targets import cuda_compiler, launches, opencl_source
 from flextensor.targets.cuda import CUDA
+from flextensor.targets.opencl import OpenCL
 
 
 def write(result: Result, out: Path) -> list[Path]:
@@ -30,7 +31,10 @@ def write(result: Result, out: Path) -> list[Path]:
     make(out)
     func = workload.prim_func(result.values["formulation"])
     module = schedule(func, target, result.values["config"])
-    program = launches.lower(module, target.tvm_target())
+    if isinstance(target, OpenCL):
+        program = opencl_source.lower(module, target)
+    else:
+        program = launches.lower(module, target.tvm_target())
     function = program.functions["main"]
     info: dict[str, Any] = {
         "workload": workload.key,

@@ -17,6 +17,10 @@ ahead (`gpu_copies`), their rows padded against conflicts of banks, and copies a
 vectors. The reduction may begin with its last iterators: with channels innermost, a panel of a
 convolution lies at one place of the window. Where outputs are too few to keep the device busy,
 blocks compute parts of the reduction, and a second kernel adds them, always in the same order.
+
+On a device whose threads take turns, a CPU, a block may be one thread, whose sums are vectors of X:
+
+    for k:  acc[y, x : x + 8] += panel_y[k, y] * panel_x[k, x : x + 8]
 """
 
 from __future__ import annotations
@@ -162,6 +166,9 @@ class GpuContractionSchedule(TwoSidedSchedule):
         *units, yi, xi, kb, kk = sch.get_loops(acc)[-(len(batch) + 6) :]
         ko, ku = sch.split(kk, [None, plan.k_unroll])
         sch.reorder(kb, ko, ku, *units, yi, xi)
+        if plan.lanes > 1:
+            xi, lane = sch.split(xi, [None, plan.lanes])
+            sch.vectorize(lane)
         for loop in (ku, yi, xi):
             sch.unroll(loop)
         for side in plan.staged:

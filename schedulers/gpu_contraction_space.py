@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -11,12 +12,13 @@ from flextensor.operators.workload import BufferSpec
 from flextensor.schedulers import gpu_copies, gpu_estimate, gpu_loops
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.gpu_copies import Copy
-from flextensor.schedulers.gpu_estimate import Access
+from flextensor.schedulers.gpu_estimate import WORD, Access
 from flextensor.schedulers.gpu_plan import PANELS, Plan
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.program import Program
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
+from flextensor.targets.launches import item_bytes
 from flextensor.targets.rounding import ceil_div
 
 STAGED = ("both", "y", "x", "none")
@@ -32,6 +34,8 @@ guards it and where it lies, and hundreds of them take TVM a minute."""
 MOST_BODIES = 2
 """Unrolled bodies, as large as one may be, of a kernel: four of a convolution that held half as
 much took NVRTC six seconds, and two took it two."""
+DEEPEST = 256
+"""Of a reduction that a panel holds, of those that divide it."""
 UNROLLED = 512
 """Multiply-adds that seeds unroll, where that is more than eight steps."""
 SEED_PANELS = 3
@@ -96,7 +100,6 @@ class GpuContractionSpace:
 
     def space(self) -> Space:
         """Every way to run it; the first values of the later knobs are what older trials ran."""
-        k_tiles = [t for t in (1, 2, 4, 8, 16, 32, 64) if t < 2 * self.extents["k"]]
         knobs = [
             knob
             for side in ("y", "x")
@@ -109,7 +112,7 @@ class GpuContractionSpace:
         space = Space(
             (
                 *knobs,
-                sizes("k_tile", k_tiles),
+                sizes("k_tile", self._k_tiles()),
                 sizes("k_unroll", (1, 2, 4, 8, 16)),
                 choice("staged", STAGED),
                 sizes("vector", (1, 2, 4)),
@@ -118,12 +121,32 @@ class GpuContractionSpace:
                 sizes("out_vector", [v for v in (1, 2, 4) if self.run % v == 0]),
                 sizes("k_split", self._splits()),
                 sizes("k_turn", range(max(len(self.found.k), 1))),
+                *([sizes("x_lanes", self._lanes())] if self._in_turns else ()),
             ),
             (self._illegal,),
         )
         return dataclasses.replace(
             space, seeds=space.starts(self._wanted()), features=self._features
         )
+
+    @property
+    def _in_turns(self) -> bool:
+        """Whether threads of a block run one after the other: on a CPU."""
+        return self.target.warp == 1
+
+    def _k_tiles(self) -> list[int]:
+        """Depths of a panel. A CPU, which gains nothing by barriers, has those that divide the
+        reduction too: then a side that is not staged needs no guard."""
+        depths = {t for t in (1, 2, 4, 8, 16, 32, 64) if t < 2 * self.extents["k"]}
+        if self._in_turns:
+            depths |= {t for t in range(1, DEEPEST + 1) if self.extents["k"] % t == 0}
+        return sorted(depths)
+
+    def _lanes(self) -> list[int]:
+        """Widths of the vectors that a thread of a CPU computes with; those of a GPU are warps. TVM
+        writes a vector of bytes that do not lie together as CUDA's, which OpenCL C has not."""
+        wide = all(item_bytes(buffer) >= WORD for buffer in self.program.inputs)
+        return [1, *(n for n in (4, 8, 16) if wide and n <= self.target.lanes())]
 
     def _prefetch(self) -> list[str]:
         """How panels of later steps may come before those of this one are used."""
@@ -163,6 +186,7 @@ class GpuContractionSpace:
                 for turn in range(min(len(self.found.k), 2)):
                     for way in self._ways():
                         yield wanted | {"k_split": split, "k_turn": turn} | way
+        yield from self._wanted_in_turns() if self._in_turns else ()
         for staged in ("both", "none"):
             for y_threads, x_threads, y_inner, x_inner, k_tile in SEEDS:
                 yield {
@@ -172,6 +196,25 @@ class GpuContractionSpace:
                     "pad": 0, "prefetch": "none", "out_vector": 1, "k_split": 1,
                     "k_turn": 0,
                 }  # fmt: skip
+
+    def _wanted_in_turns(self) -> Iterator[Config]:
+        """Blocks of one thread, whose sums are vectors: X as it lies in memory, or a panel of it
+        that many rows of Y use."""
+        lanes = self._lanes()[-1]
+        depths = [t for t in self._k_tiles() if self.extents["k"] % t == 0]
+        deep = {max(t for t in depths if t <= most) for most in (64, DEEPEST)}
+        ways = [("none", 1, 1, 0)]
+        ways += itertools.product(("x",), (1, 4, 8), deep, range(min(len(self.found.k), 2)))
+        for (staged, virtual, depth, turn), rows, vectors in itertools.product(
+            ways, (1, 2, 3, 4, 6, 8), (1, 2)
+        ):
+            yield {
+                "y_virtual": virtual, "y_threads": 1, "y_inner": rows,
+                "x_virtual": 1, "x_threads": 1, "x_inner": vectors * lanes,
+                "k_tile": depth, "k_unroll": 1, "staged": staged, "vector": 1, "pad": 0,
+                "prefetch": "none", "out_vector": 1, "k_split": 1, "k_turn": turn,
+                "x_lanes": lanes,
+            }  # fmt: skip
 
     def _filling(self, config: Mapping[str, Value]) -> int:
         """Parts of the reduction that give every core two blocks at most."""
@@ -232,7 +275,9 @@ class GpuContractionSpace:
             return "what is computed is not copied beside the kernel"
         if plan.panels > 1 and vector > max(self.copies[side].width for side in plan.staged):
             return "no such vectors lie together to be copied beside the kernel"
-        if plan.x.inner % out_vector:
+        if plan.lanes > 1 and plan.threads > 1:
+            return "only a thread alone computes vectors"
+        if plan.x.inner % plan.lanes or plan.x.inner % out_vector:
             return "a thread's outputs are no whole number of vectors"
         if any(self._along(plan, s) % self.width(plan, s, vector) for s in plan.staged):
             # such a vector is none in memory, and TVM fails at some of them
@@ -243,6 +288,11 @@ class GpuContractionSpace:
         if vector > 1 and not plan.staged:
             return "only panels are loaded in vectors"
         return None
+
+    def _in_rows(self, side: Side, lanes: int) -> bool:
+        """Whether every vector of a side is of one row of an input, and no division finds it."""
+        given = side.operand.buffer in self.program.inputs
+        return lanes > 1 and given and side.iterators[-1].extent % lanes == 0
 
     def _computed(self, plan: Plan) -> int:
         """Unrolled loads of sides that are not staged and not as given: padded, or dilated."""
@@ -270,7 +320,7 @@ class GpuContractionSpace:
         accesses = {
             name: Access(
                 side.contiguous,
-                len(side.iterators) > 1,
+                len(side.iterators) > 1 and not self._in_rows(side, plan.lanes),
                 self.width(plan, name, int(config["vector"])) if name in plan.staged else 1,
             )
             for name, side in self.sides.items()
@@ -294,4 +344,5 @@ class GpuContractionSpace:
             "panel_x": log(plan.x.block * plan.k_tile),
             "hidden": float(plan.ahead),
             "parts": log(plan.k_split),
+            "lanes": log(plan.lanes),
         }

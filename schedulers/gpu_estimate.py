@@ -39,6 +39,9 @@ HALF_BYTES, MATRIX_CYCLES = 2, 3.0
 GATHER, CHAIN = 24, 60.0
 """Instructions of half an element that is gathered, its address and what guards it, and cycles that
 a warp takes for them alone."""
+VECTORS, GATHERED, STRIDED, TURN = 16, 16.0, 3.0, 2.5
+"""Of a CPU: vector registers that any has, cycles of an element whose address takes divisions, of
+one that a vector is put together of, and of a multiply-add whose sum is in memory."""
 ISSUES = 4
 """Warp instructions in a cycle."""
 ORDER = 3
@@ -124,15 +127,28 @@ def moving_seconds(size: int, target: Target) -> float:
 
 
 def _in_turns(plan: Plan, blocks: int, accesses: Mapping[str, Access], target: Target) -> float:
+    """A device whose threads take turns. Sums that a thread holds as vectors are the compiler's
+    to keep; those that it would make of neighbouring threads go to memory with every barrier."""
     work = blocks * plan.y.block * plan.x.block * plan.k_blocks * plan.k_tile
-    loads = work / plan.y.own + work / plan.x.own
-    instructions = sum(
-        row * (2 + 2 / accesses[side].width)
-        for side, row in zip(plan.staged, plan.rows, strict=True)
-    )
-    copies = blocks * plan.k_blocks * plan.k_tile * instructions
+    if plan.lanes > 1:
+        spilled = plan.accumulators > (VECTORS - 2) * target.lanes()
+        cycles = work / plan.lanes * (3 if spilled else 1)
+    else:
+        cycles = work * (TURN if plan.staged and plan.threads > 1 else 4 / target.lanes())
+    for side, loads in (("y", work / plan.x.own), ("x", work / plan.y.own)):
+        access = accesses[side]
+        if side not in plan.staged and access.gathered:
+            cycles += loads * GATHERED
+        elif side == "y" or plan.lanes == 1:  # an element of Y is one for all of X's vector
+            cycles += loads
+        else:
+            together = access.contiguous or side in plan.staged
+            cycles += loads * (1 / plan.lanes if together else STRIDED)
+    for side, row in zip(plan.staged, plan.rows, strict=True):
+        copies = blocks * plan.k_blocks * plan.k_tile * row
+        cycles += copies * (GATHERED if accesses[side].gathered else 2 + 2 / accesses[side].width)
     waves = ceil_div(blocks, target.cores) * target.cores / blocks
-    return (work + loads + copies) * waves / (target.cores * target.lanes() * CLOCK)
+    return cycles * waves / (target.cores * CLOCK)
 
 
 def _block(plan: Plan, accesses: Mapping[str, Access], target: Target) -> tuple[float, float]:

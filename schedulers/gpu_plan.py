@@ -95,6 +95,8 @@ class Plan:
     """Whether the next panels are on their way to registers while the present ones are used."""
     panels: int
     """Panels of a side in shared memory at a time: all but one are on their way there."""
+    lanes: int
+    """Elements of X that a thread computes as one vector."""
 
     @property
     def ahead(self) -> int:
@@ -129,10 +131,10 @@ class Plan:
 
     @property
     def held(self) -> int:
-        """Registers of a thread that hold values at a time: accumulators, an element of each
-        operand for each of them, and what is on its way to the next panels."""
+        """Registers of a thread that hold values at a time, one or a vector of `lanes` each:
+        accumulators, operands for each of them, and what is on its way to the next panels."""
         fetched = self.shares if self.prefetch else 0
-        return self.accumulators + self.y.own + self.x.own + fetched
+        return (self.accumulators + self.x.own) // self.lanes + self.y.own + fetched
 
     @property
     def registers(self) -> int:
@@ -161,8 +163,8 @@ class Plan:
 
     @property
     def body(self) -> int:
-        """Multiply-adds of the unrolled body."""
-        return self.accumulators * self.k_unroll
+        """Multiply-adds of the unrolled body, of whole vectors."""
+        return self.accumulators // self.lanes * self.k_unroll
 
     @classmethod
     def of(cls, config: Mapping[str, Value], extents: Mapping[str, int]) -> Plan:
@@ -186,4 +188,5 @@ class Plan:
             k_turn=int(config["k_turn"]),
             prefetch=config["prefetch"] == "register",
             panels=PANELS[str(config["prefetch"])],
+            lanes=int(config.get("x_lanes", 1)),
         )

@@ -129,15 +129,15 @@ class OpenCL(Target):
 
     def build(self, module: Any, path: Path) -> None:
         """Write source and launches into `path`; the driver compiles when they are loaded."""
-        from flextensor.targets import launches
+        from flextensor.targets import opencl_source
 
-        path.write_text(launches.lower(module, self.tvm_target()).dumps())
+        path.write_text(opencl_source.lower(module, self).dumps())
 
     def source(self, module: Any) -> str:
         """OpenCL C."""
-        from flextensor.targets import launches
+        from flextensor.targets import opencl_source
 
-        return launches.lower(module, self.tvm_target()).source
+        return opencl_source.lower(module, self).source
 
     def runtime(self) -> OpenCLRuntime:
         """A queue of its own on the device."""

@@ -30,7 +30,7 @@ TARGET = LLVM(
 GPU = OpenCL(
     cores=16, vector_bits=128, vector_registers=63, l1_bytes=48 << 10, l2_bytes=4 << 20,
     l3_bytes=4 << 20, max_unroll=1024, threads_per_block=256, shared_bytes=48 << 10,
-    thread_registers=255,
+    thread_registers=255, warp=32,
 )  # fmt: skip
 """A fixed device with thread blocks."""
 TENSOR = CUDA._of(ARCHITECTURES["sm_80"])

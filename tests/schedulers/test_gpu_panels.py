@@ -191,6 +191,7 @@ def test_a_device_of_opencl_runs_them(name: str, tmp_path: Any) -> None:
         "prefetch": "register",
         "pad": 4,
         "out_vector": 4 if name != "conv2d" else 1,
+        "x_lanes": 1,
     }
     module = schedule(workload.prim_func(), target, config(workload, **changes))
     path, runtime = tmp_path / "kernel", target.runtime()

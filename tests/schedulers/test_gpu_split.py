@@ -37,7 +37,8 @@ def emulated() -> Target:
 
 def scheduled(workload: Workload, target: Target, **changes: int | str) -> Any:
     name = workload.operator.name
-    config: dict[str, Any] = {f"{name}.{knob}": value for knob, value in (TILE | changes).items()}
+    own: dict[str, Any] = {"x_lanes": 1} if target.warp == 1 else {}
+    config = {f"{name}.{knob}": value for knob, value in (TILE | own | changes).items()}
     return schedule(workload.prim_func(), target, config)
 
 

@@ -17,7 +17,8 @@ from flextensor import targets
 from flextensor.compiled import Library
 from flextensor.errors import DeviceError, InputError
 from flextensor.operators import Gemm, Workload
-from flextensor.targets import OpenCL, opencl
+from flextensor.schedulers import schedule, space
+from flextensor.targets import OpenCL, opencl, opencl_source
 from flextensor.targets.launches import Program
 from flextensor.targets.process import Worker, WorkerDied
 from flextensor.testing_targets import gram
@@ -125,6 +126,52 @@ def test_kernels_run_in_turn_and_share_a_workspace(
         function(a, placed, wide[:, ::2])
         np.testing.assert_allclose(wide[:, ::2], want, rtol=1e-5, atol=1e-5)
         assert np.isnan(wide[:, 1::2]).all()
+
+
+TYPES = ("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "float", "double")
+
+
+@pytest.mark.parametrize("one", TYPES)
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_what_pocl_would_call_computes_the_same(target: OpenCL, one: str, n: int) -> None:
+    """Vectors of every memory, from places that are no whole vectors, and their extremes."""
+    text = f"""
+    __kernel void some(__global const {one}* a, __global {one}* out, __local {one}* shared) {{
+      {one} own[{n + 1}];
+      vstore{n}(vload{n}(1, a + 1), 0, shared + 1);
+      vstore{n}(vload{n}(0, shared + 1), 0, own + 1);
+      {one}{n} other = vload{n}(0, a), mine = vload{n}(0, own + 1);
+      vstore{n}(min(mine, other), 0, out + 1);
+      vstore{n}(max(mine, other), 1, out + 1);
+      out[0] = min(max(a[0], a[1]), a[2]);
+    }}"""
+    import pyopencl as cl
+
+    source = opencl_source.BUILTINS.read_text() + opencl_source.in_place(text)
+    dtype = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
+             "long": "i8", "ulong": "u8", "float": "f4", "double": "f8"}[one]  # fmt: skip
+    a = np.random.default_rng(0).integers(0, 100, 2 * n + 1).astype(dtype)
+    a -= np.array(0 if dtype[0] == "u" else 50, dtype)
+    runtime, out = target.runtime(), np.zeros(2 * n + 1, dtype)
+    placed = [runtime.place(x) for x in (a, out)]
+    kernel = cl.Kernel(runtime.compile(source), "some")
+    kernel.set_args(*(p.memory for p in placed), cl.LocalMemory(64 * n))
+    cl.enqueue_nd_range_kernel(runtime.queue, kernel, (1,), (1,))
+    mine, other = a[n + 1 : 2 * n + 1], a[:n]
+    want = [[min(max(a[0], a[1]), a[2])], np.minimum(mine, other), np.maximum(mine, other)]
+    np.testing.assert_array_equal(placed[1].numpy(), np.concatenate(want))
+
+
+def test_kernels_of_one_thread_call_nothing_on_pocl(target: OpenCL) -> None:
+    gemm = Workload(Gemm(m=32, n=64, k=32))
+    found = space(gemm.prim_func(), target)
+    vectors = next(s for s in found.seeds if s["gemm.x_lanes"] != 1)
+    source = target.source(schedule(gemm.prim_func(), target, vectors))
+    assert source.index("inline_vload##n(") < source.index("#define vload8 inline_vload8")
+    assert source.index('pop_macro("max")') > source.rindex("vstore")
+    other = dataclasses.replace(target, platform="another")
+    assert "inline" not in other.source(schedule(gemm.prim_func(), target, vectors))
+    assert "inline" not in target.source(chain(target, 13, 7, 8))  # blocks of eight threads
 
 
 def test_buffers_that_do_not_fit_are_refused(target: OpenCL, built: Path) -> None:
