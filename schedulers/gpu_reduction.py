@@ -36,6 +36,9 @@ OUTPUTS = 1024
 """Outputs of a core from which each has a thread of its own, unless its values lie in a row."""
 COMBINED = 32
 """Parts of an output that threads combine at a time."""
+TURNS = 64
+"""Cycles for every other thread of a reduction, where threads take turns: it is left and entered
+again, and what it holds goes to memory."""
 SEEDS = (
     # threads of a reduction, outputs of a block, vector, steps unrolled, which the neighbours are
     (32, 8, 4, 2, "k"), (64, 4, 4, 4, "k"), (128, 1, 4, 4, "k"), (256, 1, 4, 4, "k"),
@@ -126,7 +129,10 @@ class GpuReductionSchedule(StageSchedule):
         waits = ceil_div(steps, int(config["k_unroll"])) * 500 * share / beside
         work = self.length * self.outputs / (self.target.cores * self.target.lanes())
         combine = 40 * math.log2(2 * k) * share / beside + (3000 if parts > 1 else 0)
-        seconds = (waits + 2 * work + combine) / 1e9
+        cycles = waits + 2 * work + combine
+        if self.target.warp == 1:  # threads take turns: one alone has no partner to wait for
+            cycles = (self.length + TURNS * (k - 1)) * self.outputs / self.target.cores
+        seconds = cycles / 1e9
         return {
             "estimate": seconds, "log_estimate": math.log2(seconds), "blocks": math.log2(blocks),
             "steps": math.log2(steps), "threads": math.log2(k * q),
