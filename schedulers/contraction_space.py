@@ -206,15 +206,16 @@ def _seeds(
     space: Space, sides: Mapping[str, Side], target: Target, unit: Unit, steps: int
 ) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
-    lanes lie contiguous, nothing packed; each with the best blocks by estimate. Where a panel
-    of all `steps` of the reduction does not fit L2, also one block of rows for every core, which
-    passes by panels of lanes in blocks of the reduction that fit."""
+    lanes lie contiguous, nothing packed; each with the best blocks by estimate, and once more in
+    blocks of the reduction whose panels fit L1. Where a panel of all `steps` of the reduction
+    does not fit L2, also one block of rows for every core, which passes by panels of lanes in
+    blocks of the reduction that fit."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     picks: dict[tuple[Value, ...], Config] = {}
     for lanes, rows, vectors in unit.first_tiles(target):
         panel = (rows + vectors * target.lanes("float32")) * steps * BYTES
-        deep = ceil_div(panel, target.l2_bytes // 2)
+        deep, near = (ceil_div(panel, size // 2) for size in (target.l2_bytes, target.l1_bytes))
         for packed in ("lanes", "all", "nothing"):
             if packed == "nothing" and not sides[lanes].contiguous:
                 continue
@@ -235,7 +236,8 @@ def _seeds(
             cuts = [{**wanted, "n_parts": parts} for parts in (16, 4, 1)]
             parted = {side: 1 if side == lanes else target.cores for side in sides}
             blocks = [{**blocked, **{f"{side}_parts": n for side, n in parted.items()}}]
-            for starts in (cuts, blocks) if deep > 1 else (cuts,):
+            nears = [{**cut, "k_parts": near, "tiles_order": n} for cut in cuts for n in sides]
+            for starts in (cuts, nears, blocks) if deep > 1 else (cuts, nears):
                 options = [
                     space.config(space.project({**start, "output_at": at}))
                     for start in starts

@@ -14,7 +14,7 @@ from flextensor.operators import parse
 from flextensor.operators.workload import Workload
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.space import Space, Value
-from flextensor.targets import lookup
+from flextensor.targets import Target, lookup
 
 MACHINE = MACHINES["llvm-avx2"]
 DEEP = {
@@ -100,14 +100,29 @@ def test_seeds_of_a_deep_reduction_have_panels_that_fit_the_second_cache(
     fields = {**DEEP, "in_channels": "8192"}
     found = space(Workload(parse("conv2d", fields)).prim_func(), machine)
     blocked = [s for s in found.seeds if int(s["conv2d.k_parts"]) > 1]
-    assert blocked
-    for seed in blocked:
-        lanes = int(seed["conv2d.vectors"]) * machine.lanes("float32")
-        steps = 8192 * 9 / int(seed["conv2d.k_parts"])
-        rows = "n" if seed["conv2d.lanes"] == "m" else "m"
-        assert (lanes + int(seed["conv2d.rows"])) * steps * 4 <= machine.l2_bytes
-        assert seed[f"conv2d.{rows}_parts"] == machine.cores
-    assert not any(int(s["conv2d.k_parts"]) > 1 for s in layer(SHALLOW).seeds)
+    assert all(panels(s, 8192 * 9, machine) <= machine.l2_bytes for s in blocked)
+    rows = {"m": "n", "n": "m"}
+    assert [
+        s for s in blocked if s[f"conv2d.{rows[str(s['conv2d.lanes'])]}_parts"] == machine.cores
+    ]
+
+
+@pytest.mark.parametrize("breed", MACHINES)
+def test_some_seeds_have_panels_that_fit_the_first_cache(breed: str) -> None:
+    machine = MACHINES[breed]
+    deep = space(Workload(parse("conv2d", {**DEEP, "in_channels": "256"})).prim_func(), machine)
+    first, *_ = deep.seeds
+    assert panels(first, 256 * 9, machine) > machine.l1_bytes
+    tile = {k: first[f"conv2d.{k}"] for k in ("lanes", "rows", "vectors")}
+    same = [s for s in deep.seeds if tile == {k: s[f"conv2d.{k}"] for k in tile}]
+    assert any(panels(s, 256 * 9, machine) <= machine.l1_bytes for s in same)
+    assert not any(int(s["conv2d.k_parts"]) > 1 for s in layer({**DEEP, "in_channels": "2"}).seeds)
+
+
+def panels(seed: Mapping[str, Value], steps: int, machine: Target) -> float:
+    """Bytes that a tile of both sides reads in a block of the reduction."""
+    lanes = int(seed["conv2d.vectors"]) * machine.lanes("float32")
+    return (lanes + int(seed["conv2d.rows"])) * steps / int(seed["conv2d.k_parts"]) * 4
 
 
 @pytest.mark.parametrize(
