@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flextensor.answers import config_key
 from flextensor.errors import DeviceError
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.targets import Trial
 from flextensor.targets.process import SetupFailed
+
+MOST = 3
+"""Trials that are timed again in turns."""
+SLOWER = 2.0
+"""How many times slower than the fastest a trial may be, to be one of them: no noise is like that,
+and 7 turns of a layer's first formulation took longer than the search that had left it."""
 
 
 def once(trials: Iterable[Trial]) -> list[Trial]:
@@ -22,6 +28,15 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
     ran = {t.times for t in trials if not t.twin}
     worked = (t for t in trials if t.ok and not (t.twin and t.times in ran))
     return sorted(worked, key=lambda t: t.seconds)
+
+
+def groups(ranked: Sequence[Trial]) -> Iterator[list[Trial]]:
+    """What is timed together: a few at a time, none of which took twice as long as the first."""
+    rest = list(ranked)
+    while rest:
+        group = [t for t in rest[:MOST] if t.seconds < SLOWER * rest[0].seconds or t is rest[0]]
+        yield group
+        rest = rest[len(group) :]
 
 
 def in_turns(

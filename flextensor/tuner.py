@@ -40,9 +40,6 @@ from flextensor.search import (
 from flextensor.targets import Target, Trial
 from flextensor.targets.process import SetupFailed
 
-FINALISTS = 3
-"""Best points that are timed again, interleaved, before the winner is named."""
-
 
 class Interrupted(Exception):
     """Raised on Ctrl-C, after everything was kept; `result` is the best so far, or None."""
@@ -288,9 +285,9 @@ class Tuning:
             reason = f", most often: {reasons[0][0]}" if reasons else ""
             raise DeviceError(f"{self.workload.key}: no candidate worked{reason}")
         if self.target.measured != "run":
-            return self._kept(self._unrun(ranked[:FINALISTS], measurer))
-        for first in range(0, len(ranked), FINALISTS):
-            result = self._timed(ranked[first : first + FINALISTS], measurer)
+            return self._kept(self._unrun(ranked[: finalists.MOST], measurer))
+        for group in finalists.groups(ranked):
+            result = self._timed(group, measurer)
             if result is not None:
                 return self._kept(result)
         raise DeviceError(f"{self.workload.key}: none of {len(ranked)} kernels verified")

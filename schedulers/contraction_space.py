@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.contraction_estimate import BYTES, features
@@ -212,7 +212,14 @@ def _seeds(
     blocks of the reduction that fit."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
-    picks: dict[tuple[Value, ...], Config] = {}
+    places, picks = knobs["output_at"], dict[tuple[Value, ...], Config]()
+
+    def best(wanted: Iterable[Config]) -> Config | None:
+        """The fastest by estimate of the legal ones, each at its nearest point."""
+        options = map(space.config, map(space.project, wanted))
+        legal = (config for config in options if space.reason(config) is None)
+        return min(legal, key=lambda config: space.features(config)["estimate"], default=None)
+
     for lanes, rows, vectors in unit.first_tiles(target):
         panel = (rows + vectors * target.lanes("float32")) * steps * BYTES
         deep, near = (ceil_div(panel, size // 2) for size in (target.l2_bytes, target.l1_bytes))
@@ -236,17 +243,14 @@ def _seeds(
             cuts = [{**wanted, "n_parts": parts} for parts in (16, 4, 1)]
             parted = {side: 1 if side == lanes else target.cores for side in sides}
             blocks = [{**blocked, **{f"{side}_parts": n for side, n in parted.items()}}]
-            nears = [{**cut, "k_parts": near, "tiles_order": n} for cut in cuts for n in sides]
-            for starts in (cuts, nears, blocks) if deep > 1 else (cuts, nears):
-                options = [
-                    space.config(space.project({**start, "output_at": at}))
-                    for start in starts
-                    for at in knobs["output_at"]
-                ]
-                legal = [config for config in options if space.reason(config) is None]
-                if legal:
-                    pick = min(legal, key=lambda config: space.features(config)["estimate"])
-                    picks.setdefault(tuple(pick.values()), pick)
+            for starts in (cuts, blocks) if deep > 1 else (cuts,):
+                pick = best({**start, "output_at": at} for start in starts for at in places)
+                if pick is None:
+                    continue
+                again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
+                for found in (pick, best(again) if starts is cuts and near > 1 else None):
+                    if found is not None:
+                        picks.setdefault(tuple(found.values()), found)
     return tuple(picks.values())
 
 

@@ -115,3 +115,13 @@ def test_a_kernel_that_does_not_verify_is_a_wrong_result_from_then_on(
     assert refuted[0].message == f"relative error {error:.3g} exceeds the tolerance 0.0001"
     more = flextensor.tune(gemm, trials=8, db=db, peers=False).json()
     assert more["trials"] == 8 and asked[0].config not in [c.config for c in asked[1:]]
+
+
+def test_what_took_twice_as_long_is_not_timed_again() -> None:
+    trials = [
+        Trial("direct", {"way": way}, Status.OK, (seconds,))
+        for way, seconds in enumerate([1.0, 1.9, 2.0, 2.5, 5.1, 5.1, 5.1, 5.1])
+    ]
+    groups = [[t.seconds for t in group] for group in finalists.groups(trials)]
+    assert groups == [[1.0, 1.9], [2.0, 2.5], [5.1, 5.1, 5.1], [5.1]]
+    assert not list(finalists.groups([]))
