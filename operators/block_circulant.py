@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
 from flextensor.operators.base import Operator, Tensors, register
+from flextensor.operators.stages import guarded
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +57,7 @@ class BlockCirculant(Operator):
             mean = total[i // size, j // size * size + diagonal] * tirx.const(1 / size, data.dtype)
             if (down * size, across * size) == (self.rows, self.cols):
                 return mean
-            inside = tirx.all(i < down * size, j < across * size)
-            return tirx.if_then_else(inside, mean, tirx.const(0, data.dtype))
+            return guarded([i < down * size, j < across * size], mean)
 
         return [data, te.compute((self.rows, self.cols), value, name="spread")]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flextensor.errors import InputError
 from flextensor.operators.base import Tensors, register
 from flextensor.operators.conv import Convolution, check_groups
-from flextensor.operators.stages import convolve, epilogue_flops
+from flextensor.operators.stages import convolve, epilogue_flops, guarded
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class ConvolutionTranspose(Convolution):
 
     def padded(self, data: Any) -> Any:
         """``out[j] = data[(j - start) / stride]``, zero where that is no element."""
-        from tvm import te, tirx
+        from tvm import te
 
         span = self.dilation * (self.kernel - 1)
         start = span - self.padding
@@ -98,9 +98,7 @@ class ConvolutionTranspose(Convolution):
                 inside += [offset >= 0, offset <= (extent - 1) * self.stride]
                 inside += [offset % self.stride == 0] if self.stride > 1 else []
                 source.append(offset // self.stride)
-            return tirx.if_then_else(
-                tirx.all(*inside), data(n, c, *source), tirx.const(0, data.dtype)
-            )
+            return guarded(inside, data(n, c, *source))
 
         shape = [self.batch, self.in_channels, *size]
         return te.compute(shape, value, name="insert_zeros" if self.stride > 1 else "pad")
@@ -136,7 +134,7 @@ class ConvolutionTranspose(Convolution):
 
     def _pad_phases(self, data: Any) -> Any:
         """``out[j] = data[j + first - (taps - 1)]``, zero outside: what the phases slide over."""
-        from tvm import te, tirx
+        from tvm import te
 
         shift = self._first - (self._taps - 1)
         last = [(n - 1 + self.padding) // self.stride for n in self.out_size]
@@ -148,9 +146,7 @@ class ConvolutionTranspose(Convolution):
             source = [j + shift for j in index]
             inside = [x >= 0 for x in source]
             inside += [x < extent for x, extent in zip(source, self.size, strict=True)]
-            return tirx.if_then_else(
-                tirx.all(*inside), data(n, c, *source), tirx.const(0, data.dtype)
-            )
+            return guarded(inside, data(n, c, *source))
 
         return te.compute([self.batch, self.in_channels, *size], value, name="pad")
 
@@ -160,7 +156,7 @@ class ConvolutionTranspose(Convolution):
         Output channel ``k * phases + phase`` holds ``weight[c, k, phase + stride*t]`` at
         position ``taps - 1 - t``; a phase number has one digit in base `stride` for each axis.
         """
-        from tvm import te, tirx
+        from tvm import te
 
         per_group, in_group = self.weight_shape[1], self.in_channels // self.groups
         ndim = len(self.size)
@@ -173,11 +169,8 @@ class ConvolutionTranspose(Convolution):
                 + self.stride * (self._taps - 1 - t)
                 for i, t in enumerate(position)
             ]
-            element = weight(self._input(k, c), k % per_group, *taps)
-            if self.kernel % self.stride == 0:
-                return element
-            inside = tirx.all(*(f < self.kernel for f in taps))
-            return tirx.if_then_else(inside, element, tirx.const(0, weight.dtype))
+            inside = [f < self.kernel for f in taps if self.kernel % self.stride]
+            return guarded(inside, weight(self._input(k, c), k % per_group, *taps))
 
         shape = [self.out_channels * phases, in_group, *[self._taps] * ndim]
         return te.compute(shape, value, name="phase_weight")

@@ -10,9 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def guarded(inside: Sequence[Any], value: Any) -> Any:
+    """`value` where all of `inside` hold, else zero."""
+    from tvm import tirx
+
+    if not inside:
+        return value
+    return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, value.ty.dtype))
+
+
 def pad(data: Any, before: Sequence[int], after: Sequence[int]) -> Any:
     """`data` with zeros around it: axis i grows by ``before[i] + after[i]`` (stage ``pad``)."""
-    from tvm import te, tirx
+    from tvm import te
 
     if not any(before) and not any(after):
         return data
@@ -24,7 +33,7 @@ def pad(data: Any, before: Sequence[int], after: Sequence[int]) -> Any:
             inside += [i >= low] if low else []
             inside += [i < low + n] if high else []
         source = [i - low for i, low in zip(index, before, strict=True)]
-        return tirx.if_then_else(tirx.all(*inside), data(*source), tirx.const(0, data.dtype))
+        return guarded(inside, data(*source))
 
     shape = [low + n + high for n, low, high in zip(size, before, after, strict=True)]
     return te.compute(shape, value, name="pad")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from flextensor.operators.stages import pad
+from flextensor.operators.stages import guarded, pad
 
 GROWN = (16, 8)
 """Output and input channels grow to multiples of these, so that transforms fill vectors; halves of
@@ -108,7 +108,7 @@ def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, n
 
 def _deal(data: Any, axes: int, count: int) -> Any:
     """``images[(n*d + p)*d + q, .., y, x] = data[n, .., y*d + p, x*d + q]``, zero outside."""
-    from tvm import te, tirx
+    from tvm import te
 
     batch, *rest = (int(n) for n in data.shape)
     tiled = rest[-axes:]
@@ -121,10 +121,7 @@ def _deal(data: Any, axes: int, count: int) -> Any:
             place.insert(0, x * count + n % count)
             inside += [place[0] < extent] if extent % count else []
             n = n // count
-        element = data(n, *at[:-axes], *place)
-        if not inside:
-            return element
-        return tirx.if_then_else(tirx.all(*inside), element, tirx.const(0, data.dtype))
+        return guarded(inside, data(n, *at[:-axes], *place))
 
     shape = [batch * count**axes, *rest[:-axes], *(-(-n // count) for n in tiled)]
     return te.compute(shape, value, name="phases")

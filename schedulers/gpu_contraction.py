@@ -30,6 +30,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from flextensor.operators.stages import guarded
 from flextensor.schedulers import gpu_loops, gpu_parts
 from flextensor.schedulers.analysis import Contraction, contraction, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
@@ -38,7 +39,7 @@ from flextensor.schedulers.gpu_contraction_space import GpuContractionSpace
 from flextensor.schedulers.gpu_plan import Plan
 from flextensor.schedulers.gpu_tensor_core_operands import places
 from flextensor.schedulers.gpu_two_sided import TwoSidedSchedule
-from flextensor.schedulers.layouts import guarded, unflatten
+from flextensor.schedulers.layouts import unflatten
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target

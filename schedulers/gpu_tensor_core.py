@@ -29,6 +29,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from flextensor.operators.stages import guarded
 from flextensor.schedulers import gpu_loops, gpu_parts
 from flextensor.schedulers import gpu_tensor_core_operands as operands
 from flextensor.schedulers.analysis import Contraction, contraction, points
@@ -39,7 +40,7 @@ from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE, WARP, Plan
 from flextensor.schedulers.gpu_tensor_core_space import GpuTensorCoreSpace
 from flextensor.schedulers.gpu_tensor_core_units import SIDES, UNITS, Unit
 from flextensor.schedulers.gpu_two_sided import TwoSidedSchedule
-from flextensor.schedulers.layouts import guarded, unflatten
+from flextensor.schedulers.layouts import unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
 from flextensor.schedulers.space import Value
 from flextensor.targets.base import Target

@@ -14,9 +14,10 @@ from typing import Any
 
 from tvm import te
 
+from flextensor.operators.stages import guarded
 from flextensor.schedulers.gpu_tensor_core_operands import WIDTHS, Laid
 from flextensor.schedulers.gpu_tensor_core_plan import SKEW, TILE
-from flextensor.schedulers.layouts import guarded, unflatten
+from flextensor.schedulers.layouts import unflatten
 from flextensor.schedulers.program import Tensors
 from flextensor.targets.rounding import round_up
 

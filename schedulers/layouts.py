@@ -21,6 +21,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from flextensor.operators.stages import guarded
 from flextensor.schedulers.analysis import Operand
 from flextensor.schedulers.expression import Linear, bfloat16_bits, bfloat16_term, rewrite
 from flextensor.schedulers.groups import Group, in_word, word
@@ -388,10 +389,3 @@ def unflatten(q: Any, pitches: Sequence[int]) -> list[Any]:
         value = tirx.floordiv(q, math.prod(pitches[position + 1 :]))
         values.append(value if position == 0 else tirx.floormod(value, pitch))
     return values
-
-
-def guarded(inside: list[Any], value: Any) -> Any:
-    """`value` where all of `inside` hold, else zero."""
-    if not inside:
-        return value
-    return tirx.if_then_else(te.all(*inside), value, tirx.const(0, value.ty.dtype))

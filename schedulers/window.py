@@ -19,11 +19,11 @@ from typing import Any
 
 from tvm import te, tirx
 
+from flextensor.operators.stages import guarded
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import iterators, points, split_groups
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import Linear, Load, linear, loads, rewrite, variables
-from flextensor.schedulers.layouts import guarded
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable, reduce
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
