@@ -14,8 +14,10 @@ from flextensor.targets.process import SetupFailed
 MOST = 3
 """Trials that are timed again in turns."""
 SLOWER = 2.0
-"""How many times slower than the fastest a trial may be, to be one of them: no noise is like that,
-and 7 turns of a layer's first formulation took longer than the search that had left it."""
+"""How many times slower than the fastest a long trial may be, to be one of them: seven turns of a
+formulation that had lost took longer than the search."""
+LONG_SECONDS = 5e-3
+"""From which a trial is long; shorter ones cost nothing, and may be noise by more than that."""
 
 
 def once(trials: Iterable[Trial]) -> list[Trial]:
@@ -30,11 +32,13 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(worked, key=lambda t: t.seconds)
 
 
-def groups(ranked: Sequence[Trial]) -> Iterator[list[Trial]]:
-    """What is timed together: a few at a time, none of which took twice as long as the first."""
-    rest = list(ranked)
+def groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
+    """What is timed together, of trials fastest first: a few at a time, and of long ones none that
+    took twice as long as the first."""
+    rest = list(trials)
     while rest:
-        group = [t for t in rest[:MOST] if t.seconds < SLOWER * rest[0].seconds or t is rest[0]]
+        limit = max(SLOWER * rest[0].seconds, LONG_SECONDS)
+        group = [t for t in rest[:MOST] if t.seconds < limit or t is rest[0]]
         yield group
         rest = rest[len(group) :]
 

@@ -35,7 +35,7 @@ MOST_BODIES = 2
 """Unrolled bodies, as large as one may be, of a kernel: four of a convolution that held half as
 much took NVRTC six seconds, and two took it two."""
 DEEPEST = 256
-"""Of a reduction that a panel holds, of those that divide it."""
+"""The longest panel of those that divide a reduction."""
 UNROLLED = 512
 """Multiply-adds that seeds unroll, where that is more than eight steps."""
 SEED_PANELS = 3
@@ -201,6 +201,8 @@ class GpuContractionSpace:
         """Blocks of one thread, whose sums are vectors: X as it lies in memory, or a panel of it
         that many rows of Y use."""
         lanes = self._lanes()[-1]
+        if lanes == 1:
+            return
         depths = [t for t in self._k_tiles() if self.extents["k"] % t == 0]
         deep = {max(t for t in depths if t <= most) for most in (64, DEEPEST)}
         ways = [("none", 1, 1, 0)]
@@ -317,10 +319,12 @@ class GpuContractionSpace:
         work = batch * plan.y.padded * plan.x.padded * plan.k_split * plan.k_blocks * plan.k_tile
         loads = work / plan.x.own + work / plan.y.own
         copied = blocks * plan.k_blocks * plan.copied
+        in_place = {"x"} - set(plan.staged)  # by vectors, if there are any
         accesses = {
             name: Access(
                 side.contiguous,
-                len(side.iterators) > 1 and not self._in_rows(side, plan.lanes),
+                len(side.iterators) > 1
+                and not (name in in_place and self._in_rows(side, plan.lanes)),
                 self.width(plan, name, int(config["vector"])) if name in plan.staged else 1,
             )
             for name, side in self.sides.items()

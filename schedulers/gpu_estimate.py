@@ -131,7 +131,7 @@ def _in_turns(plan: Plan, blocks: int, accesses: Mapping[str, Access], target: T
     to keep; those that it would make of neighbouring threads go to memory with every barrier."""
     work = blocks * plan.y.block * plan.x.block * plan.k_blocks * plan.k_tile
     if plan.lanes > 1:
-        spilled = plan.accumulators > (VECTORS - 2) * target.lanes()
+        spilled = plan.accumulators // plan.lanes > VECTORS - 2
         cycles = work / plan.lanes * (3 if spilled else 1)
     else:
         cycles = work * (TURN if plan.staged and plan.threads > 1 else 4 / target.lanes())

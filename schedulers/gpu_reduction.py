@@ -131,7 +131,9 @@ class GpuReductionSchedule(StageSchedule):
         combine = 40 * math.log2(2 * k) * share / beside + (3000 if parts > 1 else 0)
         cycles = waits + 2 * work + combine
         if self.target.warp == 1:  # threads take turns: one alone has no partner to wait for
-            cycles = (self.length + TURNS * (k - 1)) * self.outputs / self.target.cores
+            cycles = (self.length / parts + TURNS * (k - 1)) * q * share + (
+                3000 if parts > 1 else 0
+            )
         seconds = cycles / 1e9
         return {
             "estimate": seconds, "log_estimate": math.log2(seconds), "blocks": math.log2(blocks),

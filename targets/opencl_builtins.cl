@@ -23,3 +23,7 @@ TYPE(float)
 #ifdef cl_khr_fp64
 TYPE(double)
 #endif
+#ifdef cl_khr_fp16
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+TYPE(half)
+#endif

@@ -125,3 +125,5 @@ def test_what_took_twice_as_long_is_not_timed_again() -> None:
     groups = [[t.seconds for t in group] for group in finalists.groups(trials)]
     assert groups == [[1.0, 1.9], [2.0, 2.5], [5.1, 5.1, 5.1], [5.1]]
     assert not list(finalists.groups([]))
+    short = [Trial("direct", {"way": n}, Status.OK, (n * 1e-3,)) for n in (1, 3, 4, 6)]
+    assert [len(group) for group in finalists.groups(short)] == [3, 1]

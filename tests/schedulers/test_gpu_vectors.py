@@ -68,6 +68,35 @@ def test_vectors_compute_the_reference(name: str, target: OpenCL, tmp_path: Path
         assert relative_error(got, want) <= workload.tolerance(1e-4), found.config(point)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"k_split": 2}, {"out_vector": 4}, {"staged": "both", "prefetch": "register"},
+        {"staged": "both", "vector": 4, "pad": 4}, {"k_unroll": 4}, {"staged": "y"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes)),
+)  # fmt: skip
+def test_vectors_go_with_every_other_knob(
+    changes: dict[str, Any], target: OpenCL, tmp_path: Path
+) -> None:
+    workload = Workload(parse("gemm", {"m": "13", "n": "40", "k": "128"}))
+    target = dataclasses.replace(target, cores=64)  # which few tiles keep busy in parts alone
+    config: dict[str, int | str] = {
+        "y_virtual": 1, "y_threads": 1, "y_inner": 6, "x_virtual": 1, "x_threads": 1,
+        "x_inner": 8, "k_tile": 8, "k_unroll": 1, "staged": "x", "vector": 1, "pad": 0,
+        "prefetch": "none", "out_vector": 1, "k_split": 1, "k_turn": 0, "x_lanes": 4,
+    }  # fmt: skip
+    own = {f"gemm.{knob}": value for knob, value in (config | changes).items()}
+    target.build(schedule(workload.prim_func(), target, own), tmp_path / "kernel.so")
+    inputs = workload.inputs(0)
+    want = workload.reference(inputs)
+    got = empty(want.shape, "float32")
+    poison(got)
+    runtime = target.runtime()
+    runtime.load(tmp_path / "kernel.so")["main"](*map(runtime.passed, (*inputs, got)))
+    assert relative_error(got, want) < 1e-5
+
+
 def test_a_thread_of_a_cpu_multiplies_and_adds_vectors(target: OpenCL) -> None:
     """4 x 16 sums: an element of Y and two vectors of eight of X, from where they lie."""
     target = dataclasses.replace(target, vector_bits=256)

@@ -136,6 +136,9 @@ TYPES = ("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "fl
 def test_what_pocl_would_call_computes_the_same(target: OpenCL, one: str, n: int) -> None:
     """Vectors of every memory, from places that are no whole vectors, and their extremes."""
     text = f"""
+    #if !defined(POCL_DEVICE_ADDRESS_BITS) || !defined(vload8) || !defined(min)
+    #error nothing is in place
+    #endif
     __kernel void some(__global const {one}* a, __global {one}* out, __local {one}* shared) {{
       {one} own[{n + 1}];
       vstore{n}(vload{n}(1, a + 1), 0, shared + 1);
