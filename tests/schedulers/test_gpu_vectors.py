@@ -129,7 +129,7 @@ def test_bytes_are_no_vectors(target: OpenCL) -> None:
 
 
 def test_panels_of_a_cpu_may_be_as_deep_as_a_divisor(target: OpenCL) -> None:
-    """Three channels of a 7 x 7 window: 147 = 3 * 49, and no guard in a panel of 49."""
+    """Three channels of a 7 x 7 window: 147 = 3 * 49, and panels that divide it."""
     first = Workload(parse("conv2d", {**IMAGE, "in_channels": "3", "kernel": "7", "padding": "3"}))
     found = space(first.prim_func(), target)
     (depths,) = (k.values for k in found.knobs if k.name == "conv2d.k_tile")

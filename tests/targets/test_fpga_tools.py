@@ -20,7 +20,7 @@ from flextensor.targets import FPGA, Status, engine_resources, fpga_rtl, lookup,
 
 pytestmark = pytest.mark.skipif(
     shutil.which("verilator") is None or shutil.which("yosys") is None,
-    reason="verilator or yosys is missing here (apt-get install verilator yosys)",
+    reason="this machine has no FPGA, and no tools for one (apt-get install verilator yosys)",
 )
 
 
