@@ -128,12 +128,11 @@ class GpuReductionSchedule(StageSchedule):
         beside = max(min(share, 2048 // (k * q)), 1)
         waits = ceil_div(steps, int(config["k_unroll"])) * 500 * share / beside
         work = self.length * self.outputs / (self.target.cores * self.target.lanes())
-        combine = 40 * math.log2(2 * k) * share / beside + (3000 if parts > 1 else 0)
-        cycles = waits + 2 * work + combine
         if self.target.warp == 1:  # threads take turns: one alone has no partner to wait for
-            cycles = (self.length / parts + TURNS * (k - 1)) * q * share + (
-                3000 if parts > 1 else 0
-            )
+            cycles = (self.length / parts + TURNS * (k - 1)) * q * share
+        else:
+            cycles = waits + 2 * work + 40 * math.log2(2 * k) * share / beside
+        cycles += 3000 if parts > 1 else 0
         seconds = cycles / 1e9
         return {
             "estimate": seconds, "log_estimate": math.log2(seconds), "blocks": math.log2(blocks),

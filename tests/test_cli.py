@@ -52,7 +52,9 @@ def test_bad_input_is_one_line_and_exit_code_2(args: list[str], says: str, tmp_p
     assert says in done.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full (/dev/full)")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system has no device that is full (/dev/full)"
+)
 def test_output_that_cannot_be_written_is_one_line() -> None:
     command = [sys.executable, "-m", "flextensor", "ops"]
     with open("/dev/full", "w") as full:

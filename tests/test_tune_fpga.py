@@ -74,7 +74,10 @@ def test_float32_is_modelled_and_has_no_rtl(tmp_path: Path) -> None:
         flextensor.tune(gemm, target=spec, measure="rtl", db=tmp_path / "t.db")
 
 
-@pytest.mark.skipif(shutil.which("verilator") is None, reason="this machine has no FPGA and no simulator of one (apt-get install verilator)")
+@pytest.mark.skipif(
+    shutil.which("verilator") is None,
+    reason="this machine has no FPGA and no simulator of one (apt-get install verilator)",
+)
 def test_rtl_trials_are_checked_and_timed_in_cycles(tmp_path: Path) -> None:
     gemm, spec = Gemm(m=12, n=10, k=9), "fpga:ecp5-85k"
     result = flextensor.tune(gemm, target=spec, measure="rtl", trials=2, db=tmp_path / "t.db")
