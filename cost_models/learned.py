@@ -21,26 +21,36 @@ ROUNDS = 60
 
 
 class Learned:
-    """xgboost on log2(seconds / estimate), over knobs and features that hold across shapes."""
+    """xgboost on log2(seconds / estimate), over knobs and features that hold across shapes.
+
+    Of every shape it learns how much faster or slower than the shape's median a point is: the
+    median says how fast the host was that day, and what no schedule changes.
+    """
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         self._space, self._seed = space, seed
-        self._foreign: list[Example] = []
-        self._others: list[Example] = []
+        self._shapes: list[tuple[float, Sequence[Example]]] = []
         self._own: list[Example] = []
         self._known: dict[Point, dict[str, float]] = {}
         self._columns: dict[str, int] = {}
         self._trees: Any = None
+        self._level = 0.0
         self._stale = False
 
+    @property
+    def shapes(self) -> list[tuple[float, Sequence[Example]]]:
+        """What it knows of every shape, its own last: the weight of an example, and examples."""
+        return [(weight, known) for weight, known in [*self._shapes, (OWN, self._own)] if known]
+
     def study(self, examples: Sequence[Example]) -> None:
-        """Learn from other operators, before anything else."""
-        self._foreign += examples
+        """Learn from a shape of another operator, before anything else."""
+        self._shapes.append((FOREIGN, examples))
         self._stale = True
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from another shape's space first."""
-        self._others += examples([space.describe(space.config(p)) for p in points], seconds)
+        described = [space.describe(space.config(p)) for p in points]
+        self._shapes.append((OTHERS, examples(described, seconds)))
         self._stale = True
 
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
@@ -50,20 +60,25 @@ class Learned:
 
     def _train(self) -> None:
         """Trees anew from all examples, when they are wanted and there are new ones."""
-        known, self._stale = self._own + self._others + self._foreign, False
+        shapes, self._stale = self.shapes, False
+        known = [example for _, own in shapes for example in own]
         if len(known) < ENOUGH:
             return
         import numpy as np
         import xgboost
 
         self._columns = columns(known)
-        labels = np.array([rest for _, rest in known])
-        counts = [len(self._own), len(self._others), len(self._foreign)]
-        weights = np.repeat([OWN, OTHERS, FOREIGN], counts)
-        start = {"base_score": float(np.average(labels, weights=weights)), "seed": self._seed}
-        rows = matrix([described for described, _ in known], self._columns)
-        data = xgboost.DMatrix(rows, label=labels, weight=weights)
-        self._trees = xgboost.train({**SETTINGS, **start}, data, num_boost_round=ROUNDS)
+        rests = [np.array([rest for _, rest in own]) for _, own in shapes]
+        levels = [float(np.median(rest)) for rest in rests]
+        weights = [weight * len(own) for weight, own in shapes]
+        self._level = levels[-1] if self._own else float(np.average(levels, weights=weights))
+        data = xgboost.DMatrix(
+            matrix([described for described, _ in known], self._columns),
+            label=np.concatenate([r - level for r, level in zip(rests, levels, strict=True)]),
+            weight=np.repeat([weight for weight, _ in shapes], [len(own) for _, own in shapes]),
+        )
+        settings = {**SETTINGS, "base_score": 0.0, "seed": self._seed}
+        self._trees = xgboost.train(settings, data, num_boost_round=ROUNDS)
 
     def predict(self, points: Sequence[Point]) -> list[float]:
         """log2 of the expected seconds."""
@@ -78,7 +93,7 @@ class Learned:
         import xgboost
 
         rest = self._trees.predict(xgboost.DMatrix(matrix(described, self._columns)))
-        return [a + float(b) for a, b in zip(guesses, rest, strict=True)]
+        return [a + self._level + float(b) for a, b in zip(guesses, rest, strict=True)]
 
     def rank(self, points: Sequence[Point]) -> list[float]:
         """The expected seconds order points, too."""

@@ -9,14 +9,10 @@ from flextensor.cost_models import Example
 from flextensor.cost_models.analytic import guess
 from flextensor.cost_models.learned import (
     ENOUGH,
-    FOREIGN,
-    OTHERS,
-    OWN,
     ROUNDS,
     SETTINGS,
     Learned,
     columns,
-    examples,
     matrix,
 )
 from flextensor.schedulers.space import Point, Space
@@ -37,7 +33,6 @@ class Ranked(Learned):
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         super().__init__(space, seed)
-        self._shapes: list[tuple[float, list[Example]]] = []
         self._pairs: Any = None
         self._pair_columns: dict[str, int] = {}
         self._unranked = False
@@ -45,14 +40,11 @@ class Ranked(Learned):
     def study(self, examples: Sequence[Example]) -> None:
         """Learn from one shape of another operator."""
         super().study(examples)
-        self._shapes.append((FOREIGN, list(examples)))
         self._unranked = True
 
     def recall(self, space: Space, points: Sequence[Point], seconds: Sequence[float]) -> None:
         """Learn from another shape's space."""
         super().recall(space, points, seconds)
-        described = [space.describe(space.config(p)) for p in points]
-        self._shapes.append((OTHERS, examples(described, seconds)))
         self._unranked = True
 
     def fit(self, points: Sequence[Point], seconds: Sequence[float]) -> None:
@@ -83,7 +75,7 @@ class Ranked(Learned):
         import xgboost
 
         self._unranked = False
-        shapes = [(weight, own) for weight, own in [*self._shapes, (OWN, self._own)] if own]
+        shapes = self.shapes
         known = [example for _, own in shapes for example in own]
         if len(known) < ENOUGH:
             return

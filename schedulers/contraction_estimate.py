@@ -30,16 +30,18 @@ CLOCK = 3e9
 BYTES = 4
 """Of an element: operands of other sizes differ in all candidates alike."""
 FETCHED = {"l3": 16.0, "memory": 3.0}
-"""Bytes that a core gets in a cycle from what lies beyond L2, of which it does not wait for all;
-chosen for how estimates rank the trials that are shipped."""
-PAGE = 4096
+"""Bytes that a core gets in a cycle from what lies beyond L2, where what it reads again and again
+comes while it multiplies; chosen for how estimates rank the trials that are shipped."""
+PAGE, LINE = 4096, 64
 """Bytes; hardware fetches ahead within a page only."""
 FAR = 3.0
-"""How many times slower comes what lies on another page for every step of the reduction; chosen
-as `FETCHED` is."""
-ALIASED = 128
-"""Lines that a second cache of 8 ways holds of those whose addresses differ by whole pages."""
-PACK = 2.5
+"""Cycles that a step of the reduction waits for what lies on another page than the step before."""
+CONFLICT = 1.0
+"""Cycles that it waits for a line that shares its place in L1 with the lines of all other steps.
+Both chosen as `FETCHED` is, and for the order of first picks timed in turns on a CPU with AVX2."""
+SPILLED = 1.5
+"""How many times longer a step takes whose sums leave their registers."""
+PACK = 2.0
 """Cycles that one core takes to pack an element, beside what it waits for memory."""
 
 
@@ -66,15 +68,18 @@ class Role:
         """Bytes of the operand, which is read from where it fits when a block begins."""
         return self.cut.padded * self.distinct(plan) * BYTES
 
-    def slowdown(self, plan: Plan) -> float:
-        """How many times slower it is to fetch the operand than if it lay in order."""
-        return FAR if self._step(plan) >= PAGE else 1.0
-
-    def aliased(self, plan: Plan) -> bool:
-        """Whether a panel, read in place, has more lines than the ways of the few sets of a cache
-        that steps of whole pages reach."""
-        lines, step = plan.k_length // plan.k_blocks, self._step(plan)
-        return lines > ALIASED and step > 0 and step % PAGE == 0
+    def strided(self, plan: Plan, target: Target) -> float:
+        """Cycles that a step of the reduction waits where the operand is read in place: for a page,
+        and for lines of which L1 holds few, since a large power of two divides how far they lie
+        apart."""
+        step = self._step(plan)
+        if step < LINE:
+            return 0.0
+        lines = ceil_div(self.cut.tile * BYTES, LINE) if self.side.contiguous else self.cut.tile
+        places = PAGE // max(math.gcd(step, PAGE), LINE)
+        held = target.l1_bytes // PAGE * places
+        shared = lines * plan.k_length // plan.k_blocks > held
+        return (FAR if step >= PAGE else 0.0) + (CONFLICT * lines / places if shared else 0.0)
 
     def _step(self, plan: Plan) -> int:
         """Bytes between neighbours along the longest reduction, where it is read in place."""
@@ -125,9 +130,12 @@ def features(
         pack_cycles(elements, role.whole(plan), target)
         for elements, role in zip(packs, (rows, lanes), strict=True)
     )
-    fetched = fetch_cycles(plan, found, rows, lanes, target)
-    cycles = work / unit.products(plan) / rate + fetched * work / (rows.cut.tile * lanes.cut.tile)
-    cycles += pass_cycles(plan, batch, target)
+    if unit.spills(plan, target):
+        rate /= SPILLED
+    tile = rows.cut.tile * lanes.cut.tile
+    multiply = tile / unit.products(plan) / rate
+    fetched = fetch_cycles(plan, found, rows, lanes, target, multiply)
+    cycles = work / tile * (multiply + fetched) + pass_cycles(plan, batch, target)
     seconds = (cycles / balance + packing) / (target.cores * CLOCK)
     log = math.log2
     return {
@@ -151,31 +159,29 @@ def features(
     }
 
 
-def fetch_cycles(plan: Plan, found: Contraction, rows: Role, lanes: Role, target: Target) -> float:
-    """Cycles that one step of the reduction of one register tile waits for what lies beyond L2:
-    its operands and, where the reduction is cut into blocks, its sums."""
+def fetch_cycles(
+    plan: Plan, found: Contraction, rows: Role, lanes: Role, target: Target, multiply: float
+) -> float:
+    """Cycles that one step of the reduction of one register tile waits for its operands and, where
+    the reduction is cut into blocks, its sums. What all tiles of a block read again comes while
+    they `multiply`, which takes so many cycles."""
     outer, inner = (rows, lanes) if plan.row_tiles_outer else (lanes, rows)
     block = inner.panel(plan) * inner.cut.tiles + outer.panel(plan)
     held = outer.panel(plan) + inner.panel(plan)
     sums = rows.cut.tile * lanes.cut.tile * BYTES
-    cycles = 0.0
+    cycles = rows.strided(plan, target) + lanes.strided(plan, target)
     if plan.k_blocks > 1:
         place = _level(sums * rows.cut.tiles * lanes.cut.tiles, target)
         steps = math.prod(plan.k_extent(i) for i in found.k) / plan.k_blocks
         cycles += 2 * sums / steps / FETCHED[place or "l3"]
-    for role, place, passes in (
-        (inner, _level(block, target), 1),
-        (outer, _level(held, target), 1),
-        (inner, _level(inner.whole(plan), target), outer.cut.tiles),
-        (outer, _level(outer.whole(plan), target), inner.cut.tiles),
-    ):
-        if passes == 1 and role.aliased(plan):
-            place = place or "l3"
-        if place is not None:
-            steps = math.prod(plan.k_extent(i) for i in role.side.own_k)
-            each = role.cut.tile * BYTES * role.distinct(plan) / steps
-            cycles += each * role.slowdown(plan) / FETCHED[place] / passes
-    return cycles
+    again = 0.0
+    for role, within, passes in ((inner, block, outer.cut.tiles), (outer, held, inner.cut.tiles)):
+        steps = math.prod(plan.k_extent(i) for i in role.side.own_k)
+        each = role.cut.tile * BYTES * role.distinct(plan) / steps
+        first, later = _level(role.whole(plan), target), _level(within, target)
+        cycles += each / FETCHED[first] / passes if first else 0.0
+        again += each / FETCHED[later] if later else 0.0
+    return cycles + max(again - multiply, 0.0)
 
 
 def pass_cycles(plan: Plan, batch: int, target: Target) -> float:

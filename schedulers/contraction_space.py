@@ -47,6 +47,8 @@ class Plan:
     unrolled_windows: int
     window_points: int
     """Reduction points of the unrolled window loops."""
+    window_loops: int
+    """Window loops that are not unrolled."""
 
     @property
     def padded_k(self) -> dict[object, int]:
@@ -110,6 +112,7 @@ class Plan:
             k_unroll=unroll,
             unrolled_windows=windows,
             window_points=math.prod(others[len(others) - windows :]) if windows else 1,
+            window_loops=sum(e > 1 for e in others[: len(others) - windows]),
         )
 
 
@@ -169,7 +172,7 @@ def contraction_space(
         features=lambda c: features(Plan.of(c, found, sides, target), found, sides, target, unit),
         canonical=lambda c: _canonical(c, knobs, Plan.of(c, found, sides, target), sides),
     )
-    return dataclasses.replace(space, seeds=_seeds(space, sides, target, unit, points(found.k)))
+    return dataclasses.replace(space, seeds=_seeds(space, found, sides, target, unit))
 
 
 def _canonical(
@@ -203,16 +206,17 @@ def _canonical(
 
 
 def _seeds(
-    space: Space, sides: Mapping[str, Side], target: Target, unit: Unit, steps: int
+    space: Space, found: Contraction, sides: Mapping[str, Side], target: Target, unit: Unit
 ) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the best blocks by estimate, and once more in
-    blocks of the reduction whose panels fit L1. Where a panel of all `steps` of the reduction
-    does not fit L2, also one block of rows for every core, which passes by panels of lanes in
-    blocks of the reduction that fit."""
+    blocks of the reduction whose panels fit L1. Where a panel of the whole reduction does not fit
+    L2, also one block of rows for every core, which passes by panels of lanes in blocks of the
+    reduction that fit."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     places, picks = knobs["output_at"], dict[tuple[Value, ...], Config]()
+    steps = points(found.k)
 
     def best(wanted: Iterable[Config]) -> Config | None:
         """The fastest by estimate of the legal ones, each at its nearest point."""
@@ -247,10 +251,12 @@ def _seeds(
                 pick = best({**start, "output_at": at} for start in starts for at in places)
                 if pick is None:
                     continue
+                if unit.spills(Plan.of(pick, found, sides, target), target):
+                    pick = best([pick, {**pick, "k_unroll": 2}]) or pick
                 again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
-                for found in (pick, best(again) if starts is cuts and near > 1 else None):
-                    if found is not None:
-                        picks.setdefault(tuple(found.values()), found)
+                for seed in (pick, best(again) if starts is cuts and near > 1 else None):
+                    if seed is not None:
+                        picks.setdefault(tuple(seed.values()), seed)
     return tuple(picks.values())
 
 

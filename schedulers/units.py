@@ -53,6 +53,13 @@ class Unit:
         needed, (has, kind) = self.registers(plan), self.available(target)
         return f"tile needs {needed} {kind}, has {has}" if needed > has else None
 
+    def spills(self, plan: Plan, target: Target) -> bool:
+        """Whether sums leave their registers: LLVM takes two turns of a long loop of single steps
+        at a time, for which rows that are read in place take one register more than a full tile
+        leaves."""
+        full = self.registers(plan) == self.available(target)[0]
+        return full and plan.row_layout == "inline" and plan.steps == 1 and not plan.window_loops
+
     def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
         """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""
         return TILES[max((n for n in TILES if n <= target.vector_registers), default=min(TILES))]
@@ -63,10 +70,10 @@ class Unit:
 
     def rate(self, plan: Plan) -> float:
         """The expected share of the peak: eight multiply-adds must be in flight, two begin in a
-        cycle; half of what two loads in a cycle take, and half of a turn of the loop, adds up."""
+        cycle; half of what two loads in a cycle take, and a turn of the loop, adds up."""
         multiply = plan.rows.tile * plan.vectors / 2
         loads = (plan.rows.tile + plan.vectors) / 2
-        return multiply / (max(multiply, 4.0) + (loads + 1 / plan.steps) / 2)
+        return multiply / (max(multiply, 4.0) + loads / 2 + 1 / plan.steps)
 
     def products(self, plan: Plan) -> float:
         """Products of a row and a lane in one cycle of a core, at the peak."""

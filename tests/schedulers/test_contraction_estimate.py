@@ -53,6 +53,40 @@ def test_a_deep_reduction_is_faster_in_blocks_and_a_shallow_one_is_not() -> None
     assert guess(shallow, k_parts=2) > guess(shallow)
 
 
+def test_panels_that_come_while_tiles_multiply_cost_nothing_and_wider_vectors_wait() -> None:
+    """Panels of lanes, 4 MB in all, that pass again for every tile of rows, beside tiles of rows
+    that pass for every panel: vectors of twice the width want twice the bytes in as many cycles."""
+    waits = []
+    for breed in "llvm-avx2", "llvm-avx512":
+        func = Workload(parse("gemm", {"m": "512", "n": "1024", "k": "1024"})).prim_func()
+        found = space(func, MACHINES[breed])
+        cost = []
+        for order in "m", "n":
+            wanted: dict[str, Value] = {
+                "lanes": "n", "rows": 4, "vectors": 2, "n_layout": "panel", "m_layout": "panel",
+                "m_parts": 2, "tiles_order": order,
+            }  # fmt: skip
+            start = {knob.name: knob.values[0] for knob in found.knobs}
+            config = {**start, **{f"gemm.{name}": value for name, value in wanted.items()}}
+            cost.append(found.features(config)["gemm.fetched"])
+        waits.append(cost[0] - cost[1])
+    assert waits[0] == pytest.approx(0) and waits[1] > 1
+
+
+def test_a_full_tile_whose_rows_are_read_in_place_takes_two_steps_at_once() -> None:
+    """LLVM would do so by itself, and run out of registers."""
+    func = Workload(parse("gemm", {"m": "512", "n": "500", "k": "512"})).prim_func()
+    found = space(func, MACHINE)
+    full = [s for s in found.seeds if s["gemm.rows"] == 4 and s["gemm.vectors"] == 3]
+    rows = {"m": "n", "n": "m"}
+    inline = [s for s in full if s[f"gemm.{rows[str(s['gemm.lanes'])]}_layout"] == "inline"]
+    assert inline and all(int(s["gemm.k_unroll"]) == 2 for s in inline)
+    assert all(int(s["gemm.k_unroll"]) == 1 for s in full if s not in inline)
+    for seed in inline:
+        single = estimate(found.features({**seed, "gemm.k_unroll": 1}))
+        assert single > 1.2 * estimate(found.features(seed))
+
+
 def test_many_blocks_of_rows_fetch_the_lanes_as_often() -> None:
     deep = layer(DEEP)
     assert guess(deep, k_parts=4, n_parts=64) > guess(deep, k_parts=4)
