@@ -240,7 +240,7 @@ def _search(case: Case, variant: Variant, seed: int, setting: Setting) -> dict[s
         setting.warm if variant.start == "warm" else None, workload, target
     )  # fmt: skip
     if variant.start is not None:
-        lessons.teach(own, workload, target, others, twins=False)
+        lessons.teach(own, workload, target, others, aliases=False)
     found = {} if variant.start is None else {"guides": [o.workload.key for o in others]}
     options = Options(
         seeds="no-seeds" not in variant.left_out,

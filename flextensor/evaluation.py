@@ -1,11 +1,12 @@
 """How well the cost model guesses what it has not seen: other shapes, other families.
 
-    python -m flextensor.evaluation [results/cost-model]
+    python -m flextensor.evaluation [results/cost-model [llvm-avx512]]
 
-The trials are those that the package ships for CPUs of this one's breed. A shape is held out; the
-model learns from the four nearest other shapes of its operator and from other operators, as a
-search does before its first trial, or from other operators alone; then it ranks what was measured
-of the shape. Other models stand beside it: `flextensor.evaluation_objectives`.
+The trials are those that the package ships for CPUs of a breed, this one's if none is named. A
+shape is held out; the model learns from the four nearest other shapes of its operator and from
+other operators, as a search does before its first trial, or from other operators alone; then it
+ranks what was measured of the shape. Other models stand beside it:
+`flextensor.evaluation_objectives`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from flextensor import cost_models, lessons
 from flextensor import evaluation_objectives as objectives
 from flextensor.database_records import distance
-from flextensor.errors import exit_code
+from flextensor.errors import InputError, exit_code
 from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
 from flextensor.operators import Workload, lookup
 from flextensor.ranking import regret, spearman
@@ -85,15 +86,15 @@ def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
     rows = []
     for number, sample in enumerate(every):
         what = sample.operator, sample.formulation, sample.flops, target.breed
-        others, twins = (
-            [lesson.examples for lesson in lessons.foreign(*what, twins=kept)]
+        others, named = (
+            [lesson.examples for lesson in lessons.foreign(*what, aliases=kept)]
             for kept in (False, True)
         )
         near = [(other.space, other.points, other.seconds) for other in kin(sample, every)]
         scores = {}
         for learned, foreign, shapes in (
             ("none", [], []), ("shapes", [], near), ("operators", others, []),
-            ("both", others, near), ("twins", twins, near),
+            ("both", others, near), ("aliases", named, near),
         ):  # fmt: skip
             model = cost_models.create("xgboost", sample.space)
             for taught in foreign:
@@ -120,7 +121,7 @@ LESSONS = {
     "shapes": "near shapes",
     "operators": "other operators",
     "both": "both",
-    "twins": "both, with twins",
+    "aliases": "both, with aliases",
 }
 """What a model learned from."""
 
@@ -138,8 +139,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         f" worked, where a formulation has {FEWEST} of them."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator,"
-        f" from {lessons.SHAPES} shapes of every other operator, and from both. Twins are shapes of"
-        " other operators with exactly as many operations, among them the same computation under"
+        f" from {lessons.SHAPES} shapes of every other operator, and from both. Aliases are shapes"
+        " of other operators with exactly as many operations, among them the same computation under"
         " another name (a 1x1 convolution is one with any dilation); a search learns from them"
         " where there are any, a new shape has none, and they are left out but for the last column."
         " rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
@@ -160,12 +161,16 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m flextensor.evaluation [OUT]``."""
+    """``python -m flextensor.evaluation [OUT [BREED]]``."""
     out = Path(arguments[0]) if arguments else Path("results/cost-model")
+    target = target_of("llvm")
+    breed = arguments[1] if len(arguments) > 1 else target.breed
+    if breed not in lessons.MACHINES:
+        known = ", ".join(lessons.MACHINES)
+        raise InputError(f"no trials of {breed} are shipped; there are those of {known}")
     make(out)
     command = ["python", "-m", "flextensor.evaluation", *arguments]
-    target = target_of("llvm")
-    rows = evaluate(FOLDER / target.breed, lessons.MACHINES[target.breed])
+    rows = evaluate(FOLDER / breed, lessons.MACHINES[breed])
     data = {**header(target, command), "rows": rows}
     write(out / "data.json", json.dumps(data) + "\n")
     write(out / "README.md", markdown(data))

@@ -85,7 +85,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Other models",
         "",
         f"{len(own)} of the formulations, those with {FEWEST} points. Each model learns from near"
-        f" shapes and other operators without twins, then ranks the shape's points but for"
+        f" shapes and other operators without aliases, then ranks the shape's points but for"
         f" {OWN_POINTS} at random; first before it has measured any of the shape, then after it has"
         f" learned those {OWN_POINTS} too. Pairs that are ranked are of one shape. s: to learn and"
         " to rank once, on one core, median. The first is what a search uses; in brackets by"

@@ -18,7 +18,9 @@ from flextensor.report import rows
 from flextensor.result import Result
 from flextensor.results import make
 from flextensor.targets import fpga_hls, fpga_rtl, verilator
+from flextensor.targets.cuda import CUDA
 from flextensor.targets.fpga import FPGA
+from flextensor.targets.opencl import OpenCL
 
 MAKEFILE = """\
 # `make run` simulates the engine on a.bin and b.bin, writes c.bin and prints the cycles.
@@ -38,8 +40,8 @@ def write(result: Result, out: Path) -> list[Path]:
     target = result.target
     if out.suffix == ".so":
         return export_library.write(result, out)
-    if target.threads_per_block:
-        return export_kernel.write(result, out)
+    if isinstance(target, CUDA | OpenCL):
+        return export_kernel.write(result, target, out)
     if not isinstance(target, FPGA):
         raise InputError(
             f"a {target.kind} kernel is a library of this machine: call it from Python, or print"

@@ -18,23 +18,20 @@ from flextensor.errors import InputError
 from flextensor.result import Result
 from flextensor.results import make
 from flextensor.schedulers import schedule
-from flextensor.targets import cuda_compiler, launches, opencl_source
+from flextensor.targets import cuda_compiler
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.opencl import OpenCL
 
 
-def write(result: Result, out: Path) -> list[Path]:
-    """Write a result into a folder; the paths. `InputError` for weights that are packed ahead."""
-    workload, target = result.workload, result.target
+def write(result: Result, target: CUDA | OpenCL, out: Path) -> list[Path]:
+    """Write a result for its `target` into a folder; the paths. `InputError` for weights that are
+    packed ahead."""
+    workload = result.workload
     if workload.prepacked:
         raise InputError("a kernel whose weights are packed ahead cannot be exported yet")
     make(out)
     func = workload.prim_func(result.values["formulation"])
-    module = schedule(func, target, result.values["config"])
-    if isinstance(target, OpenCL):
-        program = opencl_source.lower(module, target)
-    else:
-        program = launches.lower(module, target.tvm_target())
+    program = target.program(schedule(func, target, result.values["config"]))
     function = program.functions["main"]
     info: dict[str, Any] = {
         "workload": workload.key,

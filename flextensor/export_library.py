@@ -21,7 +21,7 @@ from flextensor.operators.workload import BufferSpec, Workload
 from flextensor.result import Result
 from flextensor.results import make
 from flextensor.schedulers import schedule
-from flextensor.targets import cuda_compiler, launches
+from flextensor.targets import cuda_compiler
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.launches import Function, Launch
 
@@ -113,8 +113,7 @@ def write(result: Result, path: Path) -> list[Path]:
     compiler = _compiler()
     make(path.parent)
     func = workload.prim_func(result.values["formulation"])
-    module = schedule(func, target, result.values["config"])
-    program = launches.lower(module, target.tvm_target())
+    program = target.program(schedule(func, target, result.values["config"]))
     binary = cuda_compiler.compile_cuda(program.source, target.arch)
     text = cuda_compiler.ptx(program.source, target.arch)
     data = _data(target.arch, program.functions["main"], binary.cubin, text)

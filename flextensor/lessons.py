@@ -56,18 +56,18 @@ class Lesson:
 
 
 def foreign(
-    operator: str, formulation: str, flops: int, breed: str, twins: bool = True
+    operator: str, formulation: str, flops: int, breed: str, aliases: bool = True
 ) -> list[Lesson]:
     """What a formulation may learn from other operators on a breed of devices.
 
     Another operator may be the same computation under another name: a 1x1 convolution is one with
     any dilation, and the same matrix product in one, two and three dimensions. An experiment that
-    is to say what a new shape may hope for leaves such `twins` out, all shapes with exactly as
+    is to say what a new shape may hope for leaves such `aliases` out, all shapes with exactly as
     many `flops`.
     """
     path = FOLDER / breed / FILE
     others = [o for o in load(path) if o.formulation == formulation and o.operator != operator]
-    others = [o for o in others if twins or o.flops != flops]
+    others = [o for o in others if aliases or o.flops != flops]
     others.sort(key=lambda lesson: abs(math.log(max(lesson.flops, 1) / max(flops, 1))))
     return [
         lesson
@@ -81,7 +81,7 @@ def teach(
     workload: Workload,
     target: Target,
     others: Sequence[Experience],
-    twins: bool = True,
+    aliases: bool = True,
 ) -> None:
     """Let the models of a workload's formulations learn from other operators (`foreign`) and from
     other shapes.
@@ -93,7 +93,7 @@ def teach(
     for lane in lanes:
         if not workload.prepacked:
             name, breed = workload.operator.name, target.breed
-            for lesson in foreign(name, lane.name, workload.flops, breed, twins):
+            for lesson in foreign(name, lane.name, workload.flops, breed, aliases):
                 lane.study(lesson.examples)
         for other in others:
             own = [t for t in other.trials if t.formulation == lane.name]

@@ -89,8 +89,6 @@ class StageSchedule(ABC):
 class Scheduler(ABC):
     """A way to run stages of some structure. Asked in turn; None means "not mine"."""
 
-    name: str
-
     @abstractmethod
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage as this scheduler would run it, or None when it is not its kind of stage."""

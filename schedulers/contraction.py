@@ -37,8 +37,6 @@ At = Callable[[dict[Any, Any]], Any]
 class ContractionScheduler(Scheduler):
     """Takes sums of products in which at least one operand is used more than once."""
 
-    name = "contraction"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage when both sides have something to hold in registers, or a window slides."""
         found = contraction(stage)

@@ -2,8 +2,8 @@
 packing, and what its loops fetch again from caches that are too small.
 
     for tile of the outer side:            its panel is held while the inner tiles pass
-        for tile of the inner side:        all panels of a block pass once for every outer tile
-            for k: ...                     so that they should fit L2, which costs next to nothing
+        for tile of the inner side:        all panels of a block pass once for every outer tile:
+            for k: ...                     from L2 for next to nothing, from L3 while tiles multiply
 
 A panel is what one tile reads of an operand in a block of the reduction. The goal of blocking is as
 in Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), section 4.

@@ -38,8 +38,6 @@ from flextensor.targets.rounding import ceil_div
 class DotContractionScheduler(Scheduler):
     """Takes sums of products of int8 in int32, or of bfloat16 in float32, which found no tiles."""
 
-    name = "dot_contraction"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a CPU that sums groups of such products at a time."""
         found = contraction(stage)

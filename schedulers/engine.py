@@ -45,8 +45,6 @@ SEEDS = (
 class EngineScheduler(Scheduler):
     """Takes the one contraction of a program, on a target that is made of multipliers."""
 
-    name = "engine"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage; `UnsupportedError` where the program is none that an engine computes."""
         if not target.multipliers:

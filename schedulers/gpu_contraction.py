@@ -48,8 +48,6 @@ from flextensor.targets.base import Target
 class GpuContractionScheduler(Scheduler):
     """Takes sums of products whose operands are both used more than once."""
 
-    name = "gpu_contraction"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a device with thread blocks, when both sides have something to tile."""
         if not target.threads_per_block:

@@ -50,8 +50,6 @@ SEEDS = (
 class GpuReductionScheduler(Scheduler):
     """Takes long reductions of few outputs, and those whose values lie in a row."""
 
-    name = "gpu_reduction"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a device with thread blocks, when threads may share a reduction."""
         length = math.prod(i.extent for i in stage.reduction)

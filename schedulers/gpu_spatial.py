@@ -26,8 +26,6 @@ THREADS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 class GpuSpatialScheduler(Scheduler):
     """Takes every stage of a device with thread blocks."""
 
-    name = "gpu_spatial"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage as it stands, its outputs dealt to threads."""
         return GpuSpatialSchedule(stage, target) if target.threads_per_block else None

@@ -52,8 +52,6 @@ MOST_LOADS = 32
 class GpuTensorCoreScheduler(Scheduler):
     """Takes sums in float32 of products of operands of 16 bits: float16 or bfloat16."""
 
-    name = "gpu_tensor_core"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a device whose matrix units take its operands."""
         if not target.threads_per_block or not any(map(target.matrix_tile, operands.HALF)):

@@ -23,8 +23,6 @@ from flextensor.targets.base import Target
 class ReductionScheduler(Scheduler):
     """Takes a reduction whose last axis is contiguous in what it reads, and no spatial axis is."""
 
-    name = "reduction"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage when vectors of its last reduction axis are the natural ones."""
         lanes = target.lanes(str(stage.buffer.dtype))

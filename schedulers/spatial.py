@@ -21,8 +21,6 @@ from flextensor.targets.base import Target
 class SpatialScheduler(Scheduler):
     """Takes every stage."""
 
-    name = "spatial"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule:
         """The stage as it stands, its spatial loops parallel and vectorised."""
         return SpatialSchedule(stage, target)

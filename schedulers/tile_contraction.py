@@ -88,8 +88,6 @@ class TileUnit(Unit):
 class TileContractionScheduler(Scheduler):
     """Takes sums of products of int8, bfloat16, or float32 in terms of bfloat16."""
 
-    name = "tile_contraction"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a CPU with tile registers, when both sides and the reduction fill them."""
         found = contraction(stage)

@@ -38,8 +38,6 @@ BLOCKS = -2
 class TransformScheduler(Scheduler):
     """Takes stages whose value is chosen by an iterator, with those that follow."""
 
-    name = "transform"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The chain that begins with the stage, when it is a transform of one buffer."""
         found = chain(program, stage)

@@ -113,8 +113,6 @@ def _slides(iterator: Iterator, taps: set[Any], forms: list[Linear]) -> bool:
 class WindowScheduler(Scheduler):
     """Takes short reductions over a window of data that few filters share."""
 
-    name = "window"
-
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, when its data can be copied once per channel."""
         found = Window.of(stage)

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import DeviceError, InputError
 from flextensor.targets import cuda_driver, host
@@ -24,6 +24,9 @@ from flextensor.targets.cuda_architectures import (
     architecture,
 )
 from flextensor.targets.runtime import Runtime
+
+if TYPE_CHECKING:
+    from flextensor.targets.launches import Program
 
 MODEL = 2
 """Counts changes of what the model of kernels says, so that no old prediction answers a new one."""
@@ -197,22 +200,26 @@ class CUDA(Target):
         if self.measured == "run" and self.index == NO_CARD:
             raise DeviceError(f"no CUDA device of {self.arch} found: {HOW_WITHOUT}")
 
+    def program(self, module: Any) -> Program:
+        """CUDA C, and what of it to launch."""
+        from flextensor.targets import launches
+
+        return launches.lower(module, self.tvm_target())
+
     def build(self, module: Any, path: Path) -> None:
         """Write source, launches and, unless it is emulated, the cubin into `path`; `DeviceError`
         also for launches that no card takes."""
-        from flextensor.targets import cuda_compiler, launches
+        from flextensor.targets import cuda_compiler
         from flextensor.targets.cuda_program import CudaProgram, check_launches
 
-        program = launches.lower(module, self.tvm_target())
+        program = self.program(module)
         check_launches(program)
         binary = None if self.emulated else cuda_compiler.compile_cuda(program.source, self.arch)
         path.write_text(CudaProgram(program, binary).dumps())
 
     def source(self, module: Any) -> str:
         """CUDA C."""
-        from flextensor.targets import launches
-
-        return launches.lower(module, self.tvm_target()).source
+        return self.program(module).source
 
     def runtime(self) -> Runtime:
         """A context of its own on the card, or an emulation."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import DeviceError, InputError
 from flextensor.targets import host
 from flextensor.targets.base import Target
 from flextensor.targets.opencl_runtime import OpenCLRuntime
+
+if TYPE_CHECKING:
+    from flextensor.targets.launches import Program
 
 LEAST_VECTOR_BITS = 128
 """A load of four floats, which pays on devices that call a width of one preferred."""
@@ -127,17 +130,19 @@ class OpenCL(Target):
             }
         )
 
-    def build(self, module: Any, path: Path) -> None:
-        """Write source and launches into `path`; the driver compiles when they are loaded."""
+    def program(self, module: Any) -> Program:
+        """OpenCL C, and what of it to launch."""
         from flextensor.targets import opencl_source
 
-        path.write_text(opencl_source.lower(module, self).dumps())
+        return opencl_source.lower(module, self)
+
+    def build(self, module: Any, path: Path) -> None:
+        """Write source and launches into `path`; the driver compiles when they are loaded."""
+        path.write_text(self.program(module).dumps())
 
     def source(self, module: Any) -> str:
         """OpenCL C."""
-        from flextensor.targets import opencl_source
-
-        return opencl_source.lower(module, self).source
+        return self.program(module).source
 
     def runtime(self) -> OpenCLRuntime:
         """A queue of its own on the device."""

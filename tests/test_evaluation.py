@@ -11,7 +11,9 @@ from flextensor import evaluation
 from flextensor import evaluation_objectives as objectives
 from flextensor.cost_models import CostModel
 from flextensor.cost_models.ensemble import Ensemble
+from flextensor.cost_models.learned import Learned
 from flextensor.cost_models.ranked import Ranked
+from flextensor.errors import InputError
 from flextensor.evaluation_objectives import Lessons
 from flextensor.ranking import spearman
 from flextensor.testing import bowl, bowl_space
@@ -28,16 +30,17 @@ def test_every_model_ranks_what_it_never_saw(create: Callable[..., CostModel]) -
     assert spearman(model.rank(POINTS[120:]), SECONDS[120:]) > 0.7
 
 
-def test_a_ranking_compares_no_points_of_two_shapes() -> None:
+@pytest.mark.parametrize("create", [Learned, Ranked])
+def test_no_points_of_two_shapes_are_compared(create: Callable[..., CostModel]) -> None:
     """Another shape is 1000 times as slow: that says nothing of its schedules."""
     scores = []
     for slower in (1.0, 1000.0):
-        model = Ranked(SPACE)
+        model = create(SPACE)
         for points, times in ((POINTS[:60], 1.0), (POINTS[60:120], slower)):
             model.recall(SPACE, points, [times * bowl(SPACE, p) for p in points])
         scores.append(model.rank(POINTS[120:]))
     assert spearman(scores[0], SECONDS[120:]) > 0.7
-    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    assert np.ptp(np.subtract(scores[0], scores[1])) < 1e-3
 
 
 def test_a_bold_ensemble_prefers_what_its_members_disagree_on() -> None:
@@ -46,6 +49,11 @@ def test_a_bold_ensemble_prefers_what_its_members_disagree_on() -> None:
     spread = np.std([m.predict(POINTS[40:]) for m in model.members], axis=0)
     difference = np.array(model.predict(POINTS[40:])) - np.array(model.rank(POINTS[40:]))
     assert difference == pytest.approx(spread) and spread.max() > 0
+
+
+def test_a_breed_of_which_nothing_is_shipped_is_said() -> None:
+    with pytest.raises(InputError, match=r"no trials of llvm-neon are shipped; .*llvm-avx2"):
+        evaluation.main(["out", "llvm-neon"])
 
 
 def test_only_points_that_were_not_learned_are_ranked() -> None:

@@ -52,13 +52,13 @@ def test_an_operator_learns_from_others_and_never_from_itself() -> None:
     assert lessons.foreign("conv2d", "direct", flops, "opencl") == []
 
 
-def test_a_twin_is_left_out_where_a_new_shape_is_judged() -> None:
+def test_an_alias_is_left_out_where_a_new_shape_is_judged() -> None:
     """A 1x1 convolution is the same with dilation 1, of which the paper has one, and 2."""
     flops = Workload(case("paper/C5").operator).flops
     assert flops == Workload(case("paper/DIL1").operator).flops
     taught = lessons.foreign("conv2d", "direct", flops, BREED)
     assert flops in {one.flops for one in taught if one.operator == "dilated_conv2d"}
-    apart = lessons.foreign("conv2d", "direct", flops, BREED, twins=False)
+    apart = lessons.foreign("conv2d", "direct", flops, BREED, aliases=False)
     assert flops not in {one.flops for one in apart}
     assert {one.operator for one in apart} == {one.operator for one in taught}
 

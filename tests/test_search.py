@@ -186,18 +186,6 @@ def test_the_learned_model_ranks_by_what_another_shape_taught() -> None:
     assert np.corrcoef(first, second)[0, 1] > 0.7
 
 
-def test_how_fast_the_host_was_another_day_orders_nothing() -> None:
-    points = SPACE.sample(np.random.default_rng(0), 200)
-    guesses = []
-    for slower in (1.0, 8.0):
-        member = cost_models.create("xgboost", SPACE)
-        member.recall(SPACE, points[:80], [bowl(SPACE, p) for p in points[:80]])
-        member.recall(SPACE, points[80:160], [slower * bowl(SPACE, p) for p in points[80:160]])
-        guesses.append(member.predict(points[160:]))
-    same = np.subtract(guesses[0], guesses[1])
-    assert np.ptp(same) < 1e-4 and abs(same[0]) > 1
-
-
 @pytest.mark.parametrize("create", [lambda: explorers.create("anealing", SPACE,
     np.random.default_rng(0)), lambda: cost_models.create("xgbost", SPACE)])  # fmt: skip
 def test_an_unknown_name_gets_the_nearest_ones(create: Callable[[], object]) -> None:
