@@ -52,15 +52,15 @@ def judged(
     score: Callable[[Sequence[float], Sequence[float]], Mapping[str, float]],
     seed: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Every model's score and the seconds it took to learn and to rank, by what it has measured
-    of the shape: nothing, or `OWN_POINTS`; only points that it has not are ranked."""
+    """Every model's score and the seconds of a core that it took to learn and to rank, by what it
+    has measured of the shape: nothing, or `OWN_POINTS`; only points that it has not are ranked."""
     order = np.random.default_rng(seed).permutation(len(points)).tolist()
     own, rest = order[:OWN_POINTS], order[OWN_POINTS:]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for when, learned in (("before", []), ("after", own)):
         found[when] = {}
         for name, create in MODELS.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             model = create(space)
             for lesson in taught.foreign:
                 model.study(lesson)
@@ -69,7 +69,7 @@ def judged(
             if learned:
                 model.fit([points[i] for i in learned], [seconds[i] for i in learned])
             guesses = model.rank([points[i] for i in rest])
-            spent = time.perf_counter() - begun
+            spent = time.process_time() - begun
             told = score(guesses, [seconds[i] for i in rest])
             found[when][name] = {**told, "seconds": spent}
     return found

@@ -1,4 +1,5 @@
-"""What `flextensor.model_check` found, as a page with a table and a scatter plot."""
+"""What `flextensor.model_check` or `flextensor.seed_check` found, as a page with a table and a
+scatter plot."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from flextensor.ranking import regret, spearman
 
 Row = Mapping[str, Any]
 
-JUDGES = {"estimate": "the schedulers' estimate", "kernels": "the model of kernels"}
+JUDGES = {
+    "estimate": "the schedulers' estimate",
+    "kernels": "the model of kernels",
+    "learned": "the cost model before the first trial",
+}
 PICKS = 8
 FEWEST = PICKS + 1
 """Programs of a workload below which any order would find the fastest."""
@@ -77,13 +82,16 @@ def markdown(data: Mapping[str, Any]) -> str:
     devices = sorted({row["device"] for row in rows})
     programs = sum(len(row["trials"]) for row in rows)
     versions = ", ".join(f"{p} {v}" for p, v in data["versions"].items() if v)
+    title = (
+        "The first picks of a search"
+        if "seeds" in data
+        else "What guides a search on blocks of threads"
+    )
     lines = [
-        "# What guides a search on blocks of threads, against what was measured",
+        f"# {title}, against what was measured",
         "",
         f"`{data['command']}`, {data['date']}; {versions}. {programs} programs of {len(rows)}"
-        f" workloads, measured on {', '.join(f'`{d}`' for d in devices)}; workloads with fewer"
-        f" than {FEWEST} are left out. {_about(data)} A search that follows a guess measures few"
-        " points that look poor to it, so that these are harder to rank than random ones.",
+        f" workloads, measured on {', '.join(f'`{d}`' for d in devices)}. {_about(data)}",
         "",
         f"rho: Spearman's rank correlation. Top 1, top {PICKS}: measured time of the guess's first"
         f" pick, and of the best of its first {PICKS}, over that of the fastest program,"
@@ -100,13 +108,25 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def _about(data: Mapping[str, Any]) -> str:
-    if data["modelled"]:
+    if "seeds" in data:
         return (
+            f"Up to {data['seeds']} of the schedulers' seeds of every formulation, timed in turns."
+            " Each is judged by the estimate that its scheduler gives without lowering it, and by"
+            " the cost model as it stands before the first trial: it has learned from what the"
+            " package ships of other shapes and operators, and of no alias of the workload."
+        )
+    few = (
+        f"Workloads with fewer than {FEWEST} programs are left out. A search that follows a guess"
+        " measures few points that look poor to it, so that these are harder to rank than random"
+        " ones. "
+    )
+    if data["modelled"]:
+        return few + (
             "Each program is judged by the estimate that its scheduler gives without lowering it,"
             " and by the model of kernels, which compiles it for the very card. Where the latter"
             " refuses a program that ran (`refused`), it ranks it last."
         )
-    return (
+    return few + (
         "The model of kernels knows CUDA architectures only; here a search is guided by the"
         " estimate that a scheduler gives without lowering the program, and so it is what is"
         " judged."
