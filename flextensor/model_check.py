@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import statistics
 import sys
@@ -28,7 +27,7 @@ from flextensor.experience import workload_of
 from flextensor.measure import Candidate
 from flextensor.model_page import FEWEST
 from flextensor.operators.workload import Workload
-from flextensor.results import header, make, write
+from flextensor.results import header, make
 from flextensor.schedulers import spaces as spaces_of
 from flextensor.schedulers.space import Point, Space
 from flextensor.targets import Status, Target, Trial, lookup
@@ -146,9 +145,7 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
     }  # fmt: skip
     out = given.out or Path("results") / target.kind / "model"
     make(out)
-    write(out / "data.json", json.dumps(data, allow_nan=False) + "\n")
-    write(out / "README.md", model_page.markdown(data))
-    model_page.plot(data, out / "scatter.png")
+    model_page.save(data, out)
 
 
 def main(arguments: Sequence[str]) -> int:

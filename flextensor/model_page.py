@@ -4,6 +4,7 @@ scatter plot."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from flextensor import operators
 from flextensor.bench_page import geomean
 from flextensor.ranking import regret, spearman
+from flextensor.results import write
 
 Row = Mapping[str, Any]
 
@@ -74,6 +76,13 @@ def line(row: Row) -> str:
     """A workload in a line for a person who waits."""
     said = (f"{judge} {score(row, judge).spearman:.2f}" for judge in judges(row))
     return f"{row['workload']}: {len(row['trials'])} programs, rank correlation {', '.join(said)}"
+
+
+def save(data: Mapping[str, Any], out: Path) -> None:
+    """Write data.json, README.md and scatter.png into a folder."""
+    write(out / "data.json", json.dumps(data, allow_nan=False) + "\n")
+    write(out / "README.md", markdown(data))
+    plot(data, out / "scatter.png")
 
 
 def markdown(data: Mapping[str, Any]) -> str:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -22,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from flextensor import lessons, measurers, model_page, operators
+from flextensor.bench import TOLERANCE
 from flextensor.cost_models.analytic import estimate
 from flextensor.errors import DeviceError, InputError, exit_code
 from flextensor.experience import near
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators import Case, Workload
-from flextensor.results import header, make, write
+from flextensor.results import header, make
 from flextensor.search import Lane
 from flextensor.search import lanes as lanes_of
 from flextensor.targets import Target, lookup
@@ -41,45 +40,39 @@ def check(case: Case, target: Target, most: int = MOST) -> dict[str, Any]:
     """What the seeds of a case take, seconds, and what was guessed of each, in the form of
     `model_check.check`; those that fail are left out."""
     workload = Workload(case.operator)
-    lanes = lanes_of(workload, target, "flextensor", "xgboost", seed=0)
-    lessons.teach(lanes, workload, target, near(None, workload, target), aliases=False)
-    trials = {f"{lane.name} {i}": trial for lane in lanes for i, trial in _seeds(lane, most)}
-    candidates = {name: Candidate(t["formulation"], t["config"]) for name, t in trials.items()}
-    measurer = measurers.create(workload, target, math.inf)
+    measurer = measurers.create(workload, target, TOLERANCE)
     if not isinstance(measurer, LocalMeasurer):
         raise InputError(f"--target {target.kind}: nothing is timed there")
     with contextlib.closing(measurer):
-        ran = measurer.measure(list(candidates.values()))
-        working = {n: c for (n, c), t in zip(candidates.items(), ran, strict=True) if t.ok}
+        lanes = lanes_of(workload, target, "flextensor", "xgboost", seed=0, tolerance=TOLERANCE)
+        lessons.teach(lanes, workload, target, near(None, workload, target), aliases=False)
+        seeds = [seed for lane in lanes for seed in _seeds(lane, most)]
+        candidates = [Candidate(seed["formulation"], seed["config"]) for seed in seeds]
+        ran = measurer.measure(candidates)
+        working = {str(i): candidates[i] for i, trial in enumerate(ran) if trial.ok}
         if not working:
             raise DeviceError(f"{case.full_name}: no seed works on {target.device}")
         times, _ = measurer.compare(working, rounds=ROUNDS)
-    rows = [trials[name] | {"seconds": statistics.median(own)} for name, own in times.items()]
+    rows = [seeds[int(i)] | {"seconds": statistics.median(own)} for i, own in times.items()]
     return {
         "workload": workload.key, "operator": case.family, "device": target.fingerprint,
         "trials": rows,
     }  # fmt: skip
 
 
-def _seeds(lane: Lane, most: int) -> list[tuple[int, dict[str, Any]]]:
+def _seeds(lane: Lane, most: int) -> list[dict[str, Any]]:
     """Seeds that write different programs, best by estimate first, and what is guessed of them."""
     space = lane.space
     points = list(dict.fromkeys(space.representative(space.point(seed)) for seed in space.seeds))
-    described = {p: estimate(space.features(space.config(p))) for p in points}
-    points = sorted(points, key=lambda p: described[p])[:most]
-    learned = lane.model.predict(points)
+    estimates = {p: estimate(space.features(space.config(p))) for p in points}
+    points = sorted(points, key=lambda p: estimates[p])[:most]
     return [
-        (
-            number,
-            {
-                "formulation": lane.name,
-                "config": space.config(point),
-                "estimate": described[point],
-                "learned": 2.0**guess,
-            },
-        )  # fmt: skip
-        for number, (point, guess) in enumerate(zip(points, learned, strict=True))
-    ]
+        {
+            "formulation": lane.name, "config": space.config(point),
+            "estimate": estimates[point], "learned": 2.0**guess,
+        }
+        for point, guess in zip(points, lane.model.predict(points), strict=True)
+    ]  # fmt: skip
 
 
 def run(given: argparse.Namespace, command: Sequence[str]) -> None:
@@ -102,9 +95,7 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
             **header(target, ["python", "-m", "flextensor.seed_check", *command]),
             "seeds": given.most, "rows": rows,
         }  # fmt: skip
-        write(out / "data.json", json.dumps(data, allow_nan=False) + "\n")
-        write(out / "README.md", model_page.markdown(data))
-        model_page.plot(data, out / "scatter.png")
+        model_page.save(data, out)
 
 
 def main(arguments: Sequence[str]) -> int:
