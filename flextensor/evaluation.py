@@ -135,8 +135,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         "",
         f"`{data['command']}`, {data['date']}. {len(rows)} formulations of"
         f" {len({(r['operator'], json.dumps(r['params'])) for r in rows})} shapes,"
-        f" {sum(r['points'] for r in rows)} measured points: what the package ships and"
-        f" worked, where a formulation has {FEWEST} of them."
+        f" {sum(r['points'] for r in rows)} measured points: what the package ships for"
+        f" `{data['breed']}` and worked, where a formulation has {FEWEST} of them."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator,"
         f" from {lessons.SHAPES} shapes of every other operator, and from both. Aliases are shapes"
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     make(out)
     command = ["python", "-m", "flextensor.evaluation", *arguments]
     rows = evaluate(FOLDER / breed, lessons.MACHINES[breed])
-    data = {**header(target, command), "rows": rows}
+    data = {**header(target, command), "breed": breed, "rows": rows}
     write(out / "data.json", json.dumps(data) + "\n")
     write(out / "README.md", markdown(data))
 

@@ -122,6 +122,8 @@ def features(
     rate = unit.rate(plan)
     if plan.lane_layout == "inline" and not lanes.side.contiguous:
         rate /= 6  # every lane is a load of its own
+    if unit.spills(plan, target):
+        rate /= SPILLED
     tasks = batch * plan.rows.blocks * plan.lanes.blocks
     balance = tasks / (target.cores * ceil_div(tasks, target.cores))
     packs = rows.packed(plan, plan.lanes.blocks), lanes.packed(plan, plan.rows.blocks)
@@ -130,8 +132,6 @@ def features(
         pack_cycles(elements, role.whole(plan), target)
         for elements, role in zip(packs, (rows, lanes), strict=True)
     )
-    if unit.spills(plan, target):
-        rate /= SPILLED
     tile = rows.cut.tile * lanes.cut.tile
     multiply = tile / unit.products(plan) / rate
     fetched = fetch_cycles(plan, found, rows, lanes, target, multiply)
