@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from flextensor.schedulers.program import Program, Stage, Tensors
@@ -41,9 +41,14 @@ class StageSchedule(ABC):
         no producer can run inside the tasks."""
         return 0
 
-    def readers(self, config: Mapping[str, Value], buffer: Any) -> int:
-        """Tasks that read the same element of a buffer; 0 when that is not known."""
+    def readers(self, config: Mapping[str, Value], buffer: Any, along: Collection[int] = ()) -> int:
+        """Tasks that read the same element of a buffer, or elements that differ only `along`
+        some dimensions; 0 when that is not known."""
         return 0
+
+    def parts_of(self, config: Mapping[str, Value], buffer: Any) -> int:
+        """Parts of a buffer, each for tasks of its own; 1 when that is not known."""
+        return 1
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
         """Elements of a buffer that vectors of one tile read in place; 0 when none do."""
@@ -60,6 +65,12 @@ class StageSchedule(ABC):
     ) -> Config:
         """The config nearest to `config` that fits the tasks of the consumer."""
         return dict(config)
+
+    def beside(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> dict[str, float]:
+        """Those features of the space that the consumer's tasks change."""
+        return {}
 
     @property
     def variants(self) -> tuple[Config, ...]:

@@ -121,14 +121,16 @@ def _joint(program: Program, parts: list[StageSchedule]) -> Space:
     for part in parts:
         variants = [{f"{part.stage.name}.{k}": v for k, v in c.items()} for c in part.variants]
         seeds = [seed | variant for seed in seeds for variant in variants]
-    constraints = list(space.constraints)
+    constraints, pairs = list(space.constraints), list[tuple[StageSchedule, StageSchedule]]()
     for part in reversed(parts):  # a consumer is fitted to its own consumer first
         after = program.consumers(part.last)
         consumer = next((c for c in parts if len(after) == 1 and c.covers[0] is after[0]), None)
         if consumer is not None:
+            pairs.append((part, consumer))
             constraints.append(functools.partial(_misfit, part, consumer))
             seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
-    space = dataclasses.replace(space, constraints=tuple(constraints))
+    features = functools.partial(_features, space, pairs)
+    space = dataclasses.replace(space, constraints=tuple(constraints), features=features)
     return dataclasses.replace(space, seeds=tuple(s for s in seeds if space.reason(s) is None))
 
 
@@ -141,6 +143,18 @@ def _roles(parts: list[StageSchedule]) -> dict[str, str]:
         roles[part.stage.name] = f"{kind}{seen[kind]}"
         seen[kind] += 1
     return roles
+
+
+def _features(
+    space: Space, pairs: list[tuple[StageSchedule, StageSchedule]], config: Mapping[str, Value]
+) -> dict[str, float]:
+    """The features of all parts, as they are beside their consumers."""
+    found = space.features(config)
+    for part, consumer in pairs:
+        theirs = share(config, consumer.stage.name)
+        changed = part.beside(share(config, part.stage.name), consumer, theirs)
+        found |= {f"{part.stage.name}.{name}": value for name, value in changed.items()}
+    return found
 
 
 def _misfit(

@@ -14,7 +14,7 @@ loop nest; what few filters share is `window`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from tvm import te
@@ -81,13 +81,23 @@ class ContractionSchedule(StageSchedule):
         """All sizes that follow from a config."""
         return Plan.of(config, self.found, self.sides, self.target)
 
-    def readers(self, config: Mapping[str, Value], buffer: Any) -> int:
+    def readers(self, config: Mapping[str, Value], buffer: Any, along: Collection[int] = ()) -> int:
         plan = self.plan(config)
         rows, lanes = (self.sides[s].reads(buffer) for s in (plan.row_side, plan.lane_side))
         layout = plan.row_layout if rows else plan.lane_layout
         if rows == lanes or layout != "inline":
             return 0
-        return plan.lanes.blocks if rows else plan.rows.blocks
+        blocks = plan.lanes.blocks if rows else plan.rows.blocks
+        if plan.output == "consumer":
+            return blocks  # tasks of a transform have all that it sums along
+        access = self.sides[plan.row_side if rows else plan.lane_side].operand.access
+        assert access is not None
+        apart = [i for i in self.found.batch if any(i.var in access[d].terms for d in along)]
+        return blocks * points(tuple(apart))
+
+    def parts_of(self, config: Mapping[str, Value], buffer: Any) -> int:
+        plan = self.plan(config)
+        return (plan.rows if self.sides[plan.row_side].reads(buffer) else plan.lanes).blocks
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
         plan = self.plan(config)

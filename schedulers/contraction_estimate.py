@@ -124,7 +124,7 @@ def features(
         rate /= 6  # every lane is a load of its own
     if unit.spills(plan, target):
         rate /= SPILLED
-    tasks = batch * plan.rows.blocks * plan.lanes.blocks
+    tasks = task_batch(plan, found) * plan.rows.blocks * plan.lanes.blocks
     balance = tasks / (target.cores * ceil_div(tasks, target.cores))
     packs = rows.packed(plan, plan.lanes.blocks), lanes.packed(plan, plan.rows.blocks)
     packed = sum(packs)
@@ -159,6 +159,15 @@ def features(
     }
 
 
+def task_batch(plan: Plan, found: Contraction) -> int:
+    """Points of the batch that are tasks of their own: inside a consumer's only groups are, whose
+    tiles it sums apart."""
+    if plan.output != "consumer":
+        return points(found.batch)
+    split = [i for parts in found.outputs if len(parts) == 2 for i in parts]
+    return points(tuple(i for i in found.batch if i in split))
+
+
 def fetch_cycles(
     plan: Plan, found: Contraction, rows: Role, lanes: Role, target: Target, multiply: float
 ) -> float:
@@ -171,14 +180,14 @@ def fetch_cycles(
     sums = rows.cut.tile * lanes.cut.tile * BYTES
     cycles = rows.strided(plan, target) + lanes.strided(plan, target)
     if plan.k_blocks > 1:
-        place = _level(sums * rows.cut.tiles * lanes.cut.tiles, target)
+        place = level(sums * rows.cut.tiles * lanes.cut.tiles, target)
         steps = math.prod(plan.k_extent(i) for i in found.k) / plan.k_blocks
         cycles += 2 * sums / steps / FETCHED[place or "l3"]
     again = 0.0
     for role, within, passes in ((inner, block, outer.cut.tiles), (outer, held, inner.cut.tiles)):
         steps = math.prod(plan.k_extent(i) for i in role.side.own_k)
         each = role.cut.tile * BYTES * role.distinct(plan) / steps
-        first, later = _level(role.whole(plan), target), _level(within, target)
+        first, later = level(role.whole(plan), target), level(within, target)
         cycles += each / FETCHED[first] / passes if first else 0.0
         again += each / FETCHED[later] if later else 0.0
     return cycles + max(again - multiply, 0.0)
@@ -189,7 +198,7 @@ def pass_cycles(plan: Plan, batch: int, target: Target) -> float:
     is where, else after all tasks, and once more if a pass of its own puts them in their places."""
     sums = batch * plan.rows.padded * plan.lanes.padded
     within = plan.rows.blocks * plan.lanes.blocks if plan.output == "consumer" else 1
-    place = _level(sums / within * BYTES, target)
+    place = level(sums / within * BYTES, target)
     passes = 2 if plan.output == "root" else 1
     return passes * sums * 3 * BYTES / FETCHED[place] if place else 0.0
 
@@ -197,11 +206,11 @@ def pass_cycles(plan: Plan, batch: int, target: Target) -> float:
 def pack_cycles(elements: float, size: float, target: Target) -> float:
     """Cycles of one core to pack so many elements of an operand of `size` bytes: each is read, its
     place is fetched and written back."""
-    place = _level(size, target)
+    place = level(size, target)
     return elements * (PACK + (3 * BYTES / FETCHED[place] if place else 0.0))
 
 
-def _level(size: float, target: Target) -> str | None:
+def level(size: float, target: Target) -> str | None:
     """The nearest level beyond L2 that holds so many bytes beside what else passes."""
     if size <= 0.75 * target.l2_bytes:
         return None

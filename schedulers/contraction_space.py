@@ -212,10 +212,14 @@ def _seeds(
     lanes lie contiguous, nothing packed; each with the best blocks by estimate, and once more in
     blocks of the reduction whose panels fit L1. Where a panel of the whole reduction does not fit
     L2, also one block of rows for every core, which passes by panels of lanes in blocks of the
-    reduction that fit."""
+    reduction that fit. All of it inside a consumer's tasks, whose size is not known here, and in
+    tasks of its own."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
-    places, picks = knobs["output_at"], dict[tuple[Value, ...], Config]()
+    within = [at for at in knobs["output_at"] if at == "consumer"]
+    others = [at for at in knobs["output_at"] if at not in within]
+    places = [outputs for outputs in (within, others) if outputs]
+    picks = dict[tuple[Value, ...], Config]()
     steps = points(found.k)
 
     def best(wanted: Iterable[Config]) -> Config | None:
@@ -248,15 +252,16 @@ def _seeds(
             parted = {side: 1 if side == lanes else target.cores for side in sides}
             blocks = [{**blocked, **{f"{side}_parts": n for side, n in parted.items()}}]
             for starts in (cuts, blocks) if deep > 1 else (cuts,):
-                pick = best({**start, "output_at": at} for start in starts for at in places)
-                if pick is None:
-                    continue
-                if unit.spills(Plan.of(pick, found, sides, target), target):
-                    pick = best([pick, {**pick, "k_unroll": 2}]) or pick
-                again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
-                for seed in (pick, best(again) if starts is cuts and near > 1 else None):
-                    if seed is not None:
-                        picks.setdefault(tuple(seed.values()), seed)
+                for outputs in places:
+                    pick = best({**start, "output_at": at} for start in starts for at in outputs)
+                    if pick is None:
+                        continue
+                    if unit.spills(Plan.of(pick, found, sides, target), target):
+                        pick = best([pick, {**pick, "k_unroll": 2}]) or pick
+                    again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
+                    for seed in (pick, best(again) if starts is cuts and near > 1 else None):
+                        if seed is not None:
+                            picks.setdefault(tuple(seed.values()), seed)
     return tuple(picks.values())
 
 

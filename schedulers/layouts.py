@@ -256,12 +256,17 @@ class Side:
         return at | k
 
     def inline(self, cut: Cut, tensors: Tensors) -> Element:
-        """Read where it lies; beyond the edge the last element is read again, and dropped."""
+        """Read where it lies; beyond the edge of a block its last element is read again, and
+        dropped: a producer inside the task then computes what the block has and no more."""
+        filled = cut.block * cut.rest
 
         def element(batch: Sequence[Any], o: Any, t: Any, i: Any, k: dict[Any, Any]) -> Any:
-            values = cut.coordinates(o, t * cut.tile + i)
-            if not cut.exact:
-                values = [tirx.min(v, cut.extents[0] - 1) for v in values[:1]] + values[1:]
+            q = t * cut.tile + i
+            if cut.tiles * cut.tile != filled:
+                q = tirx.min(q, filled - 1)
+            values = cut.coordinates(o, q)
+            if cut.extents and cut.blocks * cut.block != cut.extents[0]:
+                values[0] = tirx.min(values[0], cut.extents[0] - 1)
             return rewrite(self.operand.value, self.bind(batch, values, k), tensors.load)
 
         return element

@@ -15,17 +15,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from tvm import te, tirx
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import Load, linear, variables
+from flextensor.schedulers.contraction_estimate import CLOCK
+from flextensor.schedulers.expression import Load
+from flextensor.schedulers.permuted import moved_last, permuted
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
-from flextensor.schedulers.transform_analysis import Spread, chain, rows
+from flextensor.schedulers.transform_analysis import Spread, chain, rows, stepped, summed
+from flextensor.schedulers.transform_estimate import (
+    source_cycles,
+    store_cycles,
+    transform_cycles,
+)
 from flextensor.targets.base import Target
 
 SPREAD = (16, 64)
@@ -64,19 +69,20 @@ class TransformSchedule(StageSchedule):
         self.stored = not ends
         """Whether the tiles are stored for another stage."""
         after = program.consumers(stages[-1]) if self.stored else []
-        self.summed = _summed(stages[-1], after)
+        self.summed = summed(stages[-1], after)
         alone = len(after) == 1
         self.space = self._space(padded=producer is not None, alone=alone)
 
     def _space(self, padded: bool, alone: bool) -> Space:
-        """All decisions; where the source is `padded` it is copied first, and only an `alone`
-        consumer may have the tiles in its tasks."""
+        """All decisions. The source is read in place, or copied with its lanes last, all of it or
+        what a task needs: seeds do so where it is `padded`. Only an `alone` consumer may have the
+        tiles in its tasks."""
         spatial = self.chain[-1].spatial
         lanes = [p for p in range(len(spatial)) if self._width(p) > 1]
         lanes = sorted(lanes, key=self._lane_cost) or [-1]
         places: tuple[str, ...] = ("inline",)
         if self.source is not None:
-            places = ("copy", "inline") if padded else ("inline", "copy")
+            places = ("task", "copy", "inline")
         space = Space(
             (
                 choice("lanes", lanes),
@@ -124,11 +130,13 @@ class TransformSchedule(StageSchedule):
 
     @property
     def variants(self) -> tuple[Config, ...]:
-        """Tasks of few and of many tiles, in blocks of channels that groups may be made of."""
+        """Tasks of few and of many tiles, in blocks of channels that groups may be made of, and of
+        all channels, so that no other task needs the tiles."""
         if not self.spread:
             return ({},)
         (start,) = self.space.seeds
-        blocks = dict.fromkeys((int(start["block"]), min(int(start["block"]), 16)))
+        block = int(start["block"])
+        blocks = dict.fromkeys((block, min(block, 16), 0))
         return tuple(
             {"tiles": cut, "block": block}
             for cut in self._cuts(int(start["lanes"]))
@@ -139,6 +147,11 @@ class TransformSchedule(StageSchedule):
         """Lanes of a block as the tiles are stored; 0 for as they are: the blocks of a dimension
         that is summed are tasks only, lest every turn of the sum's loop divides its index."""
         return block if self.stored and lane not in self.summed else 0
+
+    def _stored_order(self, lane: int, block: int) -> list[int]:
+        """The dimensions of the tiles, and `BLOCKS` where lanes have blocks, as they lie."""
+        order = moved_last(len(self.chain[-1].spatial), lane if self.stored else -1)
+        return [BLOCKS, *order] if self._stored_block(lane, block) else order
 
     @property
     def covers(self) -> tuple[Stage, ...]:
@@ -174,12 +187,36 @@ class TransformSchedule(StageSchedule):
             return "tiles are not cut into tasks inside another's"
         return None
 
-    def _features(self, config: Mapping[str, Value]) -> dict[str, float]:
-        width = self._width(int(config["lanes"]))
-        seconds = sum(s.points for s in self.chain) * (0.15e-9 + 3e-9 / width) / self.target.cores
+    def beside(
+        self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
+    ) -> dict[str, float]:
+        if config["at"] == "root":
+            return {}
+        tiles = self.chain[-1].buffer
+        repeats = consumer.readers(theirs, tiles, self.rows)
+        return self._features(config, repeats, consumer.parts_of(theirs, tiles))
+
+    def _features(
+        self, config: Mapping[str, Value], repeats: int = 1, parts: int = 1
+    ) -> dict[str, float]:
+        """`repeats`: how often a tile is transformed; `parts`: of the tiles, one for a task."""
+        lane, source = int(config["lanes"]), self.source
+        width, repeats = self._width(lane), max(repeats, 1)
+        cycles = transform_cycles(self.chain, width, self.spread is not None)
+        if source is not None:
+            place, steps = str(config["source"]), stepped(self.stage, lane)
+            cycles += source_cycles(source, steps, place, self.stage, self.target)
+        if self.stored:
+            within = 0 if config["at"] == "root" else parts
+            cycles += store_cycles(self.chain[-1].points, within, self.target)
+        seconds = repeats * cycles / (self.target.cores * CLOCK)
         if self.fixed and config["at"] == "root":
             seconds = 1e-9  # packed ahead
-        return {"estimate": seconds, "log_estimate": math.log2(seconds), "width": width}
+        log = math.log2
+        return {
+            "estimate": seconds, "log_estimate": log(seconds), "width": width,
+            "repeats": log(repeats),
+        }  # fmt: skip
 
     def elements(self, config: Mapping[str, Value], dimension: int) -> int:
         extent = self.chain[0].spatial[dimension].extent
@@ -206,9 +243,10 @@ class TransformSchedule(StageSchedule):
     def fitted(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> Config:
-        """Inside the consumer's tasks where one or two of them read a tile, unless it can be packed
-        ahead; stored in blocks of what the consumer's vectors read."""
-        few = not self.fixed and 1 <= consumer.readers(theirs, self.chain[-1].buffer) <= 2
+        """Inside the consumer's tasks where one or two of them read a tile or a row of it, unless
+        it can be packed ahead; stored in blocks of what the consumer's vectors read."""
+        readers = consumer.readers(theirs, self.chain[-1].buffer, self.rows)
+        few = not self.fixed and 1 <= readers <= 2
         places = next(k.values for k in self.space.knobs if k.name == "at")
         found = {**config, "at": "consumer" if few and "consumer" in places else "root"}
         width = consumer.width(theirs, self.chain[-1].buffer)
@@ -219,7 +257,7 @@ class TransformSchedule(StageSchedule):
         """Every transform with the lanes in its last dimension, but for what others read as it
         is; the source likewise, if it is copied."""
         lane = int(config["lanes"])
-        load = self._copy(lane, tensors) if config["source"] == "copy" else tensors.load
+        load = tensors.load if config["source"] == "inline" else self._copy(lane, tensors)
         for stage in self.chain:
             value = functools.partial(stage.at, load=load)
             ends = stage is self.chain[-1]
@@ -230,7 +268,7 @@ class TransformSchedule(StageSchedule):
                 last = -1
             if not self._whole(lane):
                 block = self._width(lane)  # an axis of its own, lest TVM shrinks it to what is read
-            access = _permuted(stage.buffer, last, value, stage.name, block)
+            access = permuted(stage.buffer, last, value, stage.name, block)
             tensors.set(stage.buffer, access)
             load = tensors.load
         if final is not self.chain[-1]:
@@ -240,14 +278,9 @@ class TransformSchedule(StageSchedule):
         """The source as it lies, but for the dimension that lanes step through by one: last; what
         loads from the copy."""
         assert self.source is not None
-        source, steps = self.source, -1
-        if lane >= 0:
-            var = self.chain[0].spatial[lane].var
-            for d, index in enumerate(self.chain[0].loads[0].indices):
-                form = linear(index)
-                steps = d if form is not None and dict(form.terms) == {var: 1} else steps
+        source = self.source
         value = functools.partial(tensors.load, source)
-        copy = _permuted(source, steps, value, f"{self.stage.name}_source")
+        copy = permuted(source, stepped(self.stage, lane), value, f"{self.stage.name}_source")
 
         def load(buffer: Any, indices: list[Any]) -> Any:
             return copy(*indices) if buffer.same_as(source) else tensors.load(buffer, indices)
@@ -288,7 +321,8 @@ class TransformSchedule(StageSchedule):
         whole = self._whole(lane)  # where not, one guard per lane, around the rows
         sch.reorder(*task, *tile, *(unrolled + vector if whole else vector + unrolled))
         if task and not around:
-            sch.parallel(loops.fuse(sch, task))
+            task = [loops.fuse(sch, task)]
+            sch.parallel(task[0])
         depth = len(sch.get_loops(out)) - len(unrolled) - len(vector)
         for name in reversed(inner):
             stage = sch.get_sblock(name)
@@ -298,17 +332,21 @@ class TransformSchedule(StageSchedule):
         self._unroll(sch, unrolled, False)
         if vector and whole:
             sch.vectorize(vector[0])
-        if config["source"] == "copy":
+        if self.stored:
+            order = self._stored_order(lane, block)
+            loops.stagger(sch, out, max(p for p, d in enumerate(order) if d in self.rows))
+        if config["source"] != "inline":
             source = sch.get_sblock(f"{self.stage.name}_source")
-            loops.pack(sch, source)
+            if config["source"] == "task":
+                sch.compute_at(source, [*tile[:1], *around, *task][-1])
+            else:
+                loops.pack(sch, source)
 
     def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
         """The loops of the last block by dimension of the tiles; iterators split in digits, the
         loop over stored blocks of lanes under `BLOCKS`."""
         if self.spread is None:
-            block = self._stored_block(lane, block)
-            order = _last(len(nest) - bool(block), lane if self.stored else -1)
-            return dict(zip([BLOCKS, *order] if block else order, nest, strict=True))
+            return dict(zip(self._stored_order(lane, block), nest, strict=True))
         found: dict[int, Any] = {}
         for loop, it in zip(nest, self.spread.stage.spatial, strict=True):
             own = self.spread.dimensions(it)
@@ -325,51 +363,5 @@ class TransformSchedule(StageSchedule):
             sch.vectorize(nest[-1])
 
 
-def _summed(stage: Stage, consumers: list[Stage]) -> set[int]:
-    """Dimensions of a stage along which a consumer sums."""
-    axes = {i.var for consumer in consumers for i in consumer.reduction}
-    loads = [load for c in consumers for load in c.loads if load.source.same_as(stage.buffer)]
-    return {d for load in loads for d, index in enumerate(load.indices) if variables(index) & axes}
-
-
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def _last(count: int, position: int) -> list[int]:
-    """``range(count)`` with one element moved to the end; -1 moves none."""
-    order = list(range(count))
-    if position >= 0:
-        order.append(order.pop(position))
-    return order
-
-
-def _permuted(
-    buffer: Any, last: int, value: Callable[[list[Any]], Any], name: str, block: int = 0
-) -> Any:
-    """A tensor of `value` (of the indices of `buffer`), as a function of those indices, that has
-    dimension `last` at its end, and cut in blocks: ``[i, c, k] -> [k // block, i, c, k % block]``.
-    """
-    shape = [int(n) for n in buffer.shape]
-    order = _last(len(shape), last)
-    moved = [shape[d] for d in order]
-    if block:
-        moved = [shape[last] // block, *moved[:-1], block]
-
-    def body(*at: Any) -> Any:
-        place = dict(zip(order, at[-len(order) :], strict=True))
-        if block:
-            place[last] = at[0] * block + place[last]
-        return value([place[d] for d in range(len(order))])
-
-    tensor = te.compute(moved, body, name=name)
-    if order == sorted(order) and not block:
-        return tensor
-
-    def element(*at: Any) -> Any:
-        place = [at[d] for d in order]
-        if not block:
-            return tensor(*place)
-        return tensor(tirx.floordiv(at[last], block), *place[:-1], tirx.floormod(at[last], block))
-
-    return element

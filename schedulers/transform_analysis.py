@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.expression import variables, walk
+from flextensor.schedulers.expression import linear, variables, walk
 from flextensor.schedulers.program import Iterator, Program, Stage
 
 MOST_ROWS = 64
@@ -30,6 +30,24 @@ def rows(stage: Stage) -> tuple[Iterator, ...]:
             if isinstance(condition, tirx.EQ) and isinstance(condition.b, tirx.IntImm):
                 chosen |= variables(condition.a)
     return tuple(i for i in stage.spatial if i.var in chosen)
+
+
+def stepped(stage: Stage, dimension: int) -> int:
+    """The dimension of what a stage first loads that one of its own steps through by one; -1 where
+    there is none."""
+    if dimension < 0:
+        return -1
+    var = stage.spatial[dimension].var
+    forms = enumerate(map(linear, stage.loads[0].indices))
+    steps = (d for d, form in forms if form is not None and dict(form.terms) == {var: 1})
+    return next(steps, -1)
+
+
+def summed(stage: Stage, consumers: list[Stage]) -> set[int]:
+    """Dimensions of a stage along which a consumer sums."""
+    axes = {i.var for consumer in consumers for i in consumer.reduction}
+    loads = [load for c in consumers for load in c.loads if load.source.same_as(stage.buffer)]
+    return {d for load in loads for d, index in enumerate(load.indices) if variables(index) & axes}
 
 
 @dataclasses.dataclass(frozen=True)

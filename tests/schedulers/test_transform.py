@@ -59,9 +59,11 @@ def test_seeds_store_weights_as_vectors_read_them() -> None:
 
 
 def test_seeds_transform_weights_where_few_tasks_need_them() -> None:
-    """One block of 7 rows of tiles of 14 is two readers, two rows of tiles are seven."""
+    """One block of 7 rows of tiles of 14 is two readers, two rows of tiles are seven; tasks of the
+    sums alone have one of 36 rows of a tile, which all need its transform."""
     for seed in winograd().seeds:
         few = seed["conv2d.m_parts"] in (1, 2) and seed["conv2d.n_layout"] == "inline"
+        few = few and seed["conv2d.output_at"] == "consumer"
         inside = seed["conv2d_weight0.at"] == "consumer"
         assert inside == few, seed
 
@@ -73,17 +75,93 @@ def test_seeds_have_tasks_of_few_and_of_many_tiles() -> None:
 
 
 def test_no_seed_has_tasks_across_groups() -> None:
-    """Four groups of 48 channels: blocks of 16 are theirs, of 32 not; TVM would refuse these."""
+    """Four groups of 48 channels: blocks of 16 are theirs and all channels are those of all, but
+    blocks of 32 are not; TVM would refuse these."""
     fields = {**LAYER, "out_channels": "192", "groups": "4"}
     workload = Workload(parse("group_conv2d", fields))
     func = workload.prim_func("winograd4")
     seeds = space(func, MACHINE).seeds
     inside = [s for s in seeds if s["group_conv2d.output_at"] == "consumer"]
-    assert inside and {s["group_conv2d_out0.block"] for s in inside} == {16}
-    for seed in inside[:3]:
+    blocks = {s["group_conv2d_out0.block"]: s for s in inside}
+    assert set(blocks) == {16, 0}
+    for seed in (*inside[:2], *blocks.values()):
         schedule(func, MACHINE, seed)
     wide = {**inside[0], "group_conv2d_out0.block": 32}
     assert "several groups of 48" in str(space(func, MACHINE).reason(wide))
+
+
+def inside(fields: dict[str, int], **changes: Any) -> tuple[Any, Config]:
+    """A layer whose data is transformed in the tasks of the sums, scheduled; and its config."""
+    workload = layer(**fields)
+    found = space(workload.prim_func("winograd4"), MACHINE)
+    at = {"conv2d_data0.at": "consumer", "conv2d.output_at": "consumer"}
+    config = next(s for s in found.seeds if at.items() <= s.items()) | changes
+    assert found.reason(config) is None
+    return schedule(workload.prim_func("winograd4"), MACHINE, config), config
+
+
+def extents(module: Any, block: str) -> list[Any]:
+    """Extents of the loops around a block."""
+    from tvm.s_tir import Schedule
+
+    sch = Schedule(module)
+    return [sch.get(loop).extent for loop in sch.get_loops(sch.get_sblock(block))]
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_tasks_transform_the_tiles_of_their_block_alone(rows: int) -> None:
+    """A row of 28 tiles is five register tiles of 6, but no tile of the next row is made."""
+    module, config = inside({"height": 112, "width": 112})
+    assert config["conv2d_data0.block"] == 32 and config["conv2d_out0.tiles"] == 1
+    changes = {"conv2d.rows": rows, "conv2d.vectors": 2, "conv2d.m_layout": "inline"}
+    module, config = inside({"height": 112, "width": 112}, **changes)
+    tasks, *loops = map(int, extents(module, "conv2d_data1"))
+    blocks = 28 * 64 // (int(config["conv2d_out0.block"]) or 64)
+    assert tasks == blocks and np.prod(loops) == 6 * 6 * 28 * 64
+
+
+@pytest.mark.parametrize(("source", "own"), [("task", 1), ("copy", 0)])
+def test_a_task_copies_what_it_transforms(source: str, own: int) -> None:
+    """Six rows of 58 pixels for one of 14 tiles: of a block of channels, or all and of all."""
+    seed = {**winograd().seeds[0], "conv2d_data0.source": source, "conv2d_data0.block": 32}
+    module = schedule(layer().prim_func("winograd4"), MACHINE, seed)
+    tasks, *loops = map(int, extents(module, "conv2d_data0_source"))
+    copied = [14 * 2, 6 * 58 * 32] if own else [58 * 58, 64]
+    assert [tasks, np.prod(loops)] == copied
+
+
+def test_rows_of_stored_tiles_share_no_place_in_a_cache() -> None:
+    """Steps along the last row are an odd number of lines of 16 values."""
+    module = schedule(layer().prim_func("winograd4"), MACHINE, winograd().seeds[0])
+    from tvm.s_tir import Schedule
+
+    sch = Schedule(module)
+    block = sch.get(sch.get_sblock("conv2d_data1"))
+    ((_, axis, factor, offset),) = block.annotations["buffer_dim_align"]
+    assert (int(axis), int(factor), int(offset)) == (1, 32, 16)
+
+
+def test_an_estimate_counts_every_time_a_tile_is_made() -> None:
+    """Two blocks of 32 channels, or one of 64, read a row of tiles."""
+    found = winograd(height=112, width=112)
+    at = {"conv2d_data0.at": "consumer", "conv2d_out0.tiles": 1}
+    seeds = [s for s in found.seeds if at.items() <= s.items()]
+    once = next(s for s in seeds if s["conv2d_out0.block"] == 0)
+    twice = next(s for s in seeds if s["conv2d_out0.block"] == 32)
+    first, second = (found.features(s) for s in (once, twice))
+    assert (first["conv2d_data0.repeats"], second["conv2d_data0.repeats"]) == (0, 1)
+    assert second["conv2d_data0.estimate"] == pytest.approx(2 * first["conv2d_data0.estimate"])
+
+
+def test_an_estimate_counts_tiles_that_leave_the_caches() -> None:
+    """36 x 784 x 192 values for everyone are 21 MiB; those of a row of tiles fit L2."""
+    found = winograd(height=112, width=112, in_channels=192)
+    seed = next(s for s in found.seeds if s["conv2d_data0.at"] == "consumer")
+    near, far = (
+        found.features({**seed, "conv2d_data0.at": at})["conv2d_data0.estimate"]
+        for at in ("consumer", "root")
+    )
+    assert far > 1.5 * near / 2 ** found.features(seed)["conv2d_data0.repeats"]
 
 
 def test_every_seed_computes_the_layer() -> None:
