@@ -72,9 +72,13 @@ class StageSchedule(ABC):
         """Those features of the space that the consumer's tasks change."""
         return {}
 
-    @property
-    def variants(self) -> tuple[Config, ...]:
-        """Decisions, in parts of configs, that every seed of the program is offered with."""
+    def inside(self, config: Mapping[str, Value]) -> bool:
+        """Whether the stage runs in its consumer's tasks."""
+        return False
+
+    def variants(self, holds: bool) -> tuple[Config, ...]:
+        """Decisions, in parts of configs, that a seed of the program is offered with; `holds` says
+        whether a producer runs in the tasks."""
         return ({},)
 
     def notes(self, config: Mapping[str, Value]) -> Mapping[str, str]:

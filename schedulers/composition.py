@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -24,7 +24,7 @@ from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
 from flextensor.schedulers.prepack import constants, split
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
 from flextensor.schedulers.reduction import ReductionScheduler
-from flextensor.schedulers.space import Config, Space, Value, join, share
+from flextensor.schedulers.space import Config, Later, Space, Value, join, share
 from flextensor.schedulers.spatial import SpatialScheduler
 from flextensor.schedulers.tile_contraction import TileContractionScheduler
 from flextensor.schedulers.transform import TransformScheduler
@@ -46,6 +46,8 @@ SCHEDULERS = (
     SpatialScheduler(),
 )
 """Asked in turn for every stage."""
+Pair = tuple[StageSchedule, StageSchedule]
+"""A producer and its only consumer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,21 +119,34 @@ class Composition:
 def _joint(program: Program, parts: list[StageSchedule]) -> Space:
     """The space of all parts together, in which a producer fits the tasks of its consumer."""
     space = join({part.stage.name: part.space for part in parts}, _roles(parts))
-    seeds = list(space.seeds)
-    for part in parts:
-        variants = [{f"{part.stage.name}.{k}": v for k, v in c.items()} for c in part.variants]
-        seeds = [seed | variant for seed in seeds for variant in variants]
-    constraints, pairs = list(space.constraints), list[tuple[StageSchedule, StageSchedule]]()
+    pairs: list[Pair] = []
     for part in reversed(parts):  # a consumer is fitted to its own consumer first
         after = program.consumers(part.last)
         consumer = next((c for c in parts if len(after) == 1 and c.covers[0] is after[0]), None)
         if consumer is not None:
             pairs.append((part, consumer))
-            constraints.append(functools.partial(_misfit, part, consumer))
-            seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
-    features = functools.partial(_features, space, pairs)
-    space = dataclasses.replace(space, constraints=tuple(constraints), features=features)
-    return dataclasses.replace(space, seeds=tuple(s for s in seeds if space.reason(s) is None))
+    own, features = space.seeds, functools.partial(_features, space, pairs)
+    misfits = tuple(functools.partial(_misfit, *pair) for pair in pairs)
+    space = dataclasses.replace(space, constraints=space.constraints + misfits, features=features)
+    return dataclasses.replace(space, seeds=Later(lambda: _seeds(space, own, parts, pairs)))
+
+
+def _seeds(
+    space: Space, seeds: Sequence[Config], parts: list[StageSchedule], pairs: list[Pair]
+) -> Iterator[Config]:
+    """The legal ones of the parts' seeds, paired, in all variants, fitted to each other."""
+    for part in parts:
+        producers = [producer for producer, consumer in pairs if consumer is part]
+        seeds = [
+            seed | {f"{part.stage.name}.{knob}": value for knob, value in variant.items()}
+            for seed in seeds
+            for variant in part.variants(
+                any(p.inside(share(seed, p.stage.name)) for p in producers)
+            )
+        ]
+    for part, consumer in pairs:
+        seeds = [seed | _fitted(part, consumer, seed) for seed in seeds]
+    return (seed for seed in seeds if space.reason(seed) is None)
 
 
 def _roles(parts: list[StageSchedule]) -> dict[str, str]:
@@ -145,9 +160,7 @@ def _roles(parts: list[StageSchedule]) -> dict[str, str]:
     return roles
 
 
-def _features(
-    space: Space, pairs: list[tuple[StageSchedule, StageSchedule]], config: Mapping[str, Value]
-) -> dict[str, float]:
+def _features(space: Space, pairs: list[Pair], config: Mapping[str, Value]) -> dict[str, float]:
     """The features of all parts, as they are beside their consumers."""
     found = space.features(config)
     for part, consumer in pairs:

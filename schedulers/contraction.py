@@ -104,10 +104,13 @@ class ContractionSchedule(StageSchedule):
         inline = plan.lane_layout == "inline" and self.sides[plan.lane_side].reads(buffer)
         return plan.lanes.tile if inline else 0
 
+    def inside(self, config: Mapping[str, Value]) -> bool:
+        return config["output_at"] == "consumer"
+
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:
-        if config["output_at"] != "consumer":
+        if not self.inside(config):
             return None
         plan = self.plan(config)
         for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):
@@ -126,7 +129,7 @@ class ContractionSchedule(StageSchedule):
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> Config:
         found = dict(config)
-        if config["output_at"] != "consumer":
+        if not self.inside(config):
             return found
         for name, side in self.sides.items():
             for first in side.iterators[:1]:

@@ -10,7 +10,7 @@ from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.contraction_estimate import BYTES, features
 from flextensor.schedulers.layouts import Cut, Side
 from flextensor.schedulers.program import Iterator, Program, fusable, movable, reindexed
-from flextensor.schedulers.space import Config, Knob, Space, Value, choice, sizes
+from flextensor.schedulers.space import Config, Knob, Later, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import is_transform
 from flextensor.schedulers.units import VECTORS, Unit
 from flextensor.targets.base import Target
@@ -172,7 +172,8 @@ def contraction_space(
         features=lambda c: features(Plan.of(c, found, sides, target), found, sides, target, unit),
         canonical=lambda c: _canonical(c, knobs, Plan.of(c, found, sides, target), sides),
     )
-    return dataclasses.replace(space, seeds=_seeds(space, found, sides, target, unit))
+    seeds = Later(lambda: _seeds(space, found, sides, target, unit))
+    return dataclasses.replace(space, seeds=seeds)
 
 
 def _canonical(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 from flextensor.errors import IllegalConfigError, unknown
 
@@ -64,6 +64,28 @@ def choice(name: str, values: Iterable[Value]) -> Knob:
     return Knob(name, tuple(dict.fromkeys(values)), ordered=False)
 
 
+class Later(Sequence[Config]):
+    """Configs that are worked out when one is asked for: of another shape's space a search wants to
+    know what its trials were like, and not where it would begin."""
+
+    def __init__(self, make: Callable[[], Iterable[Config]]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> tuple[Config, ...]:
+        return tuple(self._make())
+
+    @overload
+    def __getitem__(self, index: int) -> Config: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Config]: ...
+    def __getitem__(self, index: int | slice) -> Config | Sequence[Config]:
+        return self._made[index]
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
 @dataclasses.dataclass(frozen=True)
 class Space:
     """All decisions of one formulation, the constraints among them, and good places to start.
@@ -76,7 +98,7 @@ class Space:
 
     knobs: tuple[Knob, ...]
     constraints: tuple[Constraint, ...] = ()
-    seeds: tuple[Config, ...] = ()
+    seeds: Sequence[Config] = ()
     features: Callable[[Mapping[str, Value]], dict[str, float]] = lambda config: {}
     canonical: Callable[[Mapping[str, Value]], Config] = dict
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -287,14 +309,14 @@ def join(spaces: Mapping[str, Space], roles: Mapping[str, str] | None = None) ->
         for k in s.knobs
     )
     constraints = tuple(constrain(n, c) for n, s in spaces.items() for c in s.constraints)
-    count = max((len(s.seeds) for s in spaces.values()), default=0)
-    seeds = [
-        {
-            f"{name}.{key}": value
-            for name, space in spaces.items()
-            if space.knobs
-            for key, value in space.seeds[min(i, len(space.seeds) - 1)].items()
-        }
-        for i in range(count)
-    ]
-    return Space(knobs, constraints, tuple(seeds), features, canonical, roles or {})
+
+    def seeds() -> Iterator[Config]:
+        for i in range(max((len(s.seeds) for s in spaces.values()), default=0)):
+            yield {
+                f"{name}.{key}": value
+                for name, space in spaces.items()
+                if space.knobs
+                for key, value in space.seeds[min(i, len(space.seeds) - 1)].items()
+            }
+
+    return Space(knobs, constraints, Later(seeds), features, canonical, roles or {})

@@ -128,11 +128,13 @@ class TransformSchedule(StageSchedule):
         cuts = (next((d for d in divisors if d * inner >= n), divisors[-1]) for n in SPREAD)
         return list(dict.fromkeys(cuts))
 
-    @property
-    def variants(self) -> tuple[Config, ...]:
+    def inside(self, config: Mapping[str, Value]) -> bool:
+        return config["at"] == "consumer"
+
+    def variants(self, holds: bool) -> tuple[Config, ...]:
         """Tasks of few and of many tiles, in blocks of channels that groups may be made of, and of
         all channels, so that no other task needs the tiles."""
-        if not self.spread:
+        if not self.spread or not holds:
             return ({},)
         (start,) = self.space.seeds
         block = int(start["block"])
@@ -183,14 +185,14 @@ class TransformSchedule(StageSchedule):
             return f"the lanes have no whole blocks of {block}"
         if spatial[self._first(lane)].extent % cut:
             return f"{spatial[self._first(lane)].extent} tiles have no whole tasks of {cut}"
-        if config["at"] == "consumer" and cut > 1:
+        if self.inside(config) and cut > 1:
             return "tiles are not cut into tasks inside another's"
         return None
 
     def beside(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> dict[str, float]:
-        if config["at"] == "root":
+        if not self.inside(config):
             return {}
         tiles = self.chain[-1].buffer
         repeats = consumer.readers(theirs, tiles, self.rows)
@@ -236,7 +238,7 @@ class TransformSchedule(StageSchedule):
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:
-        if config["at"] == "consumer" and not consumer.readers(theirs, self.chain[-1].buffer):
+        if self.inside(config) and not consumer.readers(theirs, self.chain[-1].buffer):
             return "the consumer has no tasks that need tiles"
         return None
 
@@ -293,7 +295,7 @@ class TransformSchedule(StageSchedule):
         inner = [s.name for s in self.chain if s.name != self.out]
         out = sch.get_sblock(self.out)
         around = []
-        if config["at"] == "consumer":
+        if self.inside(config):
             around = sch.get_loops(sch.get_consumers(out)[0])[:1]
             sch.compute_at(out, around[0], preserve_unit_loops=True)
         nest = self._loops(sch, sch.get_loops(out)[len(around) :], lane, block)

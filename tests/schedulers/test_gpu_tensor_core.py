@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ CONV = Workload(half("conv2d", IMAGE))
 DEEP = Workload(half("conv2d", {**IMAGE, "in_channels": "64"}))
 
 
-def seeds(workload: Workload, target: Target) -> tuple[Config, ...]:
+def seeds(workload: Workload, target: Target) -> Sequence[Config]:
     return space(workload.prim_func(), target).seeds
 
 
