@@ -91,14 +91,15 @@ class Convolution(Operator):
         return self.stride
 
     def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
-        """``direct``; ``winograd2`` and ``winograd4``, which are F(2, 3) and F(4, 3) along one or
-        two axes, where a window slides by one over enough channels; in float32 only, for what
-        they transform would overflow and cancel in half of the bits."""
+        """``direct``; where a window slides by one over enough channels, also those by
+        `winograd.tiles` along one or two axes: ``winograd2`` and ``winograd4`` are F(2, 3) and
+        F(4, 3) of a window of three. In float32 only, for what they transform would overflow and
+        cancel in half of the bits."""
         found: dict[str, Callable[[], Tensors]] = {"direct": self.compute}
         channels = min(self.in_channels, self.out_channels) // self.groups
-        slides = self.kernel == 3 and self.stride == 1
+        slides = self.kernel >= 3 and self.stride == 1
         if slides and channels >= 8 and self.dtype == "float32":
-            for tile in (2, 4):
+            for tile in winograd.tiles(self.kernel):
                 found[f"winograd{tile}"] = functools.partial(self.compute_winograd, tile)
         return found
 

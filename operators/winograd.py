@@ -4,6 +4,10 @@ Per axis F(m, r) computes m outputs of a window of r with m + r - 1 products ins
 
     y = A' ((G g) * (B' d))
 
+A longer window is cut into parts of m taps, which slide over the same transformed tiles, one tile
+further each: nine taps are three parts of F(3, 3), whose products of tile t are the sum of those of
+part 0 with tile t, of part 1 with tile t + 1 and of part 2 with tile t + 2.
+
 after S. Winograd, *Arithmetic Complexity of Computations* (1980), for neural networks A. Lavin and
 S. Gray, *Fast Algorithms for Convolutional Neural Networks* (CVPR 2016). The matrices are those
 of Toom and Cook for the interpolation points 0, 1, -1, 2, -2, .. and infinity. Rounding errors
@@ -26,8 +30,27 @@ GROWN = (16, 8)
 """Output and input channels grow to multiples of these, so that transforms fill vectors; halves of
 them will do for the input, each channel of which costs a product."""
 Matrix = tuple[tuple[Fraction, ...], ...]
+MOST_POINTS = 7
+"""Points of a tile along an axis, at most: rounding errors grow with each."""
+GAIN = 1.25
+"""How many times fewer products per output one more formulation must need."""
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
+
+
+@functools.cache
+def tiles(window: int) -> dict[int, int]:
+    """Outputs of the tiles worth computing for a window, and the taps of its parts, those with the
+    fewest points first: 3 -> ``{2: 3, 4: 3}``, 5 -> ``{3: 5}``, 7 -> ``{3: 3, 4: 4}``."""
+    found, least = dict[int, int](), float(window)
+    for points in range(3, MOST_POINTS + 1):
+        cuts = [(tile, points - tile + 1) for tile in range(2, points)]
+        cuts = [(tile, taps) for tile, taps in cuts if taps == window or taps == tile < window]
+        costs = {cut: points * -(-window // cut[1]) / cut[0] for cut in cuts}
+        best = min(costs, key=lambda cut: costs[cut], default=None)
+        if best is not None and costs[best] * GAIN <= least:
+            found[best[0]], least = best[1], costs[best]
+    return found
 
 
 @functools.cache
@@ -83,7 +106,7 @@ def combine(matrix: Matrix, row: Any, element: Callable[[int], Any], dtype: str)
 
 
 def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, name: str) -> Any:
-    """`flextensor.operators.stages.convolve` with stride 1, by F(tile, window).
+    """`flextensor.operators.stages.convolve` with stride 1, by F(tile, taps), see `tiles`.
 
     A window with gaps sees only every `dilation`-th element: along the tiled axes the data is
     dealt out to ``dilation ** axes`` images, which are convolved without gaps and joined again.
@@ -97,7 +120,10 @@ def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, n
         data = pad(data, [0, 0, *rest], [0, more[1], *rest])
         weight = pad(weight, [0, 0, *rest], [*more, *rest])
     images = data if dilation == 1 else _deal(data, axes, dilation)
-    fast = Winograd(images, weight, out_channels, tile, axes, dilation, groups, name)
+    taps = tiles(int(weight.shape[-1]))[tile]
+    whole = [0] * (len(data.shape) - axes) + [-int(weight.shape[-1]) % taps] * axes
+    images, filters = (pad(t, [0] * len(whole), whole) for t in (images, weight))
+    fast = Winograd(images, filters, out_channels, tile, taps, axes, dilation, groups, name)
     out = fast.compute()
     if dilation == 1:
         return out
@@ -144,24 +170,26 @@ def _join(images: Any, axes: int, count: int, size: Sequence[Any], batch: int) -
 class Winograd:
     """A convolution of stride 1 whose last `axes` axes are computed by F(tile, window).
 
-    `data` [N, C, (D,) size..] is padded already, `weight` is [K, C/groups, (R,) window..], of
+    `data` [N, C, (D,) size..] is padded already, `weight` is [K, C/groups, (R,) parts*window..], of
     whose output channels the first `out_channels` are wanted. An output y along a tiled axis is
     ``t*tile + i``: row i of tile t. `dilation` is that of the axis without tiles, if there is one.
+    Where there is more than one part, its window is as long as a tile.
     """
 
     data: Any
     weight: Any
     out_channels: int
     tile: int
+    window: int
     axes: int
     dilation: int
     groups: int
     name: str
 
     @property
-    def window(self) -> int:
-        """Taps along an axis."""
-        return int(self.weight.shape[-1])
+    def parts(self) -> int:
+        """Parts of the window along an axis."""
+        return int(self.weight.shape[-1]) // self.window
 
     @property
     def points(self) -> int:
@@ -177,8 +205,13 @@ class Winograd:
 
     @property
     def tiles(self) -> tuple[int, ...]:
-        """Tiles along each tiled axis."""
+        """Tiles of the output along each tiled axis."""
         return tuple(-(-n // self.tile) for n in self.out_size[-self.axes :])
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Tiles of the data along each tiled axis."""
+        return tuple(n + self.parts - 1 for n in self.tiles)
 
     def compute(self) -> Any:
         """The output [N, K, (D,) size..]; its products are the stage `name`."""
@@ -188,7 +221,7 @@ class Winograd:
         """The data, grown to whole tiles along tiled axes."""
         fixed = len(self.data.shape) - self.axes
         size = [int(n) for n in self.data.shape[fixed:]]
-        wanted = [t * self.tile + self.window - 1 for t in self.tiles]
+        wanted = [t * self.tile + self.window - 1 for t in self.seen]
         after = [0] * fixed + [w - n for w, n in zip(wanted, size, strict=True)]
         return pad(self.data, [0] * len(after), after)
 
@@ -211,14 +244,14 @@ class Winograd:
         return te.compute(shape, value, name=f"{self.name}_{stage}{axis}")
 
     def _transform_data(self) -> Any:
-        """V = B' d B, [points.., N, (D,) tiles.., C]."""
+        """V = B' d B, [points.., N, (D,) seen.., C]."""
         from tvm import te
 
         data = self._pad()
         _, _, b = matrices(self.tile, self.window)
         batch, channels, *size = (int(n) for n in data.shape)
         loose, ndim = size[: len(size) - self.axes], self.axes
-        shape = [*[self.points] * ndim, batch, *loose, *self.tiles, channels]
+        shape = [*[self.points] * ndim, batch, *loose, *self.seen, channels]
 
         def first(*at: Any) -> Any:
             offsets, n, rest, c = at[:ndim], at[ndim], at[ndim + 1 : -1], at[-1]
@@ -235,20 +268,24 @@ class Winograd:
         return rows if ndim == 1 else self._rows("data", b, rows, 1)
 
     def _transform_weight(self) -> Any:
-        """U = G g G', [points.., C/groups, (R,) K]."""
+        """U = G g G' of every part, [points.., C/groups, (R,) parts.., K]."""
         from tvm import te
 
         weight, ndim = self.weight, self.axes
         _, g, _ = matrices(self.tile, self.window)
         out_channels, in_group, *taps = (int(n) for n in weight.shape)
         loose = taps[: len(taps) - ndim]
-        shape = [self.points, *[self.window] * (ndim - 1), in_group, *loose, out_channels]
+        parts = [self.parts] * ndim if self.parts > 1 else []
+        shape = [self.points, *[self.window] * (ndim - 1), in_group, *loose, *parts, out_channels]
 
         def first(*at: Any) -> Any:
             offsets, (c, *free, k) = at[:ndim], at[ndim:]
+            free, part = free[: len(loose)], free[len(loose) :] or [0] * ndim
 
             def element(j: int) -> Any:
-                return weight(k, c, *free, j, *offsets[1:])
+                inside = (j, *offsets[1:])
+                place = [p * self.window + o for p, o in zip(part, inside, strict=True)]
+                return weight(k, c, *free, *place)
 
             return combine(g, offsets[0], element, weight.dtype)
 
@@ -256,7 +293,7 @@ class Winograd:
         return rows if ndim == 1 else self._rows("weight", g, rows, 1)
 
     def _products(self, data: Any, weight: Any) -> Any:
-        """M = U V summed over channels and loose taps, [points.., N, K, (D,) tiles..]."""
+        """M = U V summed over channels, loose taps and parts, [points.., N, K, (D,) tiles..]."""
         from tvm import te
 
         ndim = self.axes
@@ -264,13 +301,14 @@ class Winograd:
         c = te.reduce_axis((0, in_group), "rc")
         window = [te.reduce_axis((0, r), f"r{i}") for i, r in enumerate(taps)]
         per_group = out_channels // self.groups
-        loose = list(self.out_size[: len(taps)])
+        loose = list(self.out_size[:-ndim])
+        steps = [self.dilation] * len(loose) + [1] * ndim
 
         def value(*at: Any) -> Any:
             points, n, k, rest = at[:ndim], at[ndim], at[ndim + 1], at[ndim + 2 :]
-            depth = [q + r * self.dilation for q, r in zip(rest[: len(taps)], window, strict=True)]
+            slid = [q + r * d for q, r, d in zip(rest, window, steps, strict=False)]
             channel = c if self.groups == 1 else k // per_group * in_group + c
-            term = data(*points, n, *depth, *rest[len(taps) :], channel)
+            term = data(*points, n, *slid, *rest[len(slid) :], channel)
             return te.sum(term * weight(*points, c, *window, k), axis=[c, *window])
 
         shape = [*data.shape[:ndim], data.shape[ndim], out_channels, *loose, *self.tiles]

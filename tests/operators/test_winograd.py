@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextensor.operators import Workload, parse
-from flextensor.operators.winograd import Matrix, matrices
+from flextensor.operators.winograd import GAIN, MOST_POINTS, Matrix, matrices, tiles
 
 NUMBERS = st.integers(-9, 9)
 
@@ -20,8 +20,10 @@ def times(matrix: Matrix, vector: list[Fraction]) -> list[Fraction]:
     return [sum((c * v for c, v in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
 
 
-@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("window", [1, 2, 3])
+SIZES = [(m, r) for m in range(1, 7) for r in range(1, 5) if m + r < 10]
+
+
+@pytest.mark.parametrize(("outputs", "window"), SIZES)
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_a_tile_is_the_correlation_exactly(outputs: int, window: int, data: st.DataObject) -> None:
@@ -55,10 +57,46 @@ def test_the_error_is_bounded(
     assert np.isfinite(error) and error < bound
 
 
+@pytest.mark.parametrize("window", range(3, 15))
+def test_every_tile_saves_products(window: int) -> None:
+    """Of a window in one part, or in parts as long as the tile."""
+    assert tiles(window)
+    for tile, taps in tiles(window).items():
+        parts = -(-window // taps)
+        assert taps == window or taps == tile
+        assert tile + taps - 1 <= MOST_POINTS
+        assert (tile + taps - 1) * parts / tile * GAIN <= window
+
+
+WIDE = {
+    "conv1d": {"length": "41", "kernel": "9"},
+    "conv2d": {"height": "15", "width": "13", "kernel": "7"},
+    "conv3d": {"depth": "6", "height": "8", "width": "9", "kernel": "4"},
+    "conv_transpose1d": {"length": "37", "kernel": "9", "stride": "1"},
+    "dilated_conv2d": {"height": "19", "width": "21", "kernel": "5"},
+    "group_conv2d": {"height": "14", "width": "11", "groups": "2", "kernel": "7"},
+}
+"""Kernels in parts: nine taps are three parts, seven are two, of which one has a tap of zero."""
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_error_of_a_window_in_parts_is_bounded(
+    name: str, error_of: Callable[[Workload, str], float]
+) -> None:
+    channels = {"in_channels": "32", "out_channels": "16", "padding": "1"}
+    workload = Workload(parse(name, {**channels, **WIDE[name]}))
+    fast = [f for f in workload.formulations if f.startswith("winograd")]
+    assert fast == [f"winograd{tile}" for tile in tiles(int(WIDE[name]["kernel"]))]
+    for formulation in fast:
+        error = error_of(workload, formulation)
+        assert np.isfinite(error) and error < 5e-5, formulation
+
+
 def test_only_a_small_window_that_slides_by_one_over_channels_is_computed_so() -> None:
     def names(**fields: str) -> tuple[str, ...]:
         return Workload(parse("conv2d", fields)).formulations
 
     assert names() == ("direct", "winograd2", "winograd4")
+    assert names(kernel="9") == ("direct", "winograd3")
     assert names(stride="2") == names(kernel="1") == names(in_channels="3") == ("direct",)
     assert Workload(parse("depthwise_conv2d", {})).formulations == ("direct",)
