@@ -4,14 +4,15 @@ Per axis F(m, r) computes m outputs of a window of r with m + r - 1 products ins
 
     y = A' ((G g) * (B' d))
 
-A longer window is cut into parts of m taps, which slide over the same transformed tiles, one tile
-further each: nine taps are three parts of F(3, 3), whose products of tile t are the sum of those of
-part 0 with tile t, of part 1 with tile t + 1 and of part 2 with tile t + 2.
-
 after S. Winograd, *Arithmetic Complexity of Computations* (1980), for neural networks A. Lavin and
 S. Gray, *Fast Algorithms for Convolutional Neural Networks* (CVPR 2016). The matrices are those
 of Toom and Cook for the interpolation points 0, 1, -1, 2, -2, .. and infinity. Rounding errors
 grow with m: about 1e-6 of the largest output for m = 2, and 1e-5 for m = 4, in float32.
+
+A longer window is cut into parts (D. Huang et al., *DWM: A Decomposable Winograd Method for
+Convolution Acceleration*, AAAI 2020), here of m taps, so that all slide over the same transformed
+tiles, each part one tile further: nine taps are three parts of F(3, 3), and the products of tile t
+are those of part 0 with tile t, of part 1 with tile t + 1 and of part 2 with tile t + 2, summed.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, n
         weight = pad(weight, [0, 0, *rest], [*more, *rest])
     images = data if dilation == 1 else _deal(data, axes, dilation)
     taps = tiles(int(weight.shape[-1]))[tile]
-    whole = [0] * (len(data.shape) - axes) + [-int(weight.shape[-1]) % taps] * axes
-    images, filters = (pad(t, [0] * len(whole), whole) for t in (images, weight))
+    none, zeros = [0] * len(data.shape), -int(weight.shape[-1]) % taps
+    images, filters = (pad(t, none, none[axes:] + [zeros] * axes) for t in (images, weight))
     fast = Winograd(images, filters, out_channels, tile, taps, axes, dilation, groups, name)
     out = fast.compute()
     if dilation == 1:

@@ -71,12 +71,11 @@ class TransformSchedule(StageSchedule):
         after = program.consumers(stages[-1]) if self.stored else []
         self.summed = summed(stages[-1], after)
         alone = len(after) == 1
-        self.space = self._space(padded=producer is not None, alone=alone)
+        self.space = self._space(alone)
 
-    def _space(self, padded: bool, alone: bool) -> Space:
-        """All decisions. The source is read in place, or copied with its lanes last, all of it or
-        what a task needs: seeds do so where it is `padded`. Only an `alone` consumer may have the
-        tiles in its tasks."""
+    def _space(self, alone: bool) -> Space:
+        """All decisions. The source is copied with its lanes last, what a task needs or all of it,
+        or read in place; only an `alone` consumer may have the tiles in its tasks."""
         spatial = self.chain[-1].spatial
         lanes = [p for p in range(len(spatial)) if self._width(p) > 1]
         lanes = sorted(lanes, key=self._lane_cost) or [-1]
@@ -209,10 +208,10 @@ class TransformSchedule(StageSchedule):
             place, steps = str(config["source"]), stepped(self.stage, lane)
             cycles += source_cycles(source, steps, place, self.stage, self.target)
         if self.stored:
-            within = 0 if config["at"] == "root" else parts
-            cycles += store_cycles(self.chain[-1].points, within, self.target)
+            tasks = parts if self.inside(config) else 0
+            cycles += store_cycles(self.chain[-1].points, tasks, self.target)
         seconds = repeats * cycles / (self.target.cores * CLOCK)
-        if self.fixed and config["at"] == "root":
+        if self.fixed and not self.inside(config):
             seconds = 1e-9  # packed ahead
         log = math.log2
         return {

@@ -41,5 +41,5 @@ def store_cycles(elements: int, tasks: int, target: Target) -> float:
     if level(size, target) is None:
         return 0.0
     held = size * target.cores if tasks else size
-    left = min(held / (target.l3_bytes / 2), 1.0)
+    left = min(2 * held / max(target.l3_bytes, 1), 1.0)
     return left * elements * 2 * BYTES / FETCHED["memory"]

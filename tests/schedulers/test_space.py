@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
 
 from flextensor.errors import IllegalConfigError
-from flextensor.schedulers.space import Config, Space, Value, choice, join, sizes
+from flextensor.schedulers.space import Config, Later, Space, Value, choice, join, sizes
 
 
 def space() -> Space:
@@ -109,3 +110,18 @@ def test_a_joint_space_keeps_knobs_constraints_and_seeds() -> None:
     assert both.size == space().size ** 2
     assert both.reason({**both.seeds[0], "b.tile": 8, "b.unroll": 2}) == "too much"
     assert both.reason(both.seeds[0]) is None
+
+
+def test_seeds_are_worked_out_once_and_when_asked_for() -> None:
+    asked = []
+
+    def make() -> Iterator[Config]:
+        asked.append(True)
+        yield {"a": 1}
+        yield {"a": 2}
+
+    own = dataclasses.replace(Space((sizes("a", (1, 2)),)), seeds=Later(make))
+    joint = join({"x": own})
+    assert joint.has({"x.a": 2}) and not asked
+    assert len(joint.seeds) == 2 and joint.seeds[1:] == ({"x.a": 2},)
+    assert list(joint.seeds) == [{"x.a": 1}, {"x.a": 2}] and asked == [True]
