@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,7 +72,7 @@ class Learned:
         rests = [np.array([rest for _, rest in own]) for _, own in shapes]
         levels = [float(np.median(rest)) for rest in rests]
         weights = [weight * len(own) for weight, own in shapes]
-        self._level = levels[-1] if self._own else float(np.average(levels, weights=weights))
+        self._level = levels[-1] if self._own else middle(levels, weights)
         data = xgboost.DMatrix(
             matrix([described for described, _ in known], self._columns),
             label=np.concatenate([r - level for r, level in zip(rests, levels, strict=True)]),
@@ -105,6 +106,18 @@ class Learned:
             if point not in self._known:
                 self._known[point] = self._space.describe(self._space.config(point))
         return [self._known[point] for point in points]
+
+
+def middle(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The weighted median: shapes for which there is no estimate, or a bad one, do not move it."""
+    pairs = sorted(zip(values, weights, strict=True))
+    half = sum(weights) / 2
+
+    def reached(ordered: list[tuple[float, float]]) -> float:
+        total = itertools.accumulate(weight for _, weight in ordered)
+        return next(value for (value, _), t in zip(ordered, total, strict=True) if t >= half)
+
+    return (reached(pairs) + reached(pairs[::-1])) / 2
 
 
 def columns(known: Sequence[Example]) -> dict[str, int]:

@@ -48,6 +48,18 @@ def test_no_points_of_two_shapes_are_compared(create: Callable[..., CostModel]) 
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
+def test_a_shape_without_estimates_does_not_move_the_guess_of_times() -> None:
+    """Of a space that gives no estimate, the whole logarithm of its times is left to learn."""
+    guesses = []
+    for strange in (0, 1):
+        model = Learned(SPACE)
+        model.study([({"a": float(i)}, -11.0 + i / 8) for i in range(8 * strange)])
+        for level in (0.1, 0.2, 0.3):
+            model.study([({"a": float(i)}, level + i / 8) for i in range(8)])
+        guesses.append(model.predict(POINTS[:1])[0])
+    assert guesses[1] == pytest.approx(guesses[0], abs=0.5)
+
+
 def test_a_bold_ensemble_prefers_what_its_members_disagree_on() -> None:
     model = Ensemble(SPACE)
     model.fit(POINTS[:40], SECONDS[:40])
