@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.layouts import Cut, Side
+from flextensor.schedulers.loops import LINE
 from flextensor.schedulers.units import Unit
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
@@ -32,7 +33,7 @@ BYTES = 4
 FETCHED = {"l3": 16.0, "memory": 3.0}
 """Bytes that a core gets in a cycle from what lies beyond L2, where what it reads again and again
 comes while it multiplies; chosen for how estimates rank the trials that are shipped."""
-PAGE, LINE = 4096, 64
+PAGE = 4096
 """Bytes; hardware fetches ahead within a page only."""
 FAR = 3.0
 """Cycles that a step of the reduction waits for what lies on another page than the step before."""
