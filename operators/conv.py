@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
-from flextensor.operators import winograd
+from flextensor.operators import polyphase, winograd
 from flextensor.operators.base import Operator, Tensors, register
 from flextensor.operators.stages import (
     convolve,
@@ -91,17 +91,22 @@ class Convolution(Operator):
         return self.stride
 
     def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
-        """``direct``; where a window slides by one over enough channels, also those by
-        `winograd.tiles` along one or two axes: ``winograd2`` and ``winograd4`` are F(2, 3) and
-        F(4, 3) of a window of three. In float32 only, for what they transform would overflow and
-        cancel in half of the bits."""
+        """``direct``; where a window slides over enough channels, also those by `winograd.tiles`
+        along one or two axes: ``winograd2`` and ``winograd4`` are F(2, 3) and F(4, 3) of a window
+        of three. A longer stride slides over its phases, see `flextensor.operators.polyphase`. In
+        float32 only, for what they transform would overflow and cancel in half of the bits."""
         found: dict[str, Callable[[], Tensors]] = {"direct": self.compute}
-        channels = min(self.in_channels, self.out_channels) // self.groups
-        slides = self.kernel >= 3 and self.stride == 1
+        channels = min(self.phase_channels) // self.groups
+        slides = self.kernel >= 3 and (self.stride == 1 or self.dilation == 1)
         if slides and channels >= 8 and self.dtype == "float32":
-            for tile in winograd.tiles(self.kernel):
+            for tile in winograd.worthwhile(self.kernel, self.stride, len(self.size)):
                 found[f"winograd{tile}"] = functools.partial(self.compute_winograd, tile)
         return found
+
+    @property
+    def phase_channels(self) -> tuple[int, int]:
+        """Input and output channels where the phases of a stride are channels of their own."""
+        return self.in_channels * self.stride ** len(self.size), self.out_channels
 
     def compute(self) -> Tensors:
         data, weight, *bias = self.placeholders()
@@ -116,11 +121,17 @@ class Convolution(Operator):
         return self.finish(out, data, weight, *bias)
 
     def compute_winograd(self, tile: int) -> Tensors:
-        """The convolution by F(tile, kernel), see `flextensor.operators.winograd`."""
+        """The convolution by F(tile, window), see `flextensor.operators.winograd`."""
         data, weight, *bias = self.placeholders()
+        images, filters = self.padded(data), self.filters(weight)
+        if self.stride > 1:
+            window = -(-self.kernel // self.stride)
+            size = [n + window - 1 for n in self.out_size]
+            images = polyphase.split_data(images, self.stride, size)
+            filters = polyphase.split_weight(filters, self.stride)
         out = winograd.convolve(
-            self.padded(data),
-            self.filters(weight),
+            images,
+            filters,
             tile=tile,
             dilation=self.dilation,
             groups=self.groups,

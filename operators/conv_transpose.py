@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
+from flextensor.operators import winograd
 from flextensor.operators.base import Tensors, register
 from flextensor.operators.conv import Convolution, check_groups
 from flextensor.operators.stages import convolve, epilogue_flops, guarded
@@ -66,6 +67,24 @@ class ConvolutionTranspose(Convolution):
         if self.stride > 1 and self.dilation == 1:
             found["subpixel"] = self.compute_subpixel
         return found
+
+    @property
+    def phase_channels(self) -> tuple[int, int]:
+        return self.in_channels, self.out_channels * self.stride ** len(self.size)
+
+    def compute_winograd(self, tile: int) -> Tensors:
+        if self.stride == 1:
+            return super().compute_winograd(tile)
+        data, weight, *bias = self.placeholders()
+        phases = winograd.convolve(
+            self._pad_phases(data),
+            self._split(weight),
+            tile=tile,
+            dilation=1,
+            groups=self.groups,
+            name=self.name,
+        )
+        return self.finish(self._shuffle(phases), data, weight, *bias)
 
     def compute_subpixel(self) -> Tensors:
         """A convolution of stride 1 over the input itself that computes no product with zero.

@@ -54,6 +54,20 @@ def tiles(window: int) -> dict[int, int]:
     return found
 
 
+def worthwhile(kernel: int, stride: int, ndim: int) -> list[int]:
+    """The tiles for windows of `kernel` and `stride` along each of `ndim` axes that need `GAIN`
+    times fewer products than there are. A longer stride multiplies the taps of all its phases, some
+    of which may be zero: 3 by 2 -> ``[5]`` in two dimensions, 7 by 2 -> ``[2, 3]``."""
+    window, axes = -(-kernel // stride), min(ndim, 2)
+    found = []
+    for tile, taps in tiles(window).items():
+        products = (tile + taps - 1) * -(-window // taps) / tile
+        needed = (products * stride) ** axes * (window * stride) ** (ndim - axes)
+        if needed * GAIN <= kernel**ndim:
+            found.append(tile)
+    return found
+
+
 @functools.cache
 def matrices(outputs: int, window: int) -> tuple[Matrix, Matrix, Matrix]:
     """A' [outputs, n], G [n, window] and B' [n, n] of F(outputs, window), n = outputs + window - 1.

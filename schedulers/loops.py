@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from flextensor.schedulers.expression import variables
 from flextensor.schedulers.program import Iterator
 from flextensor.targets.base import Target
 from flextensor.targets.launches import item_bytes
 
 LINE = 64
 """Bytes of a cache line."""
+WAY = 4096
+"""Bytes of a way of the first cache: lines that far apart share a place in it."""
+AT_ONCE = 8
+"""Rows of a matrix that are transposed at a time, of those whose lines share a place."""
 
 
 def extent(sch: Any, loop: Any) -> int:
@@ -52,6 +58,28 @@ def stagger(sch: Any, block: Any, axis: int) -> None:
     written = sch.get(block).writes[0].source
     line = LINE // item_bytes(written)
     sch.storage_align(block, 0, axis, 2 * line, line)
+
+
+def transpose(sch: Any, block: Any, target: Target) -> bool:
+    """A block whose last two loops copy a matrix by columns. Where its rows lie so far apart that
+    more of them share a place in the first cache than it has, a few at a time, or every line would
+    be fetched anew for each of its elements; whether it is so.
+
+    for x in 224, c in 32  ->  for co in 4, x in 224: unrolled(8)
+    """
+    copied = sch.get(block)
+    (read,), row = copied.reads, copied.iter_vars[-1].var
+    found = (d for d, index in enumerate(read.region) if row in variables(index.min))
+    pitch = math.prod(int(n) for n in read.source.shape[next(found, -1) + 1 :])
+    x, c = sch.get_loops(block)[-2:]
+    rows = extent(sch, c)
+    shared = rows * math.gcd(pitch * item_bytes(read.source), WAY)
+    if shared <= target.l1_bytes or rows % AT_ONCE:
+        return False
+    outer, inner = sch.split(c, [None, AT_ONCE])
+    sch.reorder(outer, x, inner)
+    sch.unroll(inner)
+    return True
 
 
 def pack(sch: Any, block: Any) -> None:

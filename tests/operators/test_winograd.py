@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextensor.operators import Workload, parse
-from flextensor.operators.winograd import GAIN, MOST_POINTS, Matrix, matrices, tiles
+from flextensor.operators.winograd import (
+    GAIN,
+    MOST_POINTS,
+    Matrix,
+    matrices,
+    tiles,
+    worthwhile,
+)
 
 NUMBERS = st.integers(-9, 9)
 
@@ -92,11 +99,53 @@ def test_the_error_of_a_window_in_parts_is_bounded(
         assert np.isfinite(error) and error < 5e-5, formulation
 
 
-def test_only_a_small_window_that_slides_by_one_over_channels_is_computed_so() -> None:
+STRIDED = {
+    "conv1d": {"length": "41", "kernel": "8", "stride": "3"},
+    "conv2d": {"height": "17", "width": "22", "kernel": "7", "stride": "2", "in_channels": "3"},
+    "conv3d": {"depth": "9", "height": "8", "width": "11", "kernel": "7", "stride": "2"},
+    "conv_transpose1d": {"length": "19", "kernel": "4", "stride": "2"},
+    "conv_transpose2d": {"height": "7", "width": "6", "kernel": "5", "stride": "2"},
+    "conv_transpose3d": {
+        "depth": "3", "height": "5", "width": "4", "kernel": "7", "stride": "2",
+        "output_padding": "1", "out_channels": "2",
+    },
+    "group_conv2d": {"height": "14", "width": "11", "kernel": "3", "stride": "2", "groups": "2"},
+}  # fmt: skip
+"""Strides that divide the kernel, the input, or neither; three channels are enough where their
+phases are more."""
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_the_error_over_phases_is_bounded(
+    name: str, error_of: Callable[[Workload, str], float]
+) -> None:
+    channels = {"in_channels": "16", "out_channels": "16", "padding": "1", "relu": "true"}
+    fields = {**channels, **STRIDED[name]}
+    workload = Workload(parse(name, fields))
+    fast = [f for f in workload.formulations if f.startswith("winograd")]
+    ndim = 1 if name.endswith("1d") else 3 if name.endswith("3d") else 2
+    tiles = worthwhile(int(fields["kernel"]), int(fields["stride"]), ndim)
+    assert fast and fast == [f"winograd{tile}" for tile in tiles]
+    for formulation in fast:
+        error = error_of(workload, formulation)
+        assert np.isfinite(error) and error < 5e-5, formulation
+
+
+def test_phases_need_fewer_products_than_the_stride_leaves_out() -> None:
+    assert worthwhile(3, 1, 2) == [2, 4]
+    assert worthwhile(3, 2, 2) == [5]  # 4 phases of 2 x 2 taps: 5.8 products, not 9
+    assert worthwhile(3, 2, 3) == []  # 8 phases of 2 taps more: 23, not 27
+    assert worthwhile(7, 2, 2) == [2, 3]
+    assert worthwhile(4, 4, 2) == worthwhile(2, 1, 2)[2:] == []  # one tap in every phase
+
+
+def test_only_a_window_that_slides_over_channels_without_gaps_is_computed_so() -> None:
     def names(**fields: str) -> tuple[str, ...]:
         return Workload(parse("conv2d", fields)).formulations
 
     assert names() == ("direct", "winograd2", "winograd4")
     assert names(kernel="9") == ("direct", "winograd3")
-    assert names(stride="2") == names(kernel="1") == names(in_channels="3") == ("direct",)
+    assert names(stride="2") == ("direct", "winograd5")
+    assert names(kernel="1") == names(in_channels="3") == names(kernel="2", stride="2")
+    assert names(kernel="1") == names(stride="2", dilation="2") == ("direct",)
     assert Workload(parse("depthwise_conv2d", {})).formulations == ("direct",)

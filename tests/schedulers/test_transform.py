@@ -181,3 +181,15 @@ def test_every_seed_computes_the_layer() -> None:
         arguments = [tvm.runtime.tensor(a) for a in (*inputs, out)]
         kernel["main"](*arguments)
         assert relative_error(arguments[-1].numpy(), expected) < 1e-4
+
+
+@pytest.mark.parametrize("source", ["task", "copy"])
+def test_rows_that_share_places_in_the_cache_are_transposed_a_few_at_a_time(source: str) -> None:
+    """64 x 64 pixels are four pages: all channels of a pixel lie in one place of the first cache,
+    which has eight; those of 56 x 56 in sixteen."""
+    for side, few in ((64, True), (56, False)):
+        fields = {"height": side, "width": side}
+        changes: dict[str, Any] = {"conv2d_data0.source": source}
+        module, config = inside(fields, **changes)
+        inner = extents(module, "conv2d_data0_source")[-2:]
+        assert (inner == [side + 2, 8]) == few, (side, config)
