@@ -62,10 +62,15 @@ class ConvolutionTranspose(Convolution):
         return 1
 
     def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
-        """Those of a convolution, and ``subpixel`` where there are phases to split the output."""
+        """Those of a convolution; ``subpixel`` where there are phases to split the output, and
+        ``col2im`` where what it keeps of every tap is no larger than the weight."""
         found = dict(super().formulations())
         if self.stride > 1 and self.dilation == 1:
             found["subpixel"] = self.compute_subpixel
+        pixels, channels = self.batch * math.prod(self.size), self.in_channels // self.groups
+        phases = self.stride == 1 or self.dilation == 1
+        if self.kernel > 1 and phases and pixels <= channels:
+            found["col2im"] = self.compute_col2im
         return found
 
     @property
@@ -99,6 +104,52 @@ class ConvolutionTranspose(Convolution):
         )
         out = self._shuffle(phases)
         return self.finish(out, data, weight, *bias)
+
+    def compute_col2im(self) -> Tensors:
+        """One product of matrices, of the weight as it lies and of the input itself, and its sums:
+
+            columns[n,k,f,x] = sum_c data[n,c,x] * weight[c,k,f]
+            out[n,k,y] = sum_{x,f : x*stride + f*dilation = y + padding} columns[n,k,f,x]
+
+        No product is with zero, and a deep layer's weight, its largest operand, is read once.
+        """
+        data, weight, *bias = self.placeholders()
+        out = self._sum_taps(self._columns(data, weight))
+        return self.finish(out, data, weight, *bias)
+
+    def _columns(self, data: Any, weight: Any) -> Any:
+        """[N, out_channels, kernel.., size..]: what every input adds through every tap."""
+        from tvm import te
+
+        ndim = len(self.size)
+        rc = te.reduce_axis((0, self.in_channels // self.groups), "rc")
+
+        def value(n: Any, k: Any, *at: Any) -> Any:
+            taps, place, channel = at[:ndim], at[ndim:], self._input(k, rc)
+            own = k if self.groups == 1 else k % self.weight_shape[1]
+            return te.sum(data(n, channel, *place) * weight(channel, own, *taps), axis=rc)
+
+        shape = [self.batch, self.out_channels, *self.weight_shape[2:], *self.size]
+        return te.compute(shape, value, name=self.name)
+
+    def _sum_taps(self, columns: Any) -> Any:
+        """[N, out_channels, out_size..]: of the `_taps` that meet an output along each axis."""
+        from tvm import te
+
+        taps = [te.reduce_axis((0, self._taps), f"r{i}") for i in range(len(self.size))]
+
+        def value(n: Any, k: Any, *position: Any) -> Any:
+            tap, place, inside = [], [], []
+            for y, t, extent in zip(position, taps, self.size, strict=True):
+                q = y + self.padding
+                tap.append(q % self.stride + self.stride * t if self.stride > 1 else t)
+                place.append(q // self.stride - t * self.dilation)
+                inside += [tap[-1] < self.kernel] if self.kernel % self.stride else []
+                inside += [place[-1] >= 0, place[-1] < extent]
+            return te.sum(guarded(inside, columns(n, k, *tap, *place)), axis=taps)
+
+        shape = [self.batch, self.out_channels, *self.out_size]
+        return te.compute(shape, value, name="col2im")
 
     def padded(self, data: Any) -> Any:
         """``out[j] = data[(j - start) / stride]``, zero where that is no element."""
