@@ -253,10 +253,16 @@ class ContractionSchedule(StageSchedule):
             if layout == "inline":
                 continue
             block = sch.get_sblock(f"{name}_{role}")
-            if at == "block":
-                sch.compute_at(block, task)
+            side = self.sides[plan.row_side if role == "rows" else plan.lane_side]
+            columns = len(side.own_k) if layout == "panel" and not side.group else 0
+            if at == "root":
+                loops.pack(sch, block, columns, self.target)
+                continue
+            sch.compute_at(block, task)
+            if columns and side.contiguous:
+                loops.advance(sch, block, columns)
             else:
-                loops.pack(sch, block)
+                loops.transpose(sch, block, columns, self.target)
         self._tile(plan, sch, acc, tile, k)
 
     def _reductions(self, plan: Plan) -> int:

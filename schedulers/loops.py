@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tvm import tirx
+
 from flextensor.schedulers.expression import variables
 from flextensor.schedulers.program import Iterator
 from flextensor.targets.base import Target
@@ -60,33 +62,59 @@ def stagger(sch: Any, block: Any, axis: int) -> None:
     sch.storage_align(block, 0, axis, 2 * line, line)
 
 
-def transpose(sch: Any, block: Any, target: Target) -> bool:
-    """A block whose last two loops copy a matrix by columns. Where its rows lie so far apart that
-    more of them share a place in the first cache than it has, a few at a time, or every line would
-    be fetched anew for each of its elements; whether it is so.
+def transpose(sch: Any, block: Any, columns: int, target: Target) -> bool:
+    """A block whose last loops, over `columns` and a row, copy a matrix by columns. Where its rows
+    lie so far apart that more of them share a place in the first cache than it has, a few at a
+    time, or every line would be fetched anew for each of its elements; whether it is so.
 
     for x in 224, c in 32  ->  for co in 4, x in 224: unrolled(8)
     """
-    copied = sch.get(block)
-    (read,), row = copied.reads, copied.iter_vars[-1].var
-    found = (d for d, index in enumerate(read.region) if row in variables(index.min))
-    pitch = math.prod(int(n) for n in read.source.shape[next(found, -1) + 1 :])
-    x, c = sch.get_loops(block)[-2:]
-    rows = extent(sch, c)
-    shared = rows * math.gcd(pitch * item_bytes(read.source), WAY)
-    if shared <= target.l1_bytes or rows % AT_ONCE:
+    *between, c = sch.get_loops(block)[-1 - columns :]
+    rows, apart = sch.get(c).extent, pitch(sch.get(block), -1)
+    if not columns or not apart or not isinstance(rows, tirx.IntImm) or int(rows) % AT_ONCE:
+        return False
+    if int(rows) * math.gcd(apart, WAY) <= target.l1_bytes:
         return False
     outer, inner = sch.split(c, [None, AT_ONCE])
-    sch.reorder(outer, x, inner)
+    sch.reorder(outer, *between, inner)
     sch.unroll(inner)
     return True
 
 
-def pack(sch: Any, block: Any) -> None:
-    """A packing block on its own: all loops but the innermost in parallel."""
-    loops = sch.get_loops(block)
-    outer = loops[:-1] if len(loops) > 1 else loops
-    sch.parallel(fuse(sch, outer))
+def advance(sch: Any, block: Any, columns: int) -> None:
+    """A block whose last loops, over tiles, `columns` and lanes, copy short rows that lie pages
+    apart: a few rows side by side, so that hardware fetches ahead along each.
+
+    for tile in 24, k in 1024, lane in 24  ->  for ko in 128, tile in 24, ki in 8, lane in 24
+    """
+    copied = sch.get(block)
+    tile, *ks, lane = sch.get_loops(block)[-2 - columns :]
+    apart = [pitch(copied, p - 1 - columns) for p in range(columns)]
+    k = ks[apart.index(max(apart))]
+    if max(apart) < WAY or extent(sch, tile) == 1 or extent(sch, k) % AT_ONCE:
+        return
+    outer, inner = sch.split(k, [None, AT_ONCE])
+    sch.reorder(outer, tile, *(inner if loop is k else loop for loop in ks), lane)
+
+
+def pitch(copied: Any, position: int) -> int:
+    """Bytes between neighbours along an iterator of a block in the one tensor that it reads; 0
+    where they are contiguous, or all the same, or several tensors are read."""
+    read, var = copied.reads[0], copied.iter_vars[position].var
+    found = [d for d, index in enumerate(read.region) if var in variables(index.min)]
+    if len(copied.reads) > 1 or not found or found[-1] + 1 == len(read.region):
+        return 0
+    return item_bytes(read.source) * math.prod(int(n) for n in read.source.shape[found[0] + 1 :])
+
+
+def pack(sch: Any, block: Any, columns: int, target: Target) -> None:
+    """A packing block on its own: all loops but the innermost in parallel, or but those over
+    `columns` and the innermost where they `transpose` and leave enough."""
+    outer = [extent(sch, loop) for loop in sch.get_loops(block)]
+    enough = math.prod(outer[: -1 - columns]) * outer[-1] >= target.cores * AT_ONCE
+    inner = 1 + columns if enough and transpose(sch, block, columns, target) else 1
+    nest = sch.get_loops(block)
+    sch.parallel(fuse(sch, nest[:-inner] or nest))
 
 
 def by_iterator(

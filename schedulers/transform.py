@@ -340,13 +340,9 @@ class TransformSchedule(StageSchedule):
             source = sch.get_sblock(f"{self.stage.name}_source")
             if config["source"] == "task":
                 sch.compute_at(source, [*tile[:1], *around, *task][-1])
-                loops.transpose(sch, source, self.target)
+                loops.transpose(sch, source, 1, self.target)
             else:
-                *outer, _, _ = sch.get_loops(source)
-                if outer and loops.transpose(sch, source, self.target):
-                    sch.parallel(loops.fuse(sch, outer))
-                else:
-                    loops.pack(sch, source)
+                loops.pack(sch, source, 1, self.target)
 
     def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
         """The loops of the last block by dimension of the tiles; iterators split in digits, the

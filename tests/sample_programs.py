@@ -1,4 +1,4 @@
-"""Programs that several tests schedule."""
+"""Programs that several tests schedule, and what they ask of the result."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
     e = te.compute((rows, cols), lambda i, c: te.exp(a[i, c] - top[i]), name="e")
     s = te.compute((rows,), lambda i: te.sum(e[i, j], axis=j), name="s")
     return [a, te.compute((rows, cols), lambda i, c: e[i, c] / s[i], name="softmax")]
+
+
+def extents(module: Any, block: str) -> list[Any]:
+    """Extents of the loops around a block."""
+    from tvm.s_tir import Schedule
+
+    sch = Schedule(module)
+    return [sch.get(loop).extent for loop in sch.get_loops(sch.get_sblock(block))]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_programs import extents
 
 from flextensor.buffers import relative_error
 from flextensor.lessons import MACHINES
@@ -98,14 +99,6 @@ def inside(fields: dict[str, int], **changes: Any) -> tuple[Any, Config]:
     config = next(s for s in found.seeds if at.items() <= s.items()) | changes
     assert found.reason(config) is None
     return schedule(workload.prim_func("winograd4"), MACHINE, config), config
-
-
-def extents(module: Any, block: str) -> list[Any]:
-    """Extents of the loops around a block."""
-    from tvm.s_tir import Schedule
-
-    sch = Schedule(module)
-    return [sch.get(loop).extent for loop in sch.get_loops(sch.get_sblock(block))]
 
 
 @pytest.mark.parametrize("rows", [4, 6])

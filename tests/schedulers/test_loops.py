@@ -1,0 +1,69 @@
+"""The order in which operands are copied: no line is fetched for a single element of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_programs import extents
+
+from flextensor.buffers import relative_error
+from flextensor.lessons import MACHINES
+from flextensor.operators import Workload, parse
+from flextensor.schedulers import schedule, space
+from flextensor.targets import lookup
+
+MACHINE = MACHINES["llvm-avx2"]
+GEMM = {"m": "48", "n": "64", "k": "1024"}
+EINSUM = {"equation": "km,kn->mn", "m": "2048", "n": "48", "k": "64"}
+
+
+def packed(operator: str, fields: dict[str, str], at: str, **wanted: Any) -> Any:
+    """A product whose lanes are packed `at` the root or in each block, scheduled."""
+    func = Workload(parse(operator, fields)).prim_func("direct")
+    found = space(func, MACHINE)
+    lanes = wanted["lanes"]
+    wanted |= {f"{lanes}_layout": "panel", f"{lanes}_at": at, f"{lanes}_parts": 1}
+    wanted |= {"k_parts": 1, "k_unroll": 1, "rows": 4, "vectors": 2}
+    config = found.seeds[0] | {f"{operator}.{name}": value for name, value in wanted.items()}
+    assert found.reason(config) is None, found.reason(config)
+    return schedule(func, MACHINE, config)
+
+
+@pytest.mark.parametrize("at", ["root", "block"])
+@pytest.mark.parametrize(("k", "few"), [(1024, True), (1000, False)])
+def test_lanes_that_share_places_in_the_cache_are_packed_a_few_at_a_time(
+    at: str, k: int, few: bool
+) -> None:
+    """Rows of 1,024 floats are a page: sixteen of them share a place that holds eight lines."""
+    module = packed("gemm", {**GEMM, "k": str(k)}, at, lanes="m")
+    inner = extents(module, "gemm_lanes")[-2:]
+    assert inner == ([k, 8] if few else inner) and (inner[-1] == 8) == few
+
+
+@pytest.mark.parametrize(("m", "few"), [(2048, True), (192, False)])
+def test_rows_that_lie_pages_apart_are_packed_side_by_side(m: int, few: bool) -> None:
+    """Eight steps of the reduction for all panels of a block, not all of it for each in turn."""
+    module = packed("einsum", {**EINSUM, "m": str(m)}, "block", lanes="m")
+    loops = list(map(int, extents(module, "einsum_lanes")[-4:]))
+    assert loops[-2:] == ([8, 16] if few else [64, 16])
+    assert not few or loops[0] == 8
+
+
+@pytest.mark.parametrize("at", ["root", "block"])
+@pytest.mark.parametrize(("operator", "fields"), [("gemm", GEMM), ("einsum", EINSUM)])
+def test_what_is_packed_in_another_order_is_the_same(
+    operator: str, fields: dict[str, str], at: str
+) -> None:
+    import tvm
+
+    workload = Workload(parse(operator, fields))
+    module = packed(operator, fields, at, lanes="m")
+    kernel = tvm.compile(module, target=lookup("llvm").tvm_target())
+    inputs = workload.inputs(seed=3)
+    expected = workload.reference(inputs)
+    out = np.zeros(expected.shape, "float32")
+    tensors = [tvm.runtime.tensor(a) for a in (*inputs, out)]
+    kernel(*tensors)
+    assert relative_error(tensors[-1].numpy(), expected) < 1e-5
