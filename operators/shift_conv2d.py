@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.operators.base import Operator, Tensors, register
 from flextensor.operators.conv import check_window
-from flextensor.operators.stages import pad
+from flextensor.operators.stages import guarded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,18 +49,45 @@ class ShiftConv2d(Operator):
         size = (self.height, self.width)
         check_window(self.name, size, self.kernel, self.dilation, self.padding)
 
+    def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
+        """``direct`` finds the offsets of an element from its channel's number; ``offsets`` finds
+        them once for each channel, which pays where a division costs more than another pass."""
+        return {"direct": self.compute, "offsets": self.compute_offsets}
+
     def compute(self) -> Tensors:
+        data, index = self._placeholders()
+        return self._move(data, index, lambda c: (index[c] // self.kernel, index[c] % self.kernel))
+
+    def compute_offsets(self) -> Tensors:
+        """With the stages ``rows`` and ``cols`` [channels]."""
+        from tvm import te
+
+        data, index = self._placeholders()
+        rows = te.compute(index.shape, lambda c: index[c] // self.kernel, name="rows")
+        cols = te.compute(index.shape, lambda c: index[c] % self.kernel, name="cols")
+        return self._move(data, index, lambda c: (rows[c], cols[c]))
+
+    def _placeholders(self) -> tuple[Any, Any]:
         from tvm import te
 
         data = te.placeholder((self.batch, self.height, self.width, self.channels), name="data")
-        index = te.placeholder((self.channels,), name="index", dtype="int32")
-        around = (0, self.padding, self.padding, 0)
-        padded = pad(data, around, around)
+        return data, te.placeholder((self.channels,), name="index", dtype="int32")
+
+    def _move(self, data: Any, index: Any, offsets: Callable[[Any], tuple[Any, Any]]) -> Tensors:
+        """Where no offset leaves the data, which is nearly everywhere, no element asks for it."""
+        from tvm import te, tirx
+
+        extents, reach = (self.height, self.width), self.dilation * (self.kernel - 1)
 
         def value(n: Any, y: Any, x: Any, c: Any) -> Any:
-            dy, dx = index[c] // self.kernel, index[c] % self.kernel
-            row, col = y * self.stride + dy * self.dilation, x * self.stride + dx * self.dilation
-            return padded[n, row, col, c]
+            first = [i * self.stride - self.padding for i in (y, x)]
+            place = [i + o * self.dilation for i, o in zip(first, offsets(c), strict=True)]
+            inside = [i >= 0 for i in first]
+            inside += [i + reach < extent for i, extent in zip(first, extents, strict=True)]
+            within = [i >= 0 for i in place]
+            within += [i < extent for i, extent in zip(place, extents, strict=True)]
+            moved = data(n, *place, c)
+            return tirx.if_then_else(tirx.all(*inside), moved, guarded(within, moved))
 
         shape = (self.batch, *self.out_size, self.channels)
         return [data, index, te.compute(shape, value, name="shift")]

@@ -101,7 +101,8 @@ class Program:
 def movable(program: Program, stage: Stage) -> bool:
     """Whether a stage only moves data of the inputs, and so is inlined where it is read.
 
-    What reads a buffer more than once is no such stage: inlined, it would be computed again.
+    What reads a buffer more than once, or divides what it reads, is no such stage: inlined, it
+    would be computed again.
     """
     if stage.combiner or stage.buffer.same_as(program.output):
         return False
@@ -112,7 +113,11 @@ def movable(program: Program, stage: Stage) -> bool:
         producer = program.producer(load.source)
         if producer is not None and not movable(program, producer):
             return False
-    calls = [n for n in walk(stage.value) if isinstance(n, Call)]
+    nodes = list(walk(stage.value))
+    divided = [n.a for n in nodes if isinstance(n, (tirx.FloorDiv, tirx.FloorMod))]
+    if any(isinstance(n, TensorLoad) for value in divided for n in walk(value)):
+        return False
+    calls = [n for n in nodes if isinstance(n, Call)]
     return all(getattr(c.op, "name", "") == "prim.if_then_else" for c in calls)
 
 

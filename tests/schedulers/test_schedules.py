@@ -264,7 +264,10 @@ def test_stages_go_to_the_scheduler_of_their_structure() -> None:
     assert takers(parse("gemv", {})) == ["gemv:Reduction"]
     assert takers(FunctionOperator(pool, {})) == ["p:Window"]
     assert takers(parse("depthwise_conv2d", {"padding": "1"})) == ["depthwise_conv2d:Window"]
-    assert takers(parse("shift_conv2d", {}))[-1].endswith("Spatial")
+    shift = parse("shift_conv2d", {})
+    assert takers(shift) == ["shift:Spatial"]
+    stages = ["rows:Spatial", "cols:Spatial", "shift:Spatial"]
+    assert takers(shift, "offsets") == stages  # what divides an input is computed once
     assert takers(FunctionOperator(softmax, {}))[0] == "top:Reduction"
 
 
