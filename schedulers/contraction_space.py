@@ -49,6 +49,8 @@ class Plan:
     """Reduction points of the unrolled window loops."""
     window_loops: int
     """Window loops that are not unrolled."""
+    rows_ahead: int
+    """Rows beyond those of a tile that its unrolled body reads, where a window slides over them."""
 
     @property
     def padded_k(self) -> dict[object, int]:
@@ -91,7 +93,8 @@ class Plan:
         unroll = int(c["k_unroll"])
         blocks, length = cut_reduction(main.extent, int(c["k_parts"]), unroll)
         windows = int(c["unroll_windows"])
-        others = [i.extent for i in found.k if i is not main]
+        others = [i for i in found.k if i is not main]
+        looped, unrolled = others[: len(others) - windows], others[len(others) - windows :]
         return cls(
             rows=cuts["row"],
             lanes=cuts["lane"],
@@ -111,9 +114,21 @@ class Plan:
             k_length=length,
             k_unroll=unroll,
             unrolled_windows=windows,
-            window_points=math.prod(others[len(others) - windows :]) if windows else 1,
-            window_loops=sum(e > 1 for e in others[: len(others) - windows]),
+            window_points=points(tuple(unrolled)),
+            window_loops=sum(i.extent > 1 for i in looped),
+            rows_ahead=_rows_ahead(
+                sides[row_side], cuts["row"], str(c[f"{row_side}_layout"]), unrolled
+            ),
         )
+
+
+def _rows_ahead(side: Side, cut: Cut, layout: str, unrolled: list[Iterator]) -> int:
+    """`Plan.rows_ahead`: of rows that are read as they lie, none of them again at an edge."""
+    if layout == "panel" or side.slides is None or (layout == "inline" and not cut.exact):
+        return 0
+    slide = side.slides[-1]
+    reach = sum((i.extent - 1) * slide.taps.terms.get(i.var, 0) for i in unrolled)
+    return reach // slide.stride
 
 
 def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
@@ -258,7 +273,8 @@ def _seeds(
                     if pick is None:
                         continue
                     if unit.spills(Plan.of(pick, found, sides, target), target):
-                        pick = best([pick, {**pick, "k_unroll": 2}]) or pick
+                        calm = ({**pick, "k_unroll": 2}, {**pick, "unroll_windows": 0})
+                        pick = best([pick, *calm]) or pick
                     again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
                     for seed in (pick, best(again) if starts is cuts and near > 1 else None):
                         if seed is not None:

@@ -66,6 +66,10 @@ class TileUnit(Unit):
         """Whatever the vector registers."""
         return tiles.REGISTERS, "tile registers"
 
+    def spills(self, plan: Plan, target: Target) -> bool:
+        """Never: tile registers have numbers, and are LLVM's affair no more."""
+        return False
+
     def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
         """Whatever the vector registers."""
         return FIRST_TILES

@@ -56,9 +56,14 @@ class Unit:
     def spills(self, plan: Plan, target: Target) -> bool:
         """Whether sums leave their registers: LLVM takes two turns of a long loop of single steps
         at a time, for which rows that are read in place take one register more than a full tile
-        leaves."""
-        full = self.registers(plan) == self.available(target)[0]
-        return full and plan.row_layout == "inline" and plan.steps == 1 and not plan.window_loops
+        leaves; and it keeps rows that a window reads again in the unrolled body, for which a full
+        tile leaves none."""
+        left = self.available(target)[0] - self.registers(plan)
+        if plan.rows_ahead and left <= 1:
+            return True
+        return (
+            left == 0 and plan.row_layout == "inline" and plan.steps == 1 and not plan.window_loops
+        )
 
     def first_tiles(self, target: Target) -> tuple[tuple[str, int, int], ...]:
         """Where the lanes are, rows and vectors of the register tiles that seeds begin with."""

@@ -236,3 +236,19 @@ def test_a_matrix_whose_rows_are_whole_pages_is_not_read_in_place() -> None:
         assert found.reason(config) is None
         cost[n] = estimate(found.features(config))
     assert cost["1024"] > 1.3 * cost["1000"]
+
+
+def test_rows_that_a_window_reads_again_leave_a_full_tile_no_registers() -> None:
+    """12 sums, 2 vectors and 8 rows of 6, which LLVM keeps for all three taps, are 22 of 16
+    registers; in a loop over the taps, or where a tile is smaller, nothing is kept."""
+    fields = {"in_channels": "64", "out_channels": "64", "length": "770", "kernel": "3"}
+    found = space(Workload(parse("conv1d", fields)).prim_func(), MACHINE)
+    lanes = {"lanes": "n", "n_layout": "panel", "m_layout": "inline", "k_parts": 1, "vectors": 2}
+    config = found.seeds[0] | {f"conv1d.{k}": v for k, v in {**lanes, "m_parts": 1}.items()}
+
+    def rate(rows: int, unrolled: int) -> float:
+        changes = {"conv1d.rows": rows, "conv1d.unroll_windows": unrolled, "conv1d.k_unroll": 1}
+        return found.features(config | changes)["conv1d.rate"]
+
+    assert rate(6, 1) < 0.8 * rate(6, 0)
+    assert rate(4, 1) > rate(4, 0)
