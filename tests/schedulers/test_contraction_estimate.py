@@ -243,11 +243,16 @@ def test_rows_that_a_window_reads_again_leave_a_full_tile_no_registers() -> None
     registers; in a loop over the taps, or where a tile is smaller, nothing is kept."""
     fields = {"in_channels": "64", "out_channels": "64", "length": "770", "kernel": "3"}
     found = space(Workload(parse("conv1d", fields)).prim_func(), MACHINE)
-    lanes = {"lanes": "n", "n_layout": "panel", "m_layout": "inline", "k_parts": 1, "vectors": 2}
-    config = found.seeds[0] | {f"conv1d.{k}": v for k, v in {**lanes, "m_parts": 1}.items()}
+    wanted: dict[str, Value] = {
+        "conv1d.lanes": "n", "conv1d.n_layout": "panel", "conv1d.m_layout": "inline",
+        "conv1d.k_parts": 1, "conv1d.m_parts": 1, "conv1d.vectors": 2,
+    }  # fmt: skip
+    config = found.seeds[0] | wanted
 
     def rate(rows: int, unrolled: int) -> float:
-        changes = {"conv1d.rows": rows, "conv1d.unroll_windows": unrolled, "conv1d.k_unroll": 1}
+        changes: dict[str, Value] = {
+            "conv1d.rows": rows, "conv1d.unroll_windows": unrolled, "conv1d.k_unroll": 1,
+        }  # fmt: skip
         return found.features(config | changes)["conv1d.rate"]
 
     assert rate(6, 1) < 0.8 * rate(6, 0)
