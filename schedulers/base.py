@@ -41,13 +41,16 @@ class StageSchedule(ABC):
         no producer can run inside the tasks."""
         return 0
 
-    def readers(self, config: Mapping[str, Value], buffer: Any, along: Collection[int] = ()) -> int:
+    def readers(
+        self, config: Mapping[str, Value], buffer: Any, along: Collection[int] = ()
+    ) -> float:
         """Tasks that read the same element of a buffer, or elements that differ only `along`
-        some dimensions; 0 when that is not known."""
+        some dimensions, in the mean where windows overlap; 0 when that is not known."""
         return 0
 
-    def parts_of(self, config: Mapping[str, Value], buffer: Any) -> int:
-        """Parts of a buffer, each for tasks of its own; 1 when that is not known."""
+    def parts_of(self, config: Mapping[str, Value], buffer: Any) -> float:
+        """How many times what one task reads of a buffer goes into it; 1 when that is not
+        known."""
         return 1
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:

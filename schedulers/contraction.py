@@ -23,7 +23,7 @@ from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
-from flextensor.schedulers.layouts import Element, Side
+from flextensor.schedulers.layouts import Cut, Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, steps
 from flextensor.schedulers.space import Config, Value
 from flextensor.schedulers.units import VECTORS, Unit
@@ -81,23 +81,39 @@ class ContractionSchedule(StageSchedule):
         """All sizes that follow from a config."""
         return Plan.of(config, self.found, self.sides, self.target)
 
-    def readers(self, config: Mapping[str, Value], buffer: Any, along: Collection[int] = ()) -> int:
+    def readers(
+        self, config: Mapping[str, Value], buffer: Any, along: Collection[int] = ()
+    ) -> float:
         plan = self.plan(config)
         rows, lanes = (self.sides[s].reads(buffer) for s in (plan.row_side, plan.lane_side))
         layout = plan.row_layout if rows else plan.lane_layout
         if rows == lanes or layout != "inline":
             return 0
-        blocks = plan.lanes.blocks if rows else plan.rows.blocks
+        side, cut, others = plan.row_side, plan.rows, plan.lanes.blocks
+        if lanes:
+            side, cut, others = plan.lane_side, plan.lanes, plan.rows.blocks
+        readers = others * self._overlap(side, cut)
         if plan.output == "consumer":
-            return blocks  # tasks of a transform have all that it sums along
-        access = self.sides[plan.row_side if rows else plan.lane_side].operand.access
+            return readers  # tasks of a transform have all that it sums along
+        access = self.sides[side].operand.access
         assert access is not None
         apart = [i for i in self.found.batch if any(i.var in access[d].terms for d in along)]
-        return blocks * points(tuple(apart))
+        return readers * points(tuple(apart))
 
-    def parts_of(self, config: Mapping[str, Value], buffer: Any) -> int:
+    def _overlap(self, side: str, cut: Cut) -> float:
+        """How many blocks of a side read the same element, in the mean: a window slides beyond a
+        block of 2 rows by 2, so that each row is read by two blocks."""
+        slides = self.sides[side].slides
+        if not slides or cut.blocks == 1:
+            return 1
+        steps = slides[0].span
+        return cut.blocks * (cut.block + steps) / (cut.blocks * cut.block + steps)
+
+    def parts_of(self, config: Mapping[str, Value], buffer: Any) -> float:
         plan = self.plan(config)
-        return (plan.rows if self.sides[plan.row_side].reads(buffer) else plan.lanes).blocks
+        rows = self.sides[plan.row_side].reads(buffer)
+        side, cut = (plan.row_side, plan.rows) if rows else (plan.lane_side, plan.lanes)
+        return cut.blocks / self._overlap(side, cut)
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
         plan = self.plan(config)

@@ -198,7 +198,7 @@ class TransformSchedule(StageSchedule):
         return self._features(config, repeats, consumer.parts_of(theirs, tiles))
 
     def _features(
-        self, config: Mapping[str, Value], repeats: int = 1, parts: int = 1
+        self, config: Mapping[str, Value], repeats: float = 1, parts: float = 1
     ) -> dict[str, float]:
         """`repeats`: how often a tile is transformed; `parts`: of the tiles, one for a task."""
         lane, source = int(config["lanes"]), self.source

@@ -34,7 +34,7 @@ def source_cycles(source: Any, steps: int, place: str, first: Stage, target: Tar
     return pack_cycles(elements, elements * BYTES if place == "copy" else 0, target)
 
 
-def store_cycles(elements: int, tasks: int, target: Target) -> float:
+def store_cycles(elements: int, tasks: float, target: Target) -> float:
     """Cycles that one core waits to store tiles, all of them before others read them, or what each
     of so many `tasks` reads itself: the more of the last cache is filled, the more leaves it."""
     size = elements * BYTES / max(tasks, 1)
