@@ -9,12 +9,13 @@ bias [out_channels], output [batch, out_channels, spatial..], as in PyTorch. Alo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
-from flextensor.operators import winograd
+from flextensor.operators import polyphase, winograd
 from flextensor.operators.base import Tensors, register
 from flextensor.operators.conv import Convolution, check_groups
 from flextensor.operators.stages import convolve, epilogue_flops, guarded
@@ -67,9 +68,8 @@ class ConvolutionTranspose(Convolution):
         found = dict(super().formulations())
         if self.stride > 1 and self.dilation == 1:
             found["subpixel"] = self.compute_subpixel
-        pixels, channels = self.batch * math.prod(self.size), self.in_channels // self.groups
-        phases = self.stride == 1 or self.dilation == 1
-        if self.kernel > 1 and phases and pixels <= channels:
+        pixels, dense = self.batch * math.prod(self.size), self.stride == 1 or self.dilation == 1
+        if self.kernel > 1 and dense and pixels <= self.in_channels // self.groups:
             found["col2im"] = self.compute_col2im
         return found
 
@@ -80,16 +80,7 @@ class ConvolutionTranspose(Convolution):
     def compute_winograd(self, tile: int) -> Tensors:
         if self.stride == 1:
             return super().compute_winograd(tile)
-        data, weight, *bias = self.placeholders()
-        phases = winograd.convolve(
-            self._pad_phases(data),
-            self._split(weight),
-            tile=tile,
-            dilation=1,
-            groups=self.groups,
-            name=self.name,
-        )
-        return self.finish(self._shuffle(phases), data, weight, *bias)
+        return self._by_phases(functools.partial(winograd.convolve, tile=tile, dilation=1))
 
     def compute_subpixel(self) -> Tensors:
         """A convolution of stride 1 over the input itself that computes no product with zero.
@@ -98,12 +89,15 @@ class ConvolutionTranspose(Convolution):
         the inputs ``q - t``. So the phases become ``stride**ndim`` times more output channels of
         a convolution with the window ``ceil(kernel / stride)``, and a pixel shuffle spreads them.
         """
+        return self._by_phases(convolve)
+
+    def _by_phases(self, run: Callable[..., Any]) -> Tensors:
+        """`compute_subpixel` with `run` for the convolution."""
         data, weight, *bias = self.placeholders()
-        phases = convolve(
+        phases = run(
             self._pad_phases(data), self._split(weight), groups=self.groups, name=self.name
         )
-        out = self._shuffle(phases)
-        return self.finish(out, data, weight, *bias)
+        return self.finish(self._shuffle(phases), data, weight, *bias)
 
     def compute_col2im(self) -> Tensors:
         """One product of matrices, of the weight as it lies and of the input itself, and its sums:
@@ -126,8 +120,8 @@ class ConvolutionTranspose(Convolution):
 
         def value(n: Any, k: Any, *at: Any) -> Any:
             taps, place, channel = at[:ndim], at[ndim:], self._input(k, rc)
-            own = k if self.groups == 1 else k % self.weight_shape[1]
-            return te.sum(data(n, channel, *place) * weight(channel, own, *taps), axis=rc)
+            product = data(n, channel, *place) * weight(channel, self._own(k), *taps)
+            return te.sum(product, axis=rc)
 
         shape = [self.batch, self.out_channels, *self.weight_shape[2:], *self.size]
         return te.compute(shape, value, name=self.name)
@@ -180,8 +174,7 @@ class ConvolutionTranspose(Convolution):
         in_group = self.in_channels // self.groups
 
         def value(k: Any, c: Any, *taps: Any) -> Any:
-            own = k if self.groups == 1 else k % self.weight_shape[1]
-            return weight(self._input(k, c), own, *(self.kernel - 1 - r for r in taps))
+            return weight(self._input(k, c), self._own(k), *(self.kernel - 1 - r for r in taps))
 
         shape = [self.out_channels, in_group, *self.weight_shape[2:]]
         return te.compute(shape, value, name="flip_weight")
@@ -191,6 +184,10 @@ class ConvolutionTranspose(Convolution):
         if self.groups == 1:
             return c
         return k // self.weight_shape[1] * (self.in_channels // self.groups) + c
+
+    def _own(self, k: Any) -> Any:
+        """The number of output channel `k` in its group, as the weight has it."""
+        return k if self.groups == 1 else k % self.weight_shape[1]
 
     @property
     def _taps(self) -> int:
@@ -228,19 +225,16 @@ class ConvolutionTranspose(Convolution):
         """
         from tvm import te
 
-        per_group, in_group = self.weight_shape[1], self.in_channels // self.groups
-        ndim = len(self.size)
+        in_group, ndim = self.in_channels // self.groups, len(self.size)
         phases = self.stride**ndim
 
         def value(channel: Any, c: Any, *position: Any) -> Any:
-            k, phase = channel // phases, channel % phases
+            k, phase = polyphase.digits(channel, self.stride, ndim)
             taps = [
-                phase // self.stride ** (ndim - 1 - i) % self.stride
-                + self.stride * (self._taps - 1 - t)
-                for i, t in enumerate(position)
+                p + self.stride * (self._taps - 1 - t) for p, t in zip(phase, position, strict=True)
             ]
             inside = [f < self.kernel for f in taps if self.kernel % self.stride]
-            return guarded(inside, weight(self._input(k, c), k % per_group, *taps))
+            return guarded(inside, weight(self._input(k, c), self._own(k), *taps))
 
         shape = [self.out_channels * phases, in_group, *[self._taps] * ndim]
         return te.compute(shape, value, name="phase_weight")

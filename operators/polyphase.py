@@ -27,8 +27,8 @@ def split_data(data: Any, stride: int, size: Sequence[int]) -> Any:
     ndim = len(extents)
 
     def value(n: Any, channel: Any, *at: Any) -> Any:
-        c, digits = _digits(channel, stride, ndim)
-        place = [y * stride + p for y, p in zip(at, digits, strict=True)]
+        c, phase = digits(channel, stride, ndim)
+        place = [y * stride + p for y, p in zip(at, phase, strict=True)]
         inside = [
             x < extent
             for x, extent, wanted in zip(place, extents, size, strict=True)
@@ -47,8 +47,8 @@ def split_weight(weight: Any, stride: int) -> Any:
     ndim = len(kernel)
 
     def value(k: Any, channel: Any, *at: Any) -> Any:
-        c, digits = _digits(channel, stride, ndim)
-        taps = [t * stride + p for t, p in zip(at, digits, strict=True)]
+        c, phase = digits(channel, stride, ndim)
+        taps = [t * stride + p for t, p in zip(at, phase, strict=True)]
         inside = [f < r for f, r in zip(taps, kernel, strict=True) if r % stride]
         return guarded(inside, weight(k, c, *taps))
 
@@ -56,7 +56,7 @@ def split_weight(weight: Any, stride: int) -> Any:
     return te.compute(shape, value, name="phase_weight")
 
 
-def _digits(channel: Any, stride: int, ndim: int) -> tuple[Any, list[Any]]:
+def digits(channel: Any, stride: int, ndim: int) -> tuple[Any, list[Any]]:
     """The channel and, for each axis, the phase that a channel of phases stands for."""
-    digits = [channel // stride ** (ndim - 1 - i) % stride for i in range(ndim)]
-    return channel // stride**ndim, digits
+    found = [channel // stride ** (ndim - 1 - i) % stride for i in range(ndim)]
+    return channel // stride**ndim, found

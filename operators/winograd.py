@@ -33,7 +33,7 @@ them will do for the input, each channel of which costs a product."""
 Matrix = tuple[tuple[Fraction, ...], ...]
 MOST_POINTS = 7
 """Points of a tile along an axis, at most: rounding errors grow with each."""
-GAIN = 1.25
+GAIN = Fraction(5, 4)
 """How many times fewer products per output one more formulation must need."""
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
@@ -43,11 +43,11 @@ POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 def tiles(window: int) -> dict[int, int]:
     """Outputs of the tiles worth computing for a window, and the taps of its parts, those with the
     fewest points first: 3 -> ``{2: 3, 4: 3}``, 5 -> ``{3: 5}``, 7 -> ``{3: 3, 4: 4}``."""
-    found, least = dict[int, int](), float(window)
+    found, least = dict[int, int](), Fraction(window)
     for points in range(3, MOST_POINTS + 1):
         cuts = [(tile, points - tile + 1) for tile in range(2, points)]
         cuts = [(tile, taps) for tile, taps in cuts if taps == window or taps == tile < window]
-        costs = {cut: points * -(-window // cut[1]) / cut[0] for cut in cuts}
+        costs = {cut: Fraction(points * -(-window // cut[1]), cut[0]) for cut in cuts}
         best = min(costs, key=lambda cut: costs[cut], default=None)
         if best is not None and costs[best] * GAIN <= least:
             found[best[0]], least = best[1], costs[best]
@@ -61,7 +61,7 @@ def worthwhile(kernel: int, stride: int, ndim: int) -> list[int]:
     window, axes = -(-kernel // stride), min(ndim, 2)
     found = []
     for tile, taps in tiles(window).items():
-        products = (tile + taps - 1) * -(-window // taps) / tile
+        products = Fraction((tile + taps - 1) * -(-window // taps), tile)
         needed = (products * stride) ** axes * (window * stride) ** (ndim - axes)
         if needed * GAIN <= kernel**ndim:
             found.append(tile)

@@ -274,9 +274,9 @@ class ContractionSchedule(StageSchedule):
             if at == "root":
                 loops.pack(sch, block, columns, self.target)
                 continue
-            sch.compute_at(block, task)
+            sch.compute_at(block, task, preserve_unit_loops=True)
             if columns and side.contiguous:
-                loops.advance(sch, block, columns)
+                loops.interleave(sch, block, columns)
             else:
                 loops.transpose(sch, block, columns, self.target)
         self._tile(plan, sch, acc, tile, k)

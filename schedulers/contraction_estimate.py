@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.layouts import Cut, Side
-from flextensor.schedulers.loops import LINE
+from flextensor.schedulers.loops import LINE, PAGE, shared_places
 from flextensor.schedulers.units import Unit
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
@@ -33,8 +33,6 @@ BYTES = 4
 FETCHED = {"l3": 16.0, "memory": 3.0}
 """Bytes that a core gets in a cycle from what lies beyond L2, where what it reads again and again
 comes while it multiplies; chosen for how estimates rank the trials that are shipped."""
-PAGE = 4096
-"""Bytes; hardware fetches ahead within a page only."""
 FAR = 3.0
 """Cycles that a step of the reduction waits for what lies on another page than the step before."""
 CONFLICT = 1.0
@@ -77,7 +75,7 @@ class Role:
         if step < LINE:
             return 0.0
         lines = ceil_div(self.cut.tile * BYTES, LINE) if self.side.contiguous else self.cut.tile
-        places = PAGE // max(math.gcd(step, PAGE), LINE)
+        places = shared_places(step)
         held = target.l1_bytes // PAGE * places
         shared = lines * plan.k_length // plan.k_blocks > held
         return (FAR if step >= PAGE else 0.0) + (CONFLICT * lines / places if shared else 0.0)

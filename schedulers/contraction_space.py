@@ -123,7 +123,7 @@ class Plan:
 
 
 def _rows_ahead(side: Side, cut: Cut, layout: str, unrolled: list[Iterator]) -> int:
-    """`Plan.rows_ahead`: of rows that are read as they lie, none of them again at an edge."""
+    """`Plan.rows_ahead`: 0 where taps have rows of their own, or rows are clamped at an edge."""
     if layout == "panel" or side.slides is None or (layout == "inline" and not cut.exact):
         return 0
     slide = side.slides[-1]
@@ -273,8 +273,8 @@ def _seeds(
                     if pick is None:
                         continue
                     if unit.spills(Plan.of(pick, found, sides, target), target):
-                        calm = ({**pick, "k_unroll": 2}, {**pick, "unroll_windows": 0})
-                        pick = best([pick, *calm]) or pick
+                        smaller = ({**pick, "k_unroll": 2}, {**pick, "unroll_windows": 0})
+                        pick = best([pick, *smaller]) or pick
                     again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
                     for seed in (pick, best(again) if starts is cuts and near > 1 else None):
                         if seed is not None:

@@ -14,10 +14,11 @@ from flextensor.targets.launches import item_bytes
 
 LINE = 64
 """Bytes of a cache line."""
-WAY = 4096
-"""Bytes of a way of the first cache: lines that far apart share a place in it."""
+PAGE = 4096
+"""Bytes of a page, within which hardware fetches ahead, and of a way of the first cache: lines that
+far apart share a place in it."""
 AT_ONCE = 8
-"""Rows of a matrix that are transposed at a time, of those whose lines share a place."""
+"""Rows of a matrix that are copied side by side, where more would be in each other's way."""
 
 
 def extent(sch: Any, loop: Any) -> int:
@@ -62,18 +63,23 @@ def stagger(sch: Any, block: Any, axis: int) -> None:
     sch.storage_align(block, 0, axis, 2 * line, line)
 
 
+def shared_places(pitch: int) -> int:
+    """Places of the first cache, of those of a page, that lines so many bytes apart share."""
+    return PAGE // max(math.gcd(pitch, PAGE), LINE)
+
+
 def transpose(sch: Any, block: Any, columns: int, target: Target) -> bool:
-    """A block whose last loops, over `columns` and a row, copy a matrix by columns. Where its rows
-    lie so far apart that more of them share a place in the first cache than it has, a few at a
-    time, or every line would be fetched anew for each of its elements; whether it is so.
+    """Order the last loops of a block, over `columns` and a row, which copy a matrix by columns.
+    Where its rows lie so far apart that more of them share a place in the first cache than it has,
+    a few at a time, or every line would be fetched anew for each of its elements. True if so.
 
     for x in 224, c in 32  ->  for co in 4, x in 224: unrolled(8)
     """
     *between, c = sch.get_loops(block)[-1 - columns :]
-    rows, apart = sch.get(c).extent, pitch(sch.get(block), -1)
+    rows, apart = sch.get(c).extent, _pitch(sch.get(block), -1)
     if not columns or not apart or not isinstance(rows, tirx.IntImm) or int(rows) % AT_ONCE:
         return False
-    if int(rows) * math.gcd(apart, WAY) <= target.l1_bytes:
+    if int(rows) <= target.l1_bytes // PAGE * shared_places(apart):
         return False
     outer, inner = sch.split(c, [None, AT_ONCE])
     sch.reorder(outer, *between, inner)
@@ -81,28 +87,31 @@ def transpose(sch: Any, block: Any, columns: int, target: Target) -> bool:
     return True
 
 
-def advance(sch: Any, block: Any, columns: int) -> None:
-    """A block whose last loops, over tiles, `columns` and lanes, copy short rows that lie pages
-    apart: a few rows side by side, so that hardware fetches ahead along each.
+def interleave(sch: Any, block: Any, columns: int) -> None:
+    """Order the last loops of a block, over tiles, `columns` and lanes, which copy short rows that
+    lie pages apart: a few rows side by side, so that hardware fetches ahead along each.
 
     for tile in 24, k in 1024, lane in 24  ->  for ko in 128, tile in 24, ki in 8, lane in 24
     """
     copied = sch.get(block)
     tile, *ks, lane = sch.get_loops(block)[-2 - columns :]
-    apart = [pitch(copied, p - 1 - columns) for p in range(columns)]
+    apart = [_pitch(copied, p - 1 - columns) for p in range(columns)]
     k = ks[apart.index(max(apart))]
-    if max(apart) < WAY or extent(sch, tile) == 1 or extent(sch, k) % AT_ONCE:
+    if max(apart) < PAGE or extent(sch, tile) == 1 or extent(sch, k) % AT_ONCE:
         return
     outer, inner = sch.split(k, [None, AT_ONCE])
     sch.reorder(outer, tile, *(inner if loop is k else loop for loop in ks), lane)
 
 
-def pitch(copied: Any, position: int) -> int:
-    """Bytes between neighbours along an iterator of a block in the one tensor that it reads; 0
-    where they are contiguous, or all the same, or several tensors are read."""
-    read, var = copied.reads[0], copied.iter_vars[position].var
+def _pitch(copied: Any, position: int) -> int:
+    """Bytes between elements of the one tensor that a block reads, of neighbours in the outermost
+    dimension that an iterator moves through; 0 where it moves through the last one, or several
+    tensors are read, or none."""
+    if len(copied.reads) != 1:
+        return 0
+    (read,), var = copied.reads, copied.iter_vars[position].var
     found = [d for d, index in enumerate(read.region) if var in variables(index.min)]
-    if len(copied.reads) > 1 or not found or found[-1] + 1 == len(read.region):
+    if not found or found[-1] + 1 == len(read.region):
         return 0
     return item_bytes(read.source) * math.prod(int(n) for n in read.source.shape[found[0] + 1 :])
 

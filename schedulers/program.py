@@ -101,8 +101,8 @@ class Program:
 def movable(program: Program, stage: Stage) -> bool:
     """Whether a stage only moves data of the inputs, and so is inlined where it is read.
 
-    What reads a buffer more than once, or divides what it reads, is no such stage: inlined, it
-    would be computed again.
+    What reads a buffer more than once, or takes integer quotients or remainders of what it reads,
+    is no such stage: inlined, it would be computed again.
     """
     if stage.combiner or stage.buffer.same_as(program.output):
         return False

@@ -339,7 +339,7 @@ class TransformSchedule(StageSchedule):
         if config["source"] != "inline":
             source = sch.get_sblock(f"{self.stage.name}_source")
             if config["source"] == "task":
-                sch.compute_at(source, [*tile[:1], *around, *task][-1])
+                sch.compute_at(source, [*tile[:1], *around, *task][-1], preserve_unit_loops=True)
                 loops.transpose(sch, source, 1, self.target)
             else:
                 loops.pack(sch, source, 1, self.target)

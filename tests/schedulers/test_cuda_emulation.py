@@ -38,6 +38,23 @@ FIELDS: dict[str, dict[str, str]] = {
     "mttkrp": {"n": "7", "m": "9", "k1": "5", "k2": "6"},
     "shift_conv2d": {"channels": "9", "height": "5", "width": "6"},
 }
+CASES = {name: (name, fields) for name, fields in FIELDS.items()} | {
+    "phases": (
+        "conv2d",
+        {
+            "in_channels": "3", "out_channels": "16", "height": "12", "width": "9",
+            "kernel": "7", "stride": "2", "padding": "3",
+        },
+    ),
+    "deep": (
+        "conv_transpose2d",
+        {
+            "in_channels": "24", "out_channels": "8", "height": "4", "width": "5",
+            "kernel": "4", "stride": "2", "padding": "1", "relu": "true",
+        },
+    ),
+}  # fmt: skip
+"""One of every operator, and layers that have formulations which the small ones have not."""
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +69,16 @@ def configs(func: Any, target: Target) -> list[dict[str, Any]]:
     return [staged[0], *(found.config(p) for p in found.sample(np.random.default_rng(0), 1))]
 
 
-@pytest.mark.parametrize("name", sorted(registry()))
+def test_every_operator_has_a_case() -> None:
+    assert set(FIELDS) == set(registry())
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_every_formulation_computes_the_reference(
     name: str, target: Target, tmp_path: Path
 ) -> None:
-    workload = Workload(parse(name, FIELDS[name]))
+    operator, fields = CASES[name]
+    workload = Workload(parse(operator, fields))
     inputs = workload.inputs(0)
     want, path, runtime = workload.reference(inputs), tmp_path / "kernel.so", target.runtime()
     for formulation in workload.formulations:

@@ -19,12 +19,12 @@ GEMM = {"m": "48", "n": "64", "k": "1024"}
 EINSUM = {"equation": "km,kn->mn", "m": "2048", "n": "48", "k": "64"}
 
 
-def packed(operator: str, fields: dict[str, str], at: str, **wanted: Any) -> Any:
+def packed(operator: str, fields: dict[str, str], at: str, parts: int = 1, **wanted: Any) -> Any:
     """A product whose lanes are packed `at` the root or in each block, scheduled."""
     func = Workload(parse(operator, fields)).prim_func("direct")
     found = space(func, MACHINE)
     lanes = wanted["lanes"]
-    wanted |= {f"{lanes}_layout": "panel", f"{lanes}_at": at, f"{lanes}_parts": 1}
+    wanted |= {f"{lanes}_layout": "panel", f"{lanes}_at": at, f"{lanes}_parts": parts}
     wanted |= {"k_parts": 1, "k_unroll": 1, "rows": 4, "vectors": 2}
     config = found.seeds[0] | {f"{operator}.{name}": value for name, value in wanted.items()}
     assert found.reason(config) is None, found.reason(config)
@@ -49,6 +49,12 @@ def test_rows_that_lie_pages_apart_are_packed_side_by_side(m: int, few: bool) ->
     loops = list(map(int, extents(module, "einsum_lanes")[-4:]))
     assert loops[-2:] == ([8, 16] if few else [64, 16])
     assert not few or loops[0] == 8
+
+
+def test_a_block_of_a_single_tile_is_packed_as_it_is() -> None:
+    """The loop outside of those over a panel is that over tasks, and stays there."""
+    module = packed("einsum", EINSUM, "block", lanes="m", parts=128)
+    assert extents(module, "einsum_lanes") == [128, 1, 1, 64, 16]
 
 
 @pytest.mark.parametrize("at", ["root", "block"])

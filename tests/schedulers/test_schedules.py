@@ -112,6 +112,18 @@ def fir(length: int = 997, taps: int = 7) -> list[Any]:
     return [a, w, te.compute((length,), lambda x: te.sum(a[x + s] * w[s], axis=s), name="fir")]
 
 
+def cosines(rows: int = 19, points: int = 24) -> list[Any]:
+    """A product of matrices, one of which is computed from its indices alone."""
+    a = te.placeholder((rows, points), name="a")
+    k = te.reduce_axis((0, points), "k")
+
+    def value(i: Any, j: Any) -> Any:
+        angle = (j * k).astype("float32") * 0.25
+        return te.sum(a[i, k] * te.cos(angle), axis=k)
+
+    return [a, te.compute((rows, points), value, name="cosines")]
+
+
 def negative_pool(channels: int = 3, height: int = 13, width: int = 37) -> list[Any]:
     """The largest of values below -1: a zero from padding would win."""
     a = te.placeholder((channels, height, width), name="a")
@@ -154,6 +166,8 @@ def haar(rows: int = 48, pairs: int = 7) -> list[Any]:
 def operators() -> list[Operator]:
     small = {"in_channels": "6", "out_channels": "10", "height": "9", "width": "7"}
     layer = {"in_channels": "16", "out_channels": "32", "height": "10", "width": "13"}
+    first = {"in_channels": "3", "kernel": "7", "stride": "2", "padding": "3"}
+    deep = {**layer, "height": "3", "width": "5", "kernel": "4", "stride": "2", "padding": "1"}
     return [
         parse("gemm", {"m": "13", "n": "37", "k": "11", "bias": "true", "relu": "true"}),
         parse("gemm", {"m": "33", "n": "16", "k": "29"}),
@@ -200,6 +214,8 @@ def operators() -> list[Operator]:
         parse("conv3d", {**layer, "depth": "5", "padding": "1"}),
         parse("conv2d", {**layer, "batch": "2", "padding": "1"}),
         parse("conv2d", {**layer, "width": "3"}),
+        parse("conv2d", {**layer, **first, "bias": "true"}),
+        parse("conv_transpose2d", {**deep, "bias": "true", "relu": "true"}),
         parse(
             "conv1d", {"in_channels": "32", "out_channels": "16", "groups": "16", "length": "21"}
         ),
@@ -215,6 +231,7 @@ def operators() -> list[Operator]:
                 flipped,
                 fir,
                 negative_pool,
+                cosines,
             )
         ),
         FunctionOperator(softmax, {}),

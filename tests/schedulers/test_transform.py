@@ -146,6 +146,26 @@ def test_an_estimate_counts_every_time_a_tile_is_made() -> None:
     assert second["conv2d_data0.estimate"] == pytest.approx(2 * first["conv2d_data0.estimate"])
 
 
+def test_an_estimate_counts_tiles_that_a_window_slides_on_to() -> None:
+    """Eight images of a volume in tasks of one each are read by three of them, but for the edges;
+    in one of all, once. An image of a batch is read by its own task alone."""
+    fields = {**LAYER, "depth": "8", "in_channels": "16", "out_channels": "16"}
+    func = Workload(parse("conv3d", fields)).prim_func("winograd4")
+    found = space(func, MACHINE)
+    inside = {"conv3d_data0.at": "consumer", "conv3d.output_at": "consumer"}
+    seed = {**found.seeds[0], **inside, "conv3d_out0.block": 0, "conv3d.n_parts": 1}
+
+    def repeats(tiles: int) -> float:
+        config = {**seed, "conv3d_out0.tiles": tiles, "conv3d.m_parts": 8 // tiles}
+        return 2 ** found.features(config)["conv3d_data0.repeats"]
+
+    assert repeats(1) == pytest.approx(3 * 8 / 10) and repeats(8) == 1
+    batch = space(layer(batch=8).prim_func("winograd4"), MACHINE)
+    at = {"conv2d_data0.at": "consumer", "conv2d_out0.block": 0}
+    once = next(s for s in batch.seeds if at.items() <= s.items())
+    assert batch.features(once)["conv2d_data0.repeats"] == 0
+
+
 def test_an_estimate_counts_tiles_that_leave_the_caches() -> None:
     """36 x 784 x 192 values for everyone are 21 MiB; those of a row of tiles fit L2."""
     found = winograd(height=112, width=112, in_channels=192)
