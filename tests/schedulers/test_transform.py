@@ -152,7 +152,9 @@ def test_an_estimate_counts_tiles_that_a_window_slides_on_to() -> None:
     fields = {**LAYER, "depth": "8", "in_channels": "16", "out_channels": "16"}
     func = Workload(parse("conv3d", fields)).prim_func("winograd4")
     found = space(func, MACHINE)
-    inside = {"conv3d_data0.at": "consumer", "conv3d.output_at": "consumer"}
+    inside: Config = {
+        "conv3d_data0.at": "consumer", "conv3d.output_at": "consumer", "conv3d.m_layout": "inline",
+    }  # fmt: skip
     seed = {**found.seeds[0], **inside, "conv3d_out0.block": 0, "conv3d.n_parts": 1}
 
     def repeats(tiles: int) -> float:
