@@ -33,6 +33,8 @@ def split(func: Any, positions: Sequence[int]) -> Any:
     root = func.body.block
     *inputs, output = func.params
     fixed = [inputs[i] for i in positions]
+    if not fixed:
+        return tvm.IRModule({"main": func})
     nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
     ahead, rest, known = [], [], set(fixed)
     for nest in nests:

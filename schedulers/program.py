@@ -85,8 +85,9 @@ class Program:
         return next((s for s in self.stages if s.buffer.same_as(buffer)), None)
 
     def fixed(self, buffer: Any) -> bool:
-        """Whether a buffer depends on constants alone; None, which is no plain one, does not."""
-        if buffer is None:
+        """Whether a buffer depends on constants alone, where there are any; None, which is no plain
+        one, does not."""
+        if buffer is None or not self.constants:
             return False
         stage = self.producer(buffer)
         if stage is None:
