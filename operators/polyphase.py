@@ -57,6 +57,6 @@ def split_weight(weight: Any, stride: int) -> Any:
 
 
 def digits(channel: Any, stride: int, ndim: int) -> tuple[Any, list[Any]]:
-    """The channel and, for each axis, the phase that a channel of phases stands for."""
+    """What a number of phases stands for: channel (or image), and the phase along each axis."""
     found = [channel // stride ** (ndim - 1 - i) % stride for i in range(ndim)]
     return channel // stride**ndim, found

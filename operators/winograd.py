@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from flextensor.operators.polyphase import digits
 from flextensor.operators.stages import guarded, pad
 
 GROWN = (16, 8)
@@ -155,13 +156,9 @@ def _deal(data: Any, axes: int, count: int) -> Any:
     tiled = rest[-axes:]
 
     def value(image: Any, *at: Any) -> Any:
-        place: list[Any] = []
-        inside: list[Any] = []
-        n = image
-        for x, extent in reversed(list(zip(at[-axes:], tiled, strict=True))):
-            place.insert(0, x * count + n % count)
-            inside += [place[0] < extent] if extent % count else []
-            n = n // count
+        n, phase = digits(image, count, axes)
+        place = [x * count + p for x, p in zip(at[-axes:], phase, strict=True)]
+        inside = [x < size for x, size in zip(place, tiled, strict=True) if size % count]
         return guarded(inside, data(n, *at[:-axes], *place))
 
     shape = [batch * count**axes, *rest[:-axes], *(-(-n // count) for n in tiled)]

@@ -124,7 +124,9 @@ class Plan:
 
 def _rows_ahead(side: Side, cut: Cut, layout: str, unrolled: list[Iterator]) -> int:
     """`Plan.rows_ahead`: 0 where taps have rows of their own, or rows are clamped at an edge."""
-    if layout == "panel" or side.slides is None or (layout == "inline" and not cut.exact):
+    if not unrolled or layout == "panel" or side.slides is None:
+        return 0
+    if layout == "inline" and not cut.exact:
         return 0
     slide = side.slides[-1]
     reach = sum((i.extent - 1) * slide.taps.terms.get(i.var, 0) for i in unrolled)
