@@ -20,7 +20,7 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 from flextensor.operators.workload import TERMS
 from flextensor.schedulers import prepack
-from flextensor.schedulers.expression import Linear, linear, loads, rewrite, walk
+from flextensor.schedulers.expression import Linear, linear, rewrite, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,14 @@ class Stage:
         return tuple(i.extent for i in self.spatial)
 
     @functools.cached_property
+    def nodes(self) -> tuple[Any, ...]:
+        """Every node of the value; walked once, for every scheduler asks."""
+        return tuple(walk(self.value))
+
+    @functools.cached_property
     def loads(self) -> tuple[Any, ...]:
         """Every buffer load of the value, outermost first."""
-        return tuple(loads(self.value))
+        return tuple(node for node in self.nodes if isinstance(node, TensorLoad))
 
     def at(self, indices: list[Any], load: Callable[[Any, list[Any]], Any]) -> Any:
         """The value of an elementwise stage at `indices`, its loads replaced through `load`."""
@@ -114,11 +119,10 @@ def movable(program: Program, stage: Stage) -> bool:
         producer = program.producer(load.source)
         if producer is not None and not movable(program, producer):
             return False
-    nodes = list(walk(stage.value))
-    divided = [n.a for n in nodes if isinstance(n, (tirx.FloorDiv, tirx.FloorMod))]
+    divided = [n.a for n in stage.nodes if isinstance(n, (tirx.FloorDiv, tirx.FloorMod))]
     if any(isinstance(n, TensorLoad) for value in divided for n in walk(value)):
         return False
-    calls = [n for n in nodes if isinstance(n, Call)]
+    calls = [n for n in stage.nodes if isinstance(n, Call)]
     return all(getattr(c.op, "name", "") == "prim.if_then_else" for c in calls)
 
 

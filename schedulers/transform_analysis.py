@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.expression import linear, variables, walk
+from flextensor.schedulers.expression import linear, variables
 from flextensor.schedulers.program import Iterator, Program, Stage
 
 MOST_ROWS = 64
@@ -24,7 +24,7 @@ MOST_ROWS = 64
 def rows(stage: Stage) -> tuple[Iterator, ...]:
     """Iterators that decide which of several expressions the value is: ``i == 2 ? a : b``."""
     chosen: set[Any] = set()
-    for node in walk(stage.value):
+    for node in stage.nodes:
         if isinstance(node, Call) and getattr(node.op, "name", "") == "prim.if_then_else":
             condition = node.args[0]
             if isinstance(condition, tirx.EQ) and isinstance(condition.b, tirx.IntImm):
