@@ -271,10 +271,13 @@ class ContractionSchedule(StageSchedule):
             block = sch.get_sblock(f"{name}_{role}")
             side = self.sides[plan.row_side if role == "rows" else plan.lane_side]
             columns = len(side.own_k) if layout == "panel" and not side.group else 0
+            if at == "block":
+                sch.compute_at(block, task, preserve_unit_loops=True)
+            if layout == "flat":
+                loops.by_rows(sch, block, side.row(plan.rows if role == "rows" else plan.lanes))
             if at == "root":
                 loops.pack(sch, block, columns, self.target)
                 continue
-            sch.compute_at(block, task, preserve_unit_loops=True)
             if columns and side.contiguous:
                 loops.interleave(sch, block, columns)
             else:

@@ -315,6 +315,11 @@ class Side:
 
         return element
 
+    def row(self, cut: Cut) -> int:
+        """Elements of a row of a `flat` copy, which is whole rows; 1 where it is not copied by
+        rows: there is but one, or they are packed in groups."""
+        return 1 if self.group or len(cut.pitches) < 2 else cut.pitches[-1]
+
     def flat(self, cut: Cut, tensors: Tensors, name: str, padded_k: dict[Any, int]) -> Element:
         """F[batch, k..., phase..., q + offset(k)], zero beyond the edges."""
         slides = self.slides
@@ -330,11 +335,12 @@ class Side:
         following = [math.prod(cut.pitches[p + 1 :]) for p in range(len(slides))]
         overhang = sum(s.span * f for s, f in zip(slides, following, strict=True))
         last = (cut.blocks - 1) * cut.block * cut.rest + cut.tiles * cut.tile
+        length = round_up(last + overhang, self.row(cut))
         shape = [
             *(i.extent for i in own_batch),
             *(padded_k.get(r.var, r.extent) for r in loose),
             *phases,
-            *(self.group.place(last + overhang) if self.group else [last + overhang]),
+            *(self.group.place(length) if self.group else [length]),
         ]
         extents = [int(e) for e in self.operand.buffer.shape]
 

@@ -126,6 +126,16 @@ def pack(sch: Any, block: Any, columns: int, target: Target) -> None:
     sch.parallel(fuse(sch, nest[:-inner] or nest))
 
 
+def by_rows(sch: Any, block: Any, row: int) -> None:
+    """Split the innermost loop of a block into rows, within which TVM and LLVM see where an element
+    is read, and whether at all, without dividing its index.
+
+    for q in 51302  ->  for y in 226, x in 227
+    """
+    if row > 1:
+        sch.split(sch.get_loops(block)[-1], [None, row])
+
+
 def by_iterator(
     sch: Any, block: Any, outputs: tuple[tuple[Iterator, ...], ...]
 ) -> tuple[dict[Any, Any], list[Any]]:

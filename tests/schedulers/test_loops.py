@@ -73,3 +73,28 @@ def test_what_is_packed_in_another_order_is_the_same(
     tensors = [tvm.runtime.tensor(a) for a in (*inputs, out)]
     kernel(*tensors)
     assert relative_error(tensors[-1].numpy(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("at", ["root", "block"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_copy_in_which_a_window_slides_is_made_row_by_row(at: str, stride: int) -> None:
+    """The last loop is over a row with its overhang, so that no element's place is divided."""
+    import tvm
+
+    size = {"in_channels": "3", "out_channels": "8", "height": "13", "width": "17"}
+    window = {"kernel": "5", "padding": "2", "stride": str(stride)}
+    workload = Workload(parse("conv2d", size | window))
+    func = workload.prim_func("direct")
+    found = space(func, MACHINE)
+    wanted = {"lanes": "m", "m_layout": "flat", "m_at": at, "m_parts": 4, "rows": 4, "vectors": 2}
+    config = found.seeds[0] | {f"conv2d.{name}": value for name, value in wanted.items()}
+    assert found.reason(config) is None, found.reason(config)
+    module = schedule(func, MACHINE, config)
+    taps = 4 // stride
+    assert extents(module, "conv2d_lanes")[-1] == -(-17 // stride) + taps
+    kernel = tvm.compile(module, target=lookup("llvm").tvm_target())
+    inputs = workload.inputs(seed=3)
+    expected = workload.reference(inputs)
+    tensors = [tvm.runtime.tensor(a) for a in (*inputs, np.full(expected.shape, np.nan, "float32"))]
+    kernel(*tensors)
+    assert relative_error(tensors[-1].numpy(), expected) < 1e-5
