@@ -36,6 +36,9 @@ SLOW_SECONDS = 0.05
 """One repeat a turn is enough when a call takes this long."""
 LONG_SECONDS = 0.3
 """Two repeats are enough when they took this long: a long call is its own average."""
+UNSTEADY, MORE, MORE_SECONDS = 0.2, 3, 10.0
+"""While the interquartile range of anything that is timed in turns is above this share of its
+median there are more rounds, up to so many times as many within so many seconds."""
 
 PEER_TOLERANCE = 1e-3
 """Relative error of a peer's result above which it does not compute the operator, unless its
@@ -76,6 +79,11 @@ def spread(times: Sequence[float]) -> float:
     return (high - low) / median
 
 
+def steady(times: Sequence[float]) -> bool:
+    """Whether times scatter so little that their median means something; a single one may not."""
+    return len(times) < 2 or spread(times) <= UNSTEADY
+
+
 def slower(times: Sequence[float], best: float) -> bool:
     """Whether these repeats show clearly that the best is out of reach."""
     return len(times) in ABANDON and min(times) > ABANDON[len(times)] * best
@@ -110,11 +118,15 @@ def interleave(clocks: Mapping[str, Clock], rounds: int, warm: float) -> dict[st
     """Seconds per call of every function, timed in turns.
 
     Every turn first runs the same function `warm` seconds unrecorded: when thread pools change
-    hands, about ten calls read 2 to 30 times slow. Each round begins with another function.
+    hands, about ten calls read 2 to 30 times slow. Each round begins with another function. A
+    neighbour may slow a host down for seconds: where times are `UNSTEADY`, there are more rounds
+    for all, and every one of them counts.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
-    names = list(clocks)
-    for turn in range(rounds):
+    names, end = list(clocks), time.perf_counter() + MORE_SECONDS
+    for turn in range(MORE * rounds):
+        if turn >= rounds and (all(map(steady, times.values())) or time.perf_counter() > end):
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds = clocks[name].warm(warm)

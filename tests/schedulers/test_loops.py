@@ -86,7 +86,14 @@ def test_a_copy_in_which_a_window_slides_is_made_row_by_row(at: str, stride: int
     workload = Workload(parse("conv2d", size | window))
     func = workload.prim_func("direct")
     found = space(func, MACHINE)
-    wanted = {"lanes": "m", "m_layout": "flat", "m_at": at, "m_parts": 4, "rows": 4, "vectors": 2}
+    wanted: dict[str, Any] = {
+        "lanes": "m",
+        "m_layout": "flat",
+        "m_at": at,
+        "m_parts": 4,
+        "rows": 4,
+        "vectors": 2,
+    }
     config = found.seeds[0] | {f"conv2d.{name}": value for name, value in wanted.items()}
     assert found.reason(config) is None, found.reason(config)
     module = schedule(func, MACHINE, config)
