@@ -31,8 +31,8 @@ MACHINES = {
     cpu.breed: cpu
     for cpu in (
         LLVM(
-            cores=2, vector_bits=512, vector_registers=32, l1_bytes=32 << 10, l2_bytes=1 << 20,
-            l3_bytes=32 << 20, max_unroll=512,
+            cores=2, vector_bits=512, vector_registers=32, l1_bytes=48 << 10, l2_bytes=2 << 20,
+            l3_bytes=480 << 20, max_unroll=512,
         ),
         LLVM(
             cores=2, vector_bits=256, vector_registers=16, l1_bytes=32 << 10, l2_bytes=512 << 10,

@@ -25,6 +25,9 @@ from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
 
+FEWEST = 4
+"""Neighbours that are worth a vector."""
+
 
 class SpatialScheduler(Scheduler):
     """Takes every stage."""
@@ -68,14 +71,13 @@ class SpatialSchedule(StageSchedule):
 
     def _digits(self) -> tuple[int, ...]:
         """Of every spatial dimension how many neighbours its last digit tells apart, 1 where it is
-        read as a whole; none where the innermost is, or where a block of all digits is too much
-        to unroll."""
+        read as a whole; none where those of the innermost fill no vector, or where a block of all
+        digits is too much to unroll."""
         _, outputs = split_groups(self.stage)
         digits = tuple(parts[1].extent if len(parts) == 2 else 1 for parts in outputs)
         reduction = self.stage.reduction[-1].extent if self.stage.reduction else 1
-        if not digits or digits[-1] == 1 or math.prod(digits) * reduction > self.target.max_unroll:
-            return ()
-        return digits
+        few = not digits or digits[-1] < FEWEST
+        return () if few or math.prod(digits) * reduction > self.target.max_unroll else digits
 
     @staticmethod
     def _illegal(config: Mapping[str, Value]) -> str | None:
