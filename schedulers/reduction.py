@@ -132,6 +132,7 @@ class ReductionSchedule(StageSchedule):
                 sch.parallel(chunk)
             registers = sch.cache_write(part, 0, "local")
             sch.reverse_compute_at(registers, task)
+            self._fold(sch, task)
             kept = (
                 sch.get_loops(registers)[-2:]
                 if int(config["rows"]) > 1
@@ -147,3 +148,19 @@ class ReductionSchedule(StageSchedule):
         sch.unroll(over)
         sch.vectorize(vector)
         sch.decompose_reduction(part, reduction[0])
+
+    def _fold(self, sch: Any, task: Any) -> None:
+        """Sums of lanes at once, while they are in L1: rows side by side, for each is a chain.
+
+        for n in 512, m in 64:  part[..]              for n in 512, m in 64:
+        for n in 512, m in 256, v in 32:         ->       part[..]
+            fold[n, m] += part[n, m, v]                   for v in 32, row in unrolled(4):
+                                                              fold[n, m * 4 + row] += part[row, v]
+        """
+        fold = sch.get_sblock(f"{self.stage.name}_fold")
+        sch.reverse_compute_at(fold, task, preserve_unit_loops=True)
+        row, lane = sch.get_loops(fold)[-2:]
+        sch.reorder(lane, row)
+        first = sch.decompose_reduction(fold, lane)
+        sch.unroll(row)
+        sch.unroll(sch.get_loops(first)[-1])
