@@ -65,8 +65,8 @@ def test_an_alias_is_left_out_where_a_new_shape_is_judged() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_others_taught_ranks_a_program_that_nobody_measured(seed: int) -> None:
-    """A small tile is slow on every operator, twice as slow and more: the model says so before any
-    trial of a conv2d, whatever its trees drew."""
+    """A small tile is slow on every operator: the model says so before any trial of a conv2d,
+    whatever its trees drew. (Measured on a Zen 4, it takes 1.76 times as long.)"""
     workload = Workload(Conv2d(in_channels=64, out_channels=64, height=28, width=28, kernel=3))
     found = space(workload.prim_func(), lessons.MACHINES[BREED])
     model = cost_models.create("xgboost", found, seed)
@@ -77,7 +77,7 @@ def test_what_others_taught_ranks_a_program_that_nobody_measured(seed: int) -> N
     points = [found.point(pick), found.point(small)]
     good, bad = model.predict(points)
     untaught = cost_models.create("xgboost", found).predict(points)
-    assert bad - good > 1  # log2
+    assert bad - good > 0.5  # log2
     assert untaught[0] != good and untaught[1] != bad  # the lessons moved both
 
 
