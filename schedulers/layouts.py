@@ -316,8 +316,7 @@ class Side:
         return element
 
     def row(self, cut: Cut) -> int:
-        """Elements of a row of a `flat` copy, which is whole rows; 1 where it is not copied by
-        rows: there is but one, or they are packed in groups."""
+        """Elements of a row of a `flat` copy; 1 where there is but one, or it has groups."""
         return 1 if self.group or len(cut.pitches) < 2 else cut.pitches[-1]
 
     def flat(self, cut: Cut, tensors: Tensors, name: str, padded_k: dict[Any, int]) -> Element:
@@ -343,7 +342,6 @@ class Side:
             *(self.group.place(length) if self.group else [length]),
         ]
         extents = [int(e) for e in self.operand.buffer.shape]
-
         group, first = self.group, len(own_batch) + len(loose) + len(phases)
 
         def body(*at: Any) -> Any:

@@ -23,6 +23,13 @@ LEAST_VECTOR_BITS = 128
 """A load of four floats, which pays on devices that call a width of one preferred."""
 THREAD_REGISTERS, WARP = 255, 32
 """OpenCL does not tell; what most GPUs give a thread at most, and how many of them run in step."""
+AVX512_CPUS = (
+    "skylake-avx512", "cascadelake", "cooperlake", "cannonlake", "icelake-client",
+    "icelake-server", "tigerlake", "rocketlake", "sapphirerapids", "emeraldrapids",
+    "graniterapids", "znver4", "znver5", "x86-64-v4",
+)  # fmt: skip
+"""LLVM's names of CPUs whose vectors have 512 bits."""
+AVX_BITS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +73,7 @@ class OpenCL(Target):
     def _of(cls, index: int, device: Any) -> OpenCL:
         shared = int(device.local_mem_size)
         cache = max(int(device.global_mem_cache_size), 2 * shared)
-        width = 32 * max(device.preferred_vector_width_float, device.native_vector_width_float)
-        bits = max(int(width), LEAST_VECTOR_BITS)
+        bits = vector_bits(device)
         return cls(
             cores=int(device.max_compute_units),
             vector_bits=bits,
@@ -189,6 +195,19 @@ def _devices() -> list[Any]:
 
 def _name(device: Any) -> str:
     return str(device.name).strip()
+
+
+def vector_bits(device: Any) -> int:
+    """Bits of the vectors that a device likes best.
+
+    PoCL asks the CPU how wide its own are, and compiles for the nearest that its LLVM knows, which
+    ends its version: for a Zen 4 it may be a Zen 3, whose code generator aborts at 512 bits.
+    """
+    lanes = max(int(device.preferred_vector_width_float), int(device.native_vector_width_float))
+    bits = max(32 * lanes, LEAST_VECTOR_BITS)
+    version = str(device.version).strip()
+    pocl = "PoCL" in version and "x86_64" in version
+    return min(bits, AVX_BITS) if pocl and not version.endswith(AVX512_CPUS) else bits
 
 
 def _full_name(device: Any) -> str:

@@ -166,9 +166,10 @@ def test_compare_times_candidates_and_pytorch_in_turns(stubs: None) -> None:
     with measurer(workload) as local:
         times, missing = local.compare({"a": GOOD, "b": GOOD}, ["torch", "blas"], rounds=2)
     assert missing == {}
-    assert {name: len(values) for name, values in times.items()} == {
-        "a": 6, "b": 6, "torch": 6, "blas": 6,
-    }  # fmt: skip
+    counts = {name: len(values) for name, values in times.items()}
+    turns = counts["a"]
+    assert turns in range(6, 19, 3)  # more of them while times scatter
+    assert counts == {"a": turns, "b": turns, "torch": turns, "blas": turns}
     assert all(value > 0 for values in times.values() for value in values)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,22 @@ def test_a_kernel_that_crashes_takes_only_its_worker(target: OpenCL, tmp_path: P
     finally:
         worker.kill()
     assert (tmp_path / "pocl").is_dir()  # and no kernel went into the user's cache
+
+
+@pytest.mark.parametrize(
+    ("version", "lanes", "bits"),
+    [
+        ("OpenCL 3.0 PoCL HSTR: pthread-x86_64-unknown-linux-gnu-znver3", 16, 256),
+        ("OpenCL 3.0 PoCL HSTR: pthread-x86_64-unknown-linux-gnu-znver4", 16, 512),
+        ("OpenCL 3.0 PoCL HSTR: cpu-x86_64-pc-linux-gnu-skylake-avx512", 16, 512),
+        ("OpenCL 3.0 PoCL HSTR: pthread-x86_64-unknown-linux-gnu-znver3", 8, 256),
+        ("OpenCL 3.0 CUDA 13.0.1", 1, 128),
+        ("OpenCL 3.0 (Build 0)", 16, 512),
+    ],
+)
+def test_vectors_are_as_wide_as_the_compiler_can(version: str, lanes: int, bits: int) -> None:
+    """PoCL counts the lanes of the CPU, and may compile for an older one."""
+    device = types.SimpleNamespace(
+        version=version, preferred_vector_width_float=lanes, native_vector_width_float=lanes
+    )
+    assert opencl.vector_bits(device) == bits
