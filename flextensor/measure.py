@@ -201,12 +201,13 @@ class LocalMeasurer:
         candidates: Mapping[str, Candidate],
         methods: Sequence[str] = (),
         rounds: int = 7,
+        most: int = 21,
         libraries: Mapping[str, Path] | None = None,
     ) -> tuple[dict[str, list[float]], dict[str, str]]:
         """Seconds per call of every candidate, of every kernel that others built (`libraries`),
         and of every method of `flextensor.peers` that has a way to compute the operator, timed in
-        turns in one process on the same inputs; and why a method failed, by method. Raises
-        `DeviceError` when a candidate fails.
+        turns in one process on the same inputs, for `rounds` and, while times scatter, up to `most`
+        of them; and why a method failed, by method. Raises `DeviceError` when a candidate fails.
         """
         paths = self.built(list(candidates.values()))
         kernels = {name: str(path) for name, path in zip(candidates, paths, strict=True)}
@@ -218,6 +219,7 @@ class LocalMeasurer:
             "params": dict(self.workload.params) if methods else {},
             "rounds": rounds,
             "warm": 0.05,
+            "most": most,
         }
         calls = TURN_CALLS * rounds * (len(kernels) + len(methods))
         limit = calls * self._run_limit(math.inf) + PREPARE_SECONDS * len(methods)

@@ -36,9 +36,9 @@ SLOW_SECONDS = 0.05
 """One repeat a turn is enough when a call takes this long."""
 LONG_SECONDS = 0.3
 """Two repeats are enough when they took this long: a long call is its own average."""
-UNSTEADY, MORE, MORE_SECONDS = 0.2, 3, 10.0
+UNSTEADY, MORE_SECONDS = 0.2, 10.0
 """While the interquartile range of anything that is timed in turns is above this share of its
-median there are more rounds, up to so many times as many within so many seconds."""
+median there are more rounds, where a caller allows them, but none after so many seconds."""
 
 PEER_TOLERANCE = 1e-3
 """Relative error of a peer's result above which it does not compute the operator, unless its
@@ -114,17 +114,19 @@ def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], s
     return times, ""
 
 
-def interleave(clocks: Mapping[str, Clock], rounds: int, warm: float) -> dict[str, list[float]]:
+def interleave(
+    clocks: Mapping[str, Clock], rounds: int, warm: float, most: int = 0
+) -> dict[str, list[float]]:
     """Seconds per call of every function, timed in turns.
 
     Every turn first runs the same function `warm` seconds unrecorded: when thread pools change
     hands, about ten calls read 2 to 30 times slow. Each round begins with another function. A
-    neighbour may slow a host down for seconds: where times are `UNSTEADY`, there are more rounds
-    for all, and every one of them counts.
+    neighbour may slow a host down for seconds: while times are `UNSTEADY` there are more rounds for
+    all, up to `most`, and every one of them counts.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
     names, end = list(clocks), time.perf_counter() + MORE_SECONDS
-    for turn in range(MORE * rounds):
+    for turn in range(max(rounds, most)):
         if turn >= rounds and (all(map(steady, times.values())) or time.perf_counter() > end):
             break
         first = turn % len(names)
@@ -214,17 +216,15 @@ class Runner:
 
     def interleave(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """{"kernels": {name: path}, "peers": [method, ...], "operator", "params", "rounds",
-        "warm"} -> {"times": {name: [seconds, ...]}, "missing": {method: why}}."""
+        "warm", "most"} -> {"times": {name: [seconds, ...]}, "missing": {method: why}}."""
         clocks = {name: self._clock(path) for name, path in payload["kernels"].items()}
+        turns = payload["rounds"], payload["warm"], payload.get("most", 0)
         if not payload["peers"]:
-            return {
-                "times": interleave(clocks, payload["rounds"], payload["warm"]),
-                "missing": {},
-            }
+            return {"times": interleave(clocks, *turns), "missing": {}}
         try:
             import torch
         except ImportError:  # it need not be on a machine that only serves its device
-            times = interleave(clocks, payload["rounds"], payload["warm"])
+            times = interleave(clocks, *turns)
             why = "PyTorch is not installed where the device is"
             return {"times": times, "missing": dict.fromkeys(payload["peers"], why)}
         from flextensor import operators
@@ -242,7 +242,7 @@ class Runner:
                         clocks[method] = Clock(call, self.runtime, rest)
                 except Exception as error:  # a library's failure must not cost the others theirs
                     missing[method] = f"{type(error).__name__}: {error}".splitlines()[0]
-            times = interleave(clocks, payload["rounds"], payload["warm"])
+            times = interleave(clocks, *turns)
         return {"times": times, "missing": missing}
 
     def _check_peer(self, call: Call) -> None:

@@ -63,22 +63,19 @@ def test_an_alias_is_left_out_where_a_new_shape_is_judged() -> None:
     assert {one.operator for one in apart} == {one.operator for one in taught}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_what_others_taught_ranks_a_program_that_nobody_measured(seed: int) -> None:
-    """A small tile is slow on every operator: the model says so before any trial of a conv2d,
-    whatever its trees drew. (Measured on a Zen 4, it takes 1.76 times as long.)"""
+def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
+    """A small tile is slow on every operator: the model says so before any trial of a conv2d."""
     workload = Workload(Conv2d(in_channels=64, out_channels=64, height=28, width=28, kernel=3))
     found = space(workload.prim_func(), lessons.MACHINES[BREED])
-    model = cost_models.create("xgboost", found, seed)
+    model = cost_models.create("xgboost", found)
     for lesson in lessons.foreign("conv2d", "direct", workload.flops, BREED):
         model.study(lesson.examples)
-    pick = found.seeds[0]
-    small = {**pick, "conv2d.rows": 1, "conv2d.vectors": 1}
-    points = [found.point(pick), found.point(small)]
+    seed = found.seeds[0]
+    small = {**seed, "conv2d.rows": 1, "conv2d.vectors": 1}
+    points = [found.point(seed), found.point(small)]
     good, bad = model.predict(points)
-    untaught = cost_models.create("xgboost", found).predict(points)
-    assert bad - good > 0.5  # log2
-    assert untaught[0] != good and untaught[1] != bad  # the lessons moved both
+    alone, small_alone = cost_models.create("xgboost", found).predict(points)
+    assert bad - good > small_alone - alone > 0  # the estimate says so too, and not how much
 
 
 def test_scores_are_of_ranks_and_of_first_picks() -> None:

@@ -55,7 +55,6 @@ def test_a_slow_candidate_costs_few_calls(seconds: float, best: float, repeats: 
 def test_turns_are_shared_and_who_spins_is_given_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str | float] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: order.append(seconds))
-    monkeypatch.setattr(timing, "steady", lambda times: True)
     clocks = {
         name: Clock(lambda name=name: order.append(name), Host(), rest)  # type: ignore[misc]
         for name, rest in (("ours", 0.0), ("blas", 0.5))
@@ -80,16 +79,16 @@ class Disturbed(Clock):
 
 @pytest.mark.parametrize(("until", "rounds"), [(0, 4), (12, 11), (1000, 12)])
 def test_what_scatters_is_timed_in_more_rounds(until: int, rounds: int) -> None:
-    """Until the median means something, at most three times as many, for all alike."""
+    """Until the median means something, as many as are allowed, for all alike."""
     clocks = {"ours": Disturbed(until), "torch": Disturbed(0)}
-    times = interleave(clocks, rounds=4, warm=0.0)
+    times = interleave(clocks, rounds=4, warm=0.0, most=12)
     assert len(times["ours"]) == rounds  # a call of 0.1 s is timed once a turn
     assert times["torch"] == [0.1] * rounds
 
 
 def test_more_rounds_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MORE_SECONDS", 0.0)
-    times = interleave({"ours": Disturbed(1000)}, rounds=4, warm=0.0)
+    times = interleave({"ours": Disturbed(1000)}, rounds=4, warm=0.0, most=12)
     assert len(times["ours"]) == 4
 
 
@@ -97,7 +96,6 @@ def test_a_machine_without_pytorch_times_kernels_and_names_the_peers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(timing, "steady", lambda times: True)
     runner = Runner()
     monkeypatch.setattr(runner, "_clock", lambda path: Clock(lambda: None, Host()))
     call = {"kernels": {"ours": "k.so"}, "peers": ["torch"], "rounds": 2, "warm": 0.0}

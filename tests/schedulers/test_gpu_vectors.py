@@ -22,7 +22,7 @@ WORKLOADS = {
     "conv2d": Workload(parse("conv2d", {**IMAGE, "batch": "2", "relu": "true"})),
     "strided": Workload(parse("conv2d", {**IMAGE, "stride": "2", "groups": "2"})),
     "batch_gemm": Workload(parse("batch_gemm", {"batch": "3", "m": "11", "n": "16", "k": "13"})),
-    "bilinear": Workload(parse("bilinear", {"n": "5", "m": "24", "k1": "9", "k2": "16"})),
+    "bilinear": Workload(parse("bilinear", {"n": "5", "m": "7", "k1": "9", "k2": "16"})),
 }
 
 
