@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from flextensor.schedulers import loops
+from flextensor.schedulers import loops, transposition
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_estimate import CLOCK
 from flextensor.schedulers.expression import Load
@@ -102,6 +102,21 @@ class TransformSchedule(StageSchedule):
         spatial = self.chain[-1].spatial
         wide = [p for p in self._points(lane) if spatial[p].extent > 1]
         return (wide or self._points(lane))[0]
+
+    def _cut(self, config: Mapping[str, Value]) -> int:
+        """Outermost tiles in a task: `tiles`, or as many more as have whole vectors of columns, where
+        what a task copies of the source has the lanes as its rows."""
+        lane, cut = int(config["lanes"]), int(config["tiles"])
+        first = self._first(lane)
+        if config["source"] != "task" or first == lane:
+            return cut
+        shape = [int(n) for n in self.source.shape]
+        row, column = (stepped(self.stage, d) for d in (lane, first))
+        width = transposition.width(int(config["block"]) or shape[row], self.target)
+        if not 0 <= row < column or not width:
+            return cut
+        more = math.lcm(cut, width // math.gcd(width, math.prod(shape[column + 1 :])))
+        return cut if self.chain[-1].spatial[first].extent % more else more
 
     def _points(self, lane: int) -> list[int]:
         """Dimensions of the last transform that are neither rows nor lanes."""
@@ -302,7 +317,7 @@ class TransformSchedule(StageSchedule):
         first = self._first(lane)
         task, tile = [nest[p] for p in sorted(nest) if -1 < p < first and p != lane], []
         if first in nest and first != lane:
-            tile_tasks, within = sch.split(nest[first], [None, int(config["tiles"])])
+            tile_tasks, within = sch.split(nest[first], [None, self._cut(config)])
             task.append(tile_tasks)
             tile.append(within)
         tile += [nest[p] for p in sorted(nest) if p > first and p != lane]

@@ -1,0 +1,238 @@
+"""Matrices transposed in vector registers, where a copy has rows as columns.
+
+    for c in 16, i in 16:                    r[i] = W[i, 0:16]            for all 16 rows
+        P[c, i] = W[i, c]           ->       four times: two shuffles     of every pair of rows
+                                             P[c, 0:16] = r[place of c]   for all 16 columns
+
+Element by element that takes a load and a store each; so it takes a load, a store and four
+shuffles for 16 of them. Rows are interleaved within parts of 128 bits, and these then dealt out,
+which CPUs do in one instruction each (``vunpcklps``, ``vunpcklpd``, ``vshuff32x4``).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import s_tir, sym, tirx
+from tvm.ir.expr import TensorLoad
+
+from flextensor.schedulers.expression import linear, rewrite
+from flextensor.targets.base import Target
+
+DTYPE = "float32"
+"""What is transposed."""
+PART = 4
+"""Elements of 128 bits, within which rows are interleaved."""
+
+Shuffle = tuple[int, int, tuple[int, ...]]
+"""Two vectors, and which of their elements, counted through both, make up the new one."""
+
+
+@functools.cache
+def network(lanes: int) -> tuple[tuple[tuple[Shuffle, ...], ...], tuple[int, ...]]:
+    """(rounds of shuffles that make `lanes` vectors of those before, of rows in the first round;
+    where the column 0, 1, .. is in the end)."""
+    vectors = [[(row, column) for column in range(lanes)] for row in range(lanes)]
+    rounds, apart = list[tuple[Shuffle, ...]](), 1
+    while apart < lanes:
+        found: list[Shuffle] = [(0, 0, ())] * lanes
+        for a in (row for row in range(lanes) if not row & apart):
+            for half, mask in enumerate(_masks(lanes, apart)):
+                found[a + half * apart] = a, a + apart, mask
+        vectors = [[(vectors[a] + vectors[b])[p] for p in mask] for a, b, mask in found]
+        rounds.append(tuple(found))
+        apart *= 2
+    columns = [vector[0][1] for vector in vectors]
+    return tuple(rounds), tuple(columns.index(column) for column in range(lanes))
+
+
+def _masks(lanes: int, apart: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The elements that two vectors take of two whose rows are so far apart."""
+    parts = [range(p, p + PART) for p in range(0, 2 * lanes, PART)]
+    if apart >= PART:
+        even, odd = (itertools.chain(*parts[half::2]) for half in (0, 1))
+        return tuple(even), tuple(odd)
+    own, other = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    low, high = list[int](), list[int]()
+    for mine, theirs in zip(own, other, strict=True):
+        for mask, half in ((low, 0), (high, PART // 2)):
+            for p in range(half, half + PART // 2, apart):
+                mask += [*mine[p : p + apart], *theirs[p : p + apart]]
+    return tuple(low), tuple(high)
+
+
+def width(rows: int, target: Target) -> int:
+    """Lanes of vectors that so many rows fill, of 128 bits at least; 0 where they fill none."""
+    lanes = target.lanes(DTYPE)
+    while lanes >= PART and rows % lanes:
+        lanes //= 2
+    return lanes if lanes >= PART else 0
+
+
+def in_registers(sch: Any, block: Any, target: Target) -> Any:
+    """Have a block that copies rows to columns do so in vector registers; the new block, of a tile,
+    or None where that cannot be.
+
+    The last of its loops steps from row to row of what it reads. One of the others, or several that
+    make up whole dimensions, step through neighbours there, and through rows of the copy: as many
+    as a vector has lanes, or fewer, if rows lie one after the other.
+
+        for c in 64, r in 3, i in 32  ->  for io in 2, co in 4: a tile of 16 x 3 columns, 16 rows
+    """
+    copied = sch.get(block)
+    nest = sch.get_loops(block)[-len(copied.iter_vars) :]
+    extents = [sch.get(loop).extent for loop in nest]
+    if not all(isinstance(n, tirx.IntImm) for n in extents):
+        return None
+    extents = [int(n) for n in extents]
+    lanes, (places, backward) = width(extents[-1], target), _columns(copied, extents)
+    inner = math.prod(extents[p] for p in places[1:])
+    if not lanes or not places:
+        return None
+    if inner * extents[places[0]] < lanes and not _adjacent(copied, places):
+        return None
+    (first, *rest), outer = (nest[p] for p in places), []
+    whole = math.lcm(inner, lanes) // inner
+    if extents[places[0]] % whole == 0:
+        around, first = sch.split(first, [None, whole])
+        outer.append(around)
+    between, row = sch.split(nest[-1], [None, lanes])
+    sch.reorder(between, *outer, first, *rest, row)
+    tile = sch.blockize(first)
+    old = sch.get(tile)
+    new = _shuffled(old, lanes, backward)
+    sch.state.replace(sch.get_sref(tile), new, {old: new})
+    return tile
+
+
+def _columns(copied: Any, extents: Sequence[int]) -> tuple[list[int], bool]:
+    """Positions of the iterators, outermost first, that together step through neighbours of what a
+    block copies, and through rows of its copy; none where it does anything else than to copy. And
+    whether they step backward, through whole dimensions."""
+    store, variables = copied.body, [it.var for it in copied.iter_vars]
+    if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, TensorLoad):
+        return [], False
+    if str(store.buffer.dtype) != DTYPE or not store.indices[-1].same_as(variables[-1]):
+        return [], False
+    found, backward = list[int](), False
+    for size, index in reversed(_wide(store.value.source, store.value.indices)):
+        form = linear(index)
+        if form is None or len(form.terms) != 1:
+            break
+        ((var, step),) = form.terms.items()
+        at = next((p for p, v in enumerate(variables[:-1]) if v.same_as(var)), None)
+        back = (step, form.constant) == (-1, size - 1)
+        if at is None or not (back or (step, form.constant) == (1, 0)):
+            break
+        whole = extents[at] == size
+        if (found and back != backward) or (back and not whole):
+            break
+        found, backward = [at, *found], back
+        if not whole:
+            break
+    stored = _wide(store.buffer, store.indices)[-1 - len(found) : -1]
+    same = [p for p, (_, index) in zip(found, stored, strict=False) if variables[p].same_as(index)]
+    inner = [size for size, _ in stored[1:]] == [extents[p] for p in found[1:]]
+    rows = [linear(index) for index in store.value.indices]
+    ahead = all(form and form.terms.get(variables[-1], 0) >= 0 for form in rows)
+    return (found if same == found and inner and ahead else []), backward
+
+
+def _wide(buffer: Any, indices: Sequence[Any]) -> list[tuple[int, Any]]:
+    """Extent and index of the dimensions that have more than one element."""
+    sizes = map(int, buffer.shape)
+    return [(n, index) for n, index in zip(sizes, indices, strict=True) if n > 1]
+
+
+def _adjacent(copied: Any, places: Sequence[int]) -> bool:
+    """Whether the next row follows where the columns of a row end."""
+    source, row = copied.body.value, copied.iter_vars[-1].var
+    before = _wide(source.source, source.indices)[: -len(places)]
+    form = linear(before[-1][1]) if before else None
+    return form is not None and form.terms.get(row) == 1
+
+
+def _shuffled(tile: Any, lanes: int, backward: bool) -> Any:
+    """The block of a tile, whose last loop is over as many rows as vectors have lanes.
+
+    What it reads and writes is seen as two matrices; their columns are counted in the last
+    dimension, beyond whose end TVM addresses what follows.
+    """
+    (read,), (written,) = tile.reads, tile.writes
+    source, copy = _matched(read, "rows"), _matched(written, "columns")
+    inner, over = tile.body, list[Any]()
+    while isinstance(inner, tirx.For):
+        over.append(inner.loop_var)
+        inner = inner.body
+    bound = {it.var: v for it, v in zip(inner.block.iter_vars, inner.iter_values, strict=True)}
+    store, simplify, made = inner.block.body, sym.Analyzer().simplify, list[Any]()
+
+    def first(row: int) -> list[Any]:
+        """Where a row begins, as seen from the first one."""
+        zero = {var: tirx.const(0, "int32") for var in over}
+        here = {**zero, over[-1]: tirx.const(row, "int32")}
+        found = [rewrite(index, bound) for index in store.value.indices]
+        return [simplify(rewrite(i, here) - rewrite(i, zero)) for i in found]
+
+    def held(value: Any) -> Any:
+        var = tirx.Var(f"v{len(made)}", f"{DTYPE}x{lanes}")
+        made.append(tirx.Bind(var, value))
+        return var
+
+    run = math.prod(int(n.extent) for n in written.region) // lanes
+    turn = tirx.Var("turn", "int32")
+    start = tirx.min(turn * lanes, run - lanes) if run % lanes else turn * lanes
+    if run < lanes:
+        start = tirx.const(0, "int32")
+
+    @functools.cache
+    def row(number: int) -> Any:
+        if run >= lanes:
+            *outer, _ = first(number)
+            return held(tirx.BufferLoad(source.buffer, [*outer, tirx.Ramp(start, 1, lanes)]))
+        begin = min(number * run, lanes * run - lanes)
+        *outer, _ = first(0)
+        vector = held(tirx.BufferLoad(source.buffer, [*outer, tirx.Ramp(begin, 1, lanes)]))
+        ahead = number * run - begin
+        mask = [min(p + ahead, lanes - 1) for p in range(lanes)]
+        return held(tirx.Shuffle([vector], mask)) if ahead else vector
+
+    rounds, where = network(lanes)
+
+    @functools.cache
+    def vector(done: int, number: int) -> Any:
+        if not done:
+            return row(number)
+        a, b, mask = rounds[done - 1][number]
+        return held(tirx.Shuffle([vector(done - 1, a), vector(done - 1, b)], mask))
+
+    outer = [tirx.const(0, "int32")] * (len(written.region) - 2)
+    stores = [
+        tirx.BufferStore(
+            copy.buffer,
+            vector(len(rounds), where[column]),
+            [*outer, run - 1 - start - column if backward else start + column, tirx.Ramp(0, 1, lanes)],
+        )
+        for column in range(min(run, lanes))
+    ]
+    body = tirx.SeqStmt([*made, *stores])
+    turns = tirx.For(turn, 0, -(-run // lanes), tirx.ForKind.SERIAL, body)
+    return s_tir.SBlock(
+        tile.iter_vars, tile.reads, tile.writes, tile.name_hint, turns, tile.init,
+        tile.alloc_buffers, [source, copy], tile.annotations,
+    )  # fmt: skip
+
+
+def _matched(region: Any, name: str) -> Any:
+    """A region of a tensor as a buffer of its own, wherever its elements lie."""
+    shape = [int(n.extent) for n in region.region]
+    strides = [tirx.Var(f"{name}_{d}", "int32") for d in range(len(shape))]
+    buffer = tirx.decl_buffer(
+        shape, DTYPE, name, strides=strides, elem_offset=tirx.Var(f"{name}_at", "int32"),
+        offset_factor=1, scope=region.source.scope(),
+    )  # fmt: skip
+    return s_tir.MatchBufferRegion(buffer, region)
