@@ -13,6 +13,7 @@ from tvm import te
 from tvm.s_tir import Schedule
 
 from flextensor.errors import IllegalConfigError, UnsupportedError
+from flextensor.schedulers import transposition
 from flextensor.schedulers.base import StageSchedule
 from flextensor.schedulers.contraction import ContractionScheduler
 from flextensor.schedulers.dot_contraction import DotContractionScheduler
@@ -106,6 +107,7 @@ class Composition:
         sch = Schedule(te.create_prim_func([*tensors.placeholders, output]))
         for (part, _), own in reversed(list(zip(self.parts, configs, strict=True))):
             part.arrange(own, sch)
+        transposition.carry_out(sch)
         func = sch.mod["main"]
         for part, _ in self.parts:
             func = part.wrap(func)

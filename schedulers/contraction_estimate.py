@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.layouts import Cut, Side
 from flextensor.schedulers.loops import LINE, PAGE, shared_places
+from flextensor.schedulers.transposition import width
 from flextensor.schedulers.units import Unit
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
@@ -40,8 +41,9 @@ CONFLICT = 1.0
 Both chosen as `FETCHED` is, and for the order of first picks timed in turns on a CPU with AVX2."""
 SPILLED = 1.5
 """How many times longer a step takes whose sums leave their registers."""
-PACK = 2.0
-"""Cycles that one core takes to pack an element, beside what it waits for memory."""
+PACK, TURN = 2.0, 0.5
+"""Cycles that one core takes to pack an element, and to transpose one in registers, beside what it
+waits for memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,12 @@ class Role:
         held = target.l1_bytes // PAGE * places
         shared = lines * plan.k_length // plan.k_blocks > held
         return (FAR if step >= PAGE else 0.0) + (CONFLICT * lines / places if shared else 0.0)
+
+    def turned(self, target: Target) -> bool:
+        """Whether the copy is transposed in registers (`flextensor.schedulers.transposition`)."""
+        side = self.side
+        fits = self.layout == "panel" and self.cut.exact and not side.group and not side.contiguous
+        return fits and side.operand.buffer is not None and bool(width(self.cut.tile, target))
 
     def _step(self, plan: Plan) -> int:
         """Bytes between neighbours along the longest reduction, where it is read in place."""
@@ -128,7 +136,7 @@ def features(
     packs = rows.packed(plan, plan.lanes.blocks), lanes.packed(plan, plan.rows.blocks)
     packed = sum(packs)
     packing = sum(
-        pack_cycles(elements, role.whole(plan), target)
+        pack_cycles(elements, role.whole(plan), target, role.turned(target))
         for elements, role in zip(packs, (rows, lanes), strict=True)
     )
     tile = rows.cut.tile * lanes.cut.tile
@@ -202,11 +210,11 @@ def pass_cycles(plan: Plan, batch: int, target: Target) -> float:
     return passes * sums * 3 * BYTES / FETCHED[place] if place else 0.0
 
 
-def pack_cycles(elements: float, size: float, target: Target) -> float:
+def pack_cycles(elements: float, size: float, target: Target, turned: bool) -> float:
     """Cycles of one core to pack so many elements of an operand of `size` bytes: each is read, its
-    place is fetched and written back."""
+    place is fetched and written back. Whether it is `turned` in registers."""
     place = level(size, target)
-    return elements * (PACK + (3 * BYTES / FETCHED[place] if place else 0.0))
+    return elements * ((TURN if turned else PACK) + (3 * BYTES / FETCHED[place] if place else 0.0))
 
 
 def level(size: float, target: Target) -> str | None:

@@ -76,7 +76,7 @@ def transpose(sch: Any, block: Any, columns: int, target: Target) -> bool:
 
     for x in 224, c in 32  ->  for co in 4, x in 224: unrolled(8)
     """
-    if transposition.in_registers(sch, block, target) is not None:
+    if transposition.mark(sch, block, target):
         return True
     *between, c = sch.get_loops(block)[-1 - columns :]
     rows, apart = sch.get(c).extent, _pitch(sch.get(block), -1)
@@ -122,9 +122,7 @@ def _pitch(copied: Any, position: int) -> int:
 def pack(sch: Any, block: Any, columns: int, target: Target) -> None:
     """A packing block on its own: all loops but the innermost in parallel, or but those over
     `columns` and the innermost where they `transpose` and leave enough."""
-    tile = transposition.in_registers(sch, block, target)
-    if tile is not None:
-        sch.parallel(fuse(sch, sch.get_loops(tile)))
+    if transposition.mark(sch, block, target, parallel=True):
         return
     outer = [extent(sch, loop) for loop in sch.get_loops(block)]
     enough = math.prod(outer[: -1 - columns]) * outer[-1] >= target.cores * AT_ONCE

@@ -18,9 +18,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tvm.ir.expr import TensorLoad
+
 from flextensor.schedulers import loops, transposition
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.contraction_estimate import CLOCK
+from flextensor.schedulers.contraction_estimate import BYTES, CLOCK
 from flextensor.schedulers.expression import Load
 from flextensor.schedulers.permuted import moved_last, permuted
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable
@@ -36,6 +38,8 @@ from flextensor.targets.base import Target
 SPREAD = (16, 64)
 """Tiles in a task that spreads them, at least, of seeds: few leave the sums of a task in L2, many
 read operands of the sums less often."""
+RUN = 2048
+"""Bytes of a row that a task reads at a time, if it can: hardware fetches ahead along long ones."""
 BLOCKS = -2
 """Stands for the loop over blocks of lanes where loops are numbered by dimension."""
 
@@ -63,6 +67,8 @@ class TransformSchedule(StageSchedule):
         producer = program.producer(source)
         movable_source = producer is None or movable(program, producer)
         self.source = source if movable_source else None
+        self.plain = producer is None or isinstance(producer.value, TensorLoad)
+        """Whether elements of the source are nothing but read from somewhere."""
         written = self.spread or fusable(program, stages[-1])
         self.out = f"{self.stage.name}_out" if written else stages[-1].name
         ends = bool(written) or stages[-1].buffer.same_as(program.output)
@@ -104,19 +110,23 @@ class TransformSchedule(StageSchedule):
         return (wide or self._points(lane))[0]
 
     def _cut(self, config: Mapping[str, Value]) -> int:
-        """Outermost tiles in a task: `tiles`, or as many more as have whole vectors of columns, where
-        what a task copies of the source has the lanes as its rows."""
+        """Outermost tiles in a task: `tiles`, or as many more as it takes to read rows of vectors,
+        `RUN` bytes of each, where a task copies its source to have the lanes last, its rows."""
         lane, cut = int(config["lanes"]), int(config["tiles"])
         first = self._first(lane)
         if config["source"] != "task" or first == lane:
             return cut
+        assert self.source is not None
         shape = [int(n) for n in self.source.shape]
         row, column = (stepped(self.stage, d) for d in (lane, first))
         width = transposition.width(int(config["block"]) or shape[row], self.target)
         if not 0 <= row < column or not width:
             return cut
-        more = math.lcm(cut, width // math.gcd(width, math.prod(shape[column + 1 :])))
-        return cut if self.chain[-1].spatial[first].extent % more else more
+        extent, step = self.chain[-1].spatial[first].extent, math.prod(shape[column + 1 :])
+        more = math.lcm(cut, width // math.gcd(width, step))
+        while more * step * BYTES < RUN and extent % (2 * more) == 0:
+            more *= 2
+        return cut if extent % more else more
 
     def _points(self, lane: int) -> list[int]:
         """Dimensions of the last transform that are neither rows nor lanes."""
@@ -221,7 +231,9 @@ class TransformSchedule(StageSchedule):
         cycles = transform_cycles(self.chain, width, self.spread is not None)
         if source is not None:
             place, steps = str(config["source"]), stepped(self.stage, lane)
-            cycles += source_cycles(source, steps, place, self.stage, self.target)
+            rows = int(config["block"]) or int(source.shape[steps])
+            turned = self.plain and bool(transposition.width(rows, self.target))
+            cycles += source_cycles(source, steps, place, self.stage, self.target, turned)
         if self.stored:
             tasks = parts if self.inside(config) else 0
             cycles += store_cycles(self.chain[-1].points, tasks, self.target)

@@ -24,14 +24,17 @@ def transform_cycles(chain: tuple[Stage, ...], width: int, spread: bool) -> floa
     return points * (VECTOR / width + (SCATTER if spread else 0.0))
 
 
-def source_cycles(source: Any, steps: int, place: str, first: Stage, target: Target) -> float:
+def source_cycles(
+    source: Any, steps: int, place: str, first: Stage, target: Target, turned: bool
+) -> float:
     """Cycles of one core to bring the source of the `first` stage to its lanes, which step through
-    dimension `steps` by one: as `place` says, a copy of all, one in every task, or ``inline``."""
+    dimension `steps` by one: as `place` says, a copy of all, one in every task, or ``inline``.
+    Whether a copy is `turned` in registers."""
     shape = [int(n) for n in source.shape]
     if place == "inline":
         return 0.0 if steps == len(shape) - 1 else PACK * first.points
     elements = math.prod(shape)
-    return pack_cycles(elements, elements * BYTES if place == "copy" else 0, target)
+    return pack_cycles(elements, elements * BYTES if place == "copy" else 0, target, turned)
 
 
 def store_cycles(elements: int, tasks: float, target: Target) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import s_tir, sym, tirx
@@ -25,6 +25,8 @@ from flextensor.targets.base import Target
 
 DTYPE = "float32"
 """What is transposed."""
+MARK, PARALLEL = "flextensor.transposed", "flextensor.parallel"
+"""What a block is annotated with: lanes, and whether to copy in parallel."""
 PART = 4
 """Elements of 128 bits, within which rows are interleaved."""
 
@@ -73,29 +75,49 @@ def width(rows: int, target: Target) -> int:
     return lanes if lanes >= PART else 0
 
 
-def in_registers(sch: Any, block: Any, target: Target) -> Any:
-    """Have a block that copies rows to columns do so in vector registers; the new block, of a tile,
-    or None where that cannot be.
+def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
+    """Have `carry_out` do what a block copies in vector registers, in `parallel` if so; False where
+    that cannot be.
 
     The last of its loops steps from row to row of what it reads. One of the others, or several that
     make up whole dimensions, step through neighbours there, and through rows of the copy: as many
     as a vector has lanes, or fewer, if rows lie one after the other.
+    """
+    copied, (_, extents) = sch.get(block), _nest(sch, block)
+    if not extents:
+        return False
+    lanes, (places, _) = width(extents[-1], target), _columns(copied, extents)
+    if not lanes or not places:
+        return False
+    if math.prod(extents[p] for p in places) < lanes and not _adjacent(copied, places):
+        return False
+    sch.annotate(block, MARK, lanes)
+    if parallel:
+        sch.annotate(block, PARALLEL, True)
+    return True
+
+
+def carry_out(sch: Any) -> None:
+    """Do so for all marked blocks, in a program that is scheduled but for that: TVM does not follow
+    what shuffles write.
 
         for c in 64, r in 3, i in 32  ->  for io in 2, co in 4: a tile of 16 x 3 columns, 16 rows
     """
-    copied = sch.get(block)
-    nest = sch.get_loops(block)[-len(copied.iter_vars) :]
-    extents = [sch.get(loop).extent for loop in nest]
-    if not all(isinstance(n, tirx.IntImm) for n in extents):
-        return None
-    extents = [int(n) for n in extents]
-    lanes, (places, backward) = width(extents[-1], target), _columns(copied, extents)
-    inner = math.prod(extents[p] for p in places[1:])
-    if not lanes or not places:
-        return None
-    if inner * extents[places[0]] < lanes and not _adjacent(copied, places):
-        return None
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        notes = sch.get(block).annotations
+        if MARK in notes:
+            tile = _in_registers(sch, block, int(notes[MARK]))
+            if PARALLEL in notes:
+                nest = sch.get_loops(tile)
+                sch.parallel(sch.fuse(*nest) if len(nest) > 1 else nest[0])
+
+
+def _in_registers(sch: Any, block: Any, lanes: int) -> Any:
+    """The block of a tile, the loops of a marked one around it."""
+    nest, extents = _nest(sch, block)
+    places, backward = _columns(sch.get(block), extents)
     (first, *rest), outer = (nest[p] for p in places), []
+    inner = math.prod(extents[p] for p in places[1:])
     whole = math.lcm(inner, lanes) // inner
     if extents[places[0]] % whole == 0:
         around, first = sch.split(first, [None, whole])
@@ -107,6 +129,14 @@ def in_registers(sch: Any, block: Any, target: Target) -> Any:
     new = _shuffled(old, lanes, backward)
     sch.state.replace(sch.get_sref(tile), new, {old: new})
     return tile
+
+
+def _nest(sch: Any, block: Any) -> tuple[list[Any], list[int]]:
+    """The loops over a block's iterators, and their extents; none where one of them is unknown."""
+    nest = sch.get_loops(block)[-len(sch.get(block).iter_vars) :]
+    extents = [sch.get(loop).extent for loop in nest]
+    known = all(isinstance(n, tirx.IntImm) for n in extents)
+    return (nest, [int(n) for n in extents]) if known else ([], [])
 
 
 def _columns(copied: Any, extents: Sequence[int]) -> tuple[list[int], bool]:
@@ -160,71 +190,78 @@ def _shuffled(tile: Any, lanes: int, backward: bool) -> Any:
     """The block of a tile, whose last loop is over as many rows as vectors have lanes.
 
     What it reads and writes is seen as two matrices; their columns are counted in the last
-    dimension, beyond whose end TVM addresses what follows.
+    dimension of a row, beyond whose end TVM addresses what follows. Vectors of the last turn begin
+    so early that they end where the row does, or those of short rows where the last row does.
     """
     (read,), (written,) = tile.reads, tile.writes
     source, copy = _matched(read, "rows"), _matched(written, "columns")
-    inner, over = tile.body, list[Any]()
-    while isinstance(inner, tirx.For):
-        over.append(inner.loop_var)
-        inner = inner.body
-    bound = {it.var: v for it, v in zip(inner.block.iter_vars, inner.iter_values, strict=True)}
-    store, simplify, made = inner.block.body, sym.Analyzer().simplify, list[Any]()
-
-    def first(row: int) -> list[Any]:
-        """Where a row begins, as seen from the first one."""
-        zero = {var: tirx.const(0, "int32") for var in over}
-        here = {**zero, over[-1]: tirx.const(row, "int32")}
-        found = [rewrite(index, bound) for index in store.value.indices]
-        return [simplify(rewrite(i, here) - rewrite(i, zero)) for i in found]
-
-    def held(value: Any) -> Any:
-        var = tirx.Var(f"v{len(made)}", f"{DTYPE}x{lanes}")
-        made.append(tirx.Bind(var, value))
-        return var
-
     run = math.prod(int(n.extent) for n in written.region) // lanes
     turn = tirx.Var("turn", "int32")
-    start = tirx.min(turn * lanes, run - lanes) if run % lanes else turn * lanes
-    if run < lanes:
-        start = tirx.const(0, "int32")
+    start = turn * lanes if run % lanes == 0 else tirx.min(turn * lanes, max(run - lanes, 0))
+    begins, vectors = _begins(tile, lanes), _Vectors(lanes)
 
-    @functools.cache
     def row(number: int) -> Any:
         if run >= lanes:
-            *outer, _ = first(number)
-            return held(tirx.BufferLoad(source.buffer, [*outer, tirx.Ramp(start, 1, lanes)]))
+            return vectors.load(source.buffer, begins[number], start)
         begin = min(number * run, lanes * run - lanes)
-        *outer, _ = first(0)
-        vector = held(tirx.BufferLoad(source.buffer, [*outer, tirx.Ramp(begin, 1, lanes)]))
-        ahead = number * run - begin
-        mask = [min(p + ahead, lanes - 1) for p in range(lanes)]
-        return held(tirx.Shuffle([vector], mask)) if ahead else vector
+        return vectors.load(source.buffer, begins[0], begin, number * run - begin)
 
-    rounds, where = network(lanes)
-
-    @functools.cache
-    def vector(done: int, number: int) -> Any:
-        if not done:
-            return row(number)
-        a, b, mask = rounds[done - 1][number]
-        return held(tirx.Shuffle([vector(done - 1, a), vector(done - 1, b)], mask))
-
-    outer = [tirx.const(0, "int32")] * (len(written.region) - 2)
-    stores = [
-        tirx.BufferStore(
-            copy.buffer,
-            vector(len(rounds), where[column]),
-            [*outer, run - 1 - start - column if backward else start + column, tirx.Ramp(0, 1, lanes)],
-        )
-        for column in range(min(run, lanes))
-    ]
-    body = tirx.SeqStmt([*made, *stores])
+    columns = vectors.transposed(row, min(run, lanes))
+    stores = []
+    for number, vector in enumerate(columns):
+        column = run - 1 - start - number if backward else start + number
+        place = [*[0] * (len(written.region) - 2), column, tirx.Ramp(0, 1, lanes)]
+        stores.append(tirx.BufferStore(copy.buffer, vector, place))
+    body = tirx.SeqStmt([*vectors.made, *stores])
     turns = tirx.For(turn, 0, -(-run // lanes), tirx.ForKind.SERIAL, body)
     return s_tir.SBlock(
         tile.iter_vars, tile.reads, tile.writes, tile.name_hint, turns, tile.init,
         tile.alloc_buffers, [source, copy], tile.annotations,
     )  # fmt: skip
+
+
+def _begins(tile: Any, lanes: int) -> list[list[Any]]:
+    """All indices but the last of where each row of a tile begins, as seen from the first one."""
+    inner, over = tile.body, list[Any]()
+    while isinstance(inner, tirx.For):
+        over.append(inner.loop_var)
+        inner = inner.body
+    bound = {it.var: v for it, v in zip(inner.block.iter_vars, inner.iter_values, strict=True)}
+    indices = [rewrite(index, bound) for index in inner.block.body.value.indices[:-1]]
+    first, simplify = dict.fromkeys(over, tirx.const(0, "int32")), sym.Analyzer().simplify
+    rows = [{**first, over[-1]: tirx.const(row, "int32")} for row in range(lanes)]
+    return [[simplify(rewrite(i, row) - rewrite(i, first)) for i in indices] for row in rows]
+
+
+class _Vectors:
+    """Vectors of so many `lanes`, and the statements that make them."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes, self.made = lanes, list[Any]()
+
+    def _held(self, value: Any) -> Any:
+        var = tirx.Var(f"v{len(self.made)}", f"{DTYPE}x{self.lanes}")
+        self.made.append(tirx.Bind(var, value))
+        return var
+
+    def load(self, buffer: Any, place: Sequence[Any], begin: Any, ahead: int = 0) -> Any:
+        """What lies at a place, from `begin` on, without the first elements that are `ahead`."""
+        vector = self._held(tirx.BufferLoad(buffer, [*place, tirx.Ramp(begin, 1, self.lanes)]))
+        mask = [min(p + ahead, self.lanes - 1) for p in range(self.lanes)]
+        return self._held(tirx.Shuffle([vector], mask)) if ahead else vector
+
+    def transposed(self, row: Callable[[int], Any], columns: int) -> list[Any]:
+        """The first columns of a matrix, given what loads a row."""
+        rounds, where = network(self.lanes)
+
+        @functools.cache
+        def vector(done: int, number: int) -> Any:
+            if not done:
+                return row(number)
+            a, b, mask = rounds[done - 1][number]
+            return self._held(tirx.Shuffle([vector(done - 1, a), vector(done - 1, b)], mask))
+
+        return [vector(len(rounds), place) for place in where[:columns]]
 
 
 def _matched(region: Any, name: str) -> Any:

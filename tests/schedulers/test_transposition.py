@@ -1,0 +1,141 @@
+"""Copies that have rows as columns: shuffles in vector registers take the place of elements."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+
+from flextensor.schedulers import transposition
+from flextensor.targets import lookup
+from flextensor.targets.llvm import LLVM
+
+
+def target(bits: int = 256) -> LLVM:
+    found = lookup("llvm")
+    assert isinstance(found, LLVM)
+    return dataclasses.replace(found, vector_bits=bits)
+
+
+def panels(shape: Sequence[int], rows: int, tile: int, backward: bool = False) -> Any:
+    """P[t, others.., i] = W with dimension `rows` at t * tile + i, the window (dimensions after the
+    first two) turned about if `backward`."""
+    others = [d for d in range(len(shape)) if d != rows]
+    weight = te.placeholder(shape, "float32", "weight")
+
+    def value(t: Any, *at: Any) -> Any:
+        *outer, i = at
+        turned = [d > 1 and backward for d in others]
+        pairs = zip(others, outer, turned, strict=True)
+        place = {d: shape[d] - 1 - index if back else index for d, index, back in pairs}
+        place[rows] = t * tile + i
+        return weight(*[place[d] for d in range(len(shape))])
+
+    size = [shape[rows] // tile, *(shape[d] for d in others), tile]
+    return te.create_prim_func([weight, te.compute(size, value, name="panels")])
+
+
+def scheduled(func: Any, bits: int = 256) -> tuple[bool, Any]:
+    """Whether the copy was marked, and the program."""
+    sch = Schedule(func)
+    marked = transposition.mark(sch, sch.get_sblock("panels"), target(bits), parallel=True)
+    transposition.carry_out(sch)
+    return marked, sch.mod
+
+
+def check(module: Any, given: np.ndarray, columns: np.ndarray, tile: int) -> None:
+    """That it copies what was `given` as ``P[t, columns, i]``, of ``columns[.., t * tile + i]``."""
+    wanted = np.moveaxis(columns.reshape(*columns.shape[:-1], -1, tile), -2, 0)
+    out = tvm.runtime.tensor(np.full(wanted.shape, np.nan, "float32"))
+    tvm.compile(module, target="llvm")["main"](tvm.runtime.tensor(given), out)
+    assert (out.numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_the_network_makes_columns_of_rows(lanes: int) -> None:
+    vectors = np.arange(lanes * lanes).reshape(lanes, lanes)
+    wanted = vectors.T
+    rounds, where = transposition.network(lanes)
+    assert 2 ** len(rounds) == lanes
+    for shuffles in rounds:
+        vectors = np.stack(
+            [np.concatenate([vectors[a], vectors[b]])[[*mask]] for a, b, mask in shuffles]
+        )
+    assert (vectors[[*where]] == wanted).all()
+
+
+@pytest.mark.parametrize("bits", [128, 256, 512])
+@pytest.mark.parametrize(
+    ("shape", "rows", "tile"),
+    [
+        ((64, 32, 3, 3), 0, 32),  # a block of channels in whole vectors of columns
+        ((64, 32, 1, 1), 0, 64),
+        ((48, 33), 0, 24),  # vectors of the last turn begin early
+        ((48, 33), 0, 12),
+        ((32, 5, 3, 3, 3), 0, 16),
+        ((32, 48, 3, 3), 1, 16),  # rows shorter than vectors, one after the other
+        ((3, 48, 5), 1, 48),
+        ((8, 48, 2, 2), 1, 16),
+        ((64, 9), 0, 16),
+        ((64, 2), 0, 64),
+    ],
+)
+def test_panels_are_transposed_exactly(
+    shape: tuple[int, ...], rows: int, tile: int, bits: int
+) -> None:
+    marked, module = scheduled(panels(shape, rows, tile), bits)
+    assert marked
+    given = np.random.default_rng(0).random(shape, "float32")
+    check(module, given, np.moveaxis(given, rows, -1), tile)
+
+
+@pytest.mark.parametrize("shape", [(8, 48, 3, 3), (8, 48, 3, 3, 3), (3, 64, 2), (4, 32, 4, 4)])
+def test_windows_are_turned_about(shape: tuple[int, ...]) -> None:
+    marked, module = scheduled(panels(shape, 1, 16, backward=True))
+    assert marked
+    given = np.random.default_rng(0).random(shape, "float32")
+    check(module, given, np.moveaxis(np.flip(given, (*range(2, len(shape)),)), 1, -1), 16)
+
+
+def test_a_vector_takes_a_load_a_store_and_a_shuffle_a_round() -> None:
+    marked, module = scheduled(panels((64, 32), 0, 64))
+    assert marked
+    lines = [line.strip() for line in module.script().splitlines()]
+    assert sum("= rows[" in line for line in lines) == 8
+    assert sum("T.Shuffle" in line for line in lines) == 8 * 3
+    stores = [line for line in lines if line.startswith("columns[")]
+    assert len(stores) == 8
+    assert all("0:8] = v" in line for line in stores)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "tile", "why"),
+    [
+        ((30, 32), 0, 30, "rows fill no vector"),
+        ((48, 4, 3, 3), 0, 48, "windows turned about are shorter than vectors, and apart"),
+        ((2, 3, 64), 2, 64, "rows lie side by side"),
+    ],
+)
+def test_what_cannot_be_transposed_stays(
+    shape: tuple[int, ...], rows: int, tile: int, why: str
+) -> None:
+    func = panels(shape, rows, tile, backward=True)
+    marked, module = scheduled(func, 512)
+    assert not marked, why
+    assert module.script() == tvm.IRModule({"main": func}).script()
+
+
+def test_a_guarded_copy_stays() -> None:
+    data = te.placeholder((32, 30), "float32", "data")
+    padded = te.compute(
+        (32, 32),
+        lambda k, i: tirx.if_then_else(k < 30, data(i, tirx.min(k, 29)), tirx.const(0, "float32")),
+        name="panels",
+    )
+    assert not scheduled(te.create_prim_func([data, padded]))[0]
