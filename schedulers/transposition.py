@@ -89,7 +89,7 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
     lanes, (places, _) = width(extents[-1], target), _columns(copied, extents)
     if not lanes or not places:
         return False
-    if math.prod(extents[p] for p in places) < lanes and not _adjacent(copied, places):
+    if math.prod(extents[p] for p in places) < lanes and not _adjacent(copied, places, extents):
         return False
     sch.annotate(block, MARK, lanes)
     if parallel:
@@ -178,12 +178,13 @@ def _wide(buffer: Any, indices: Sequence[Any]) -> list[tuple[int, Any]]:
     return [(n, index) for n, index in zip(sizes, indices, strict=True) if n > 1]
 
 
-def _adjacent(copied: Any, places: Sequence[int]) -> bool:
+def _adjacent(copied: Any, places: Sequence[int], extents: Sequence[int]) -> bool:
     """Whether the next row follows where the columns of a row end."""
     source, row = copied.body.value, copied.iter_vars[-1].var
-    before = _wide(source.source, source.indices)[: -len(places)]
+    wide = _wide(source.source, source.indices)
+    before, (size, _) = wide[: -len(places)], wide[-len(places)]
     form = linear(before[-1][1]) if before else None
-    return form is not None and form.terms.get(row) == 1
+    return form is not None and form.terms.get(row) == 1 and extents[places[0]] == size
 
 
 def _shuffled(tile: Any, lanes: int, backward: bool) -> Any:

@@ -36,10 +36,19 @@ def packed(operator: str, fields: dict[str, str], at: str, parts: int = 1, **wan
 def test_lanes_that_share_places_in_the_cache_are_packed_a_few_at_a_time(
     at: str, k: int, few: bool
 ) -> None:
-    """Rows of 1,024 floats are a page: sixteen of them share a place that holds eight lines."""
-    module = packed("gemm", {**GEMM, "k": str(k)}, at, lanes="m")
+    """Rows of 1,024 floats are a page: sixteen of them share a place that holds eight lines. The
+    last panel is not full, so that elements are copied and not transposed in registers."""
+    module = packed("gemm", {**GEMM, "m": "45", "k": str(k)}, at, lanes="m")
     inner = extents(module, "gemm_lanes")[-2:]
     assert inner == ([k, 8] if few else inner) and (inner[-1] == 8) == few
+
+
+@pytest.mark.parametrize("at", ["root", "block"])
+def test_full_panels_are_transposed_in_registers(at: str) -> None:
+    module = packed("gemm", GEMM, at, lanes="m")
+    text = module.script()
+    assert "T.Shuffle" in text and "gemm_lanes_o" in text
+    assert text.count("T.parallel") == (2 if at == "root" else 1)
 
 
 @pytest.mark.parametrize(("m", "few"), [(2048, True), (192, False)])

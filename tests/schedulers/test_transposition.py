@@ -131,6 +131,12 @@ def test_what_cannot_be_transposed_stays(
     assert module.script() == tvm.IRModule({"main": func}).script()
 
 
+def test_parts_of_rows_shorter_than_vectors_stay() -> None:
+    source = te.placeholder((16, 14), "float32", "source")
+    pairs = te.compute((2, 16), lambda p, i: source(i, p), name="panels")
+    assert not scheduled(te.create_prim_func([source, pairs]), 512)[0]
+
+
 def test_a_guarded_copy_stays() -> None:
     data = te.placeholder((32, 30), "float32", "data")
     padded = te.compute(
