@@ -75,6 +75,7 @@ class Library:
 
     def call(self, arrays: Sequence[Array]) -> None:
         """``main`` on arrays of the host, the output last."""
+        self._runtime.ready()
         self.main(*map(self._runtime.passed, arrays))
 
     def pack(self, weights: Sequence[Any]) -> list[Array]:
@@ -83,6 +84,7 @@ class Library:
 
         arrays = [empty(shape, dtype) for shape, dtype in self._packed]
         if arrays:
+            self._runtime.ready()
             self._module["pack"](*weights, *map(self._runtime.passed, arrays))
         return arrays
 

@@ -217,8 +217,13 @@ class Target(ABC):
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables of a process that runs kernels; its drivers keep their files in `folder`."""
-        threads = {"TVM_NUM_THREADS", "OMP_NUM_THREADS"}
-        return {"TMPDIR": str(folder), **dict.fromkeys(sorted(threads), str(self.host_threads))}
+        threads = str(self.host_threads)
+        return {
+            "TMPDIR": str(folder),
+            "OMP_NUM_THREADS": threads,
+            "TVM_NUM_THREADS": threads,
+            "TVM_BIND_THREADS": "1",
+        }
 
     @abstractmethod
     def tvm_target(self) -> Any:

@@ -96,8 +96,10 @@ def model() -> str:
     return _field(_cpuinfo(), "model name") or platform.processor() or platform.machine()
 
 
+@functools.cache
 def cores() -> int:
-    """Logical CPUs that this process may use."""
+    """Logical CPUs that this process may use; asked once, for what runs in it may bind a thread to
+    fewer, and a device is the same all the time."""
     return len(os.sched_getaffinity(0))
 
 

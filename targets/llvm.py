@@ -140,7 +140,7 @@ class LLVM(Target):
         """TVM's runtime on the CPU."""
         import tvm
 
-        return TVMRuntime(tvm.cpu())
+        return TVMRuntime(tvm.cpu(), self.cores)
 
     def measure(self, what: str) -> float:
         """FLOP/s or bytes/s of all cores; see `flextensor.targets.peaks`."""

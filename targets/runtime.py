@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -53,6 +55,9 @@ class Runtime(ABC):
         """An array of the host as functions take it, on the same memory."""
         return array
 
+    def ready(self) -> None:  # noqa: B027 - a hook
+        """Prepare the thread that is about to call functions; cheap once that is done."""
+
     def seconds(self, call: Callable[[], object], number: int) -> float:
         """Seconds per call over `number` calls in a row, on the clock of the host; caches are as
         the call before left them."""
@@ -73,12 +78,19 @@ def as_tensor(array: Array) -> Any:
     return tvm.runtime.from_dlpack(array.view("uint16"))._create_view(array.shape, "bfloat16")
 
 
-class TVMRuntime(Runtime):
-    """Shared libraries on a device of TVM's own runtime."""
+SHARED_CPUS = -3
+"""TVM's name for threads that may run on any of a list of CPUs."""
+_pool = threading.local()
+"""`threads` of TVM's pool of the thread that looks, once they are arranged."""
 
-    def __init__(self, device: Any) -> None:
+
+class TVMRuntime(Runtime):
+    """Shared libraries on a device of TVM's own runtime, whose parallel loops have `threads`
+    threads on whatever CPUs the process may use."""
+
+    def __init__(self, device: Any, threads: int) -> None:
         """`device` is a `tvm.runtime.Device`."""
-        self._device = device
+        self._device, self._threads = device, threads
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -87,6 +99,25 @@ class TVMRuntime(Runtime):
     def passed(self, array: Array) -> Any:
         """An array, or a tensor on its memory."""
         return as_tensor(array)
+
+    def ready(self) -> None:
+        """Arrange TVM's pool, of which every thread that calls has its own.
+
+        Left alone it has half of the CPUs, or OMP_NUM_THREADS, and the thread that calls is bound
+        to as many; one that has started never grows. An environment that says how many threads
+        there are, and whether they are bound, is followed: that of a worker, see
+        `flextensor.targets.Target.environment`.
+        """
+        if getattr(_pool, "threads", 0) == self._threads:
+            return
+        said = os.environ.get("TVM_NUM_THREADS") == str(self._threads)
+        if not (said and "TVM_BIND_THREADS" in os.environ):
+            import tvm
+
+            cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+            arrange = tvm.get_global_func("runtime.config_threadpool")
+            arrange(SHARED_CPUS, self._threads, cpus)
+        _pool.threads = self._threads
 
     def load(self, path: Path) -> Any:
         """The functions of a shared library."""

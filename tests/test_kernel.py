@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +157,39 @@ def test_what_does_not_fit_is_refused_in_one_line(kernel: Kernel, message: str) 
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=message.replace("A ", "C ", 1)):
         kernel(ones(), ones(), out=BAD[message])
+
+
+THREADS = """
+import json, os, sys, threading
+import numpy as np, tvm
+from flextensor import targets
+from flextensor.kernel import Kernel
+from flextensor.operators import BufferSpec
+
+def threads(cores):
+    kernel = Kernel(sys.argv[1], [BufferSpec(n, (6, 64), "float32") for n in "ABC"],
+                    targets.lookup("llvm", cores).runtime())
+    kernel(*np.ones((2, 6, 64), "float32"))
+    return tvm.get_global_func("runtime.NumThreads")()
+
+before, seen = os.sched_getaffinity(0), []
+seen += [threads(None), threads(1), threads(None)]
+other = threading.Thread(target=lambda: seen.append(threads(None)))
+other.start()
+other.join()
+print(json.dumps([len(before), seen, os.sched_getaffinity(0) == before]))
+"""
+
+
+def test_calls_have_the_targets_threads_and_leave_those_of_the_caller_alone(library: Path) -> None:
+    """Whatever TVM would do by itself, which is half of the CPUs, or what OpenMP is told."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TVM_")}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(library)], capture_output=True, text=True, check=True,
+        env=env | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    cpus, threads, same = json.loads(done.stdout)
+    assert threads == [cpus, 1, cpus, cpus] and same
 
 
 def test_the_number_of_inputs(kernel: Kernel) -> None:
