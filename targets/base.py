@@ -216,13 +216,16 @@ class Target(ABC):
         return "cpu"
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """Variables of a process that runs kernels; its drivers keep their files in `folder`."""
+        """Variables of a process that runs kernels; its drivers keep their files in `folder`.
+
+        TVM binds threads to the first CPUs of the host, which are not for every process to use.
+        """
         threads = str(self.host_threads)
         return {
             "TMPDIR": str(folder),
             "OMP_NUM_THREADS": threads,
             "TVM_NUM_THREADS": threads,
-            "TVM_BIND_THREADS": "1",
+            "TVM_BIND_THREADS": str(int(host.first_cpus())),
         }
 
     @abstractmethod

@@ -103,6 +103,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def first_cpus() -> bool:
+    """Whether the CPUs that this thread may use are the first of the host, as all of them are."""
+    allowed = os.sched_getaffinity(0)
+    return allowed == set(range(len(allowed)))
+
+
 def vectors(isa: Iterable[str]) -> tuple[int, int]:
     """(bits of a vector register, vector registers) of a host with these instruction sets."""
     have = frozenset(isa)

@@ -100,6 +100,26 @@ def test_a_part_of_the_cores() -> None:
     assert one.device.endswith("1 thread")
 
 
+WORKER = """
+import os
+from pathlib import Path
+from flextensor import targets
+
+cpu = max(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {cpu})
+os.environ.update(targets.lookup("llvm").environment(Path.cwd()))
+import tvm
+tvm.get_global_func("runtime.NumThreads")()  # starts TVM's threads
+print(os.sched_getaffinity(0) == {cpu})
+"""
+
+
+def test_workers_keep_to_the_cpus_that_they_may_use() -> None:
+    """With a set of CPUs for each, two tuners do not measure on the same ones."""
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_the_family_is_imported_for_nothing() -> None:
     code = "import sys, flextensor.targets as t; t.available(); print({*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
