@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor.folders import private_folder
 from flextensor.targets import Target, dump
-from flextensor.targets.process import Call, Worker, WorkerError, run_all
+from flextensor.targets.process import Call, SetupFailed, Worker, WorkerError, run_all
 
 if TYPE_CHECKING:
     from flextensor.operators.workload import Workload
@@ -100,7 +100,11 @@ class Builders:
         key = self._workload.key, formulation
         if key not in self._paths:  # never written twice: a process may not have read it yet
             path = self.folder / f"program{len(self._paths)}.json"
-            path.write_text(tvm.ir.save_json(self._workload.prim_func(formulation)))
+            text = tvm.ir.save_json(self._workload.prim_func(formulation))
+            try:
+                path.write_text(text)
+            except OSError as error:
+                raise SetupFailed(f"cannot write {path}: {error.strerror}") from error
             self._paths[key] = path
         self._programs.add(formulation)
         for worker in self._workers:

@@ -8,13 +8,25 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from flextensor.errors import DeviceError
+
 PREFIX = "flextensor-"
 """Temporary folders are called flextensor-<pid>-<random>."""
 
 
 def private_folder(root: Path | None = None) -> Path:
-    """A new temporary folder of this process; those of dead processes are removed first."""
-    root = root or Path(tempfile.gettempdir())
+    """A new temporary folder of this process; those of dead processes are removed first.
+    `DeviceError` when there can be none."""
+    try:
+        return _made(root or Path(tempfile.gettempdir()))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DeviceError(
+            f"no temporary folder ({reason}): set TMPDIR to a folder that has room"
+        ) from error
+
+
+def _made(root: Path) -> Path:
     for folder in root.glob(f"{PREFIX}[0-9]*-*"):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         if pid.isdigit() and not _alive(int(pid)):

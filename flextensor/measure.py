@@ -275,7 +275,10 @@ class LocalMeasurer:
         self._builders.serve(self.workload)
         self._builders.start()
         if self._loading is None:
-            self._loading = self._pool.submit(self._data, self.seed)
+            try:
+                self._loading = self._pool.submit(self._data, self.seed)
+            except RuntimeError as error:
+                raise SetupFailed(f"the system starts no thread: {error}") from error
         self._runner.start()
 
     def _path(self) -> Path:
@@ -299,7 +302,14 @@ class LocalMeasurer:
 
         inputs, output = self.workload.inputs(seed), self.workload.buffers[-1]
         folder = self.folder / f"data{next(self._number)}"
-        files = timing.write(folder, inputs, self.workload.reference(inputs))
+        reference = self.workload.reference(inputs)
+        try:
+            files = timing.write(folder, inputs, reference)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SetupFailed(
+                f"cannot write inputs to {folder} ({reason}): set TMPDIR to a folder that has room"
+            ) from error
         return {**files, "shape": list(output.shape), "dtype": output.dtype}
 
     def _prepare_runner(self) -> None:

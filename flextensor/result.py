@@ -39,7 +39,8 @@ class Result:
 
 
 def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]) -> Kernel:
-    """Build the kernel of a result, in this process; `DeviceError` when its device is elsewhere."""
+    """Build the kernel of a result, in this process; `DeviceError` when its device is elsewhere,
+    or the system has no room for it."""
     from flextensor.compiled import build
     from flextensor.kernel import Kernel
 
@@ -50,10 +51,13 @@ def compile_kernel(workload: Workload, target: Target, values: Mapping[str, Any]
         )
     runtime = target.runtime()  # before the build, which is for nothing where nothing runs
     func = workload.prim_func(values["formulation"])
-    with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
-        path = Path(folder) / "kernel.so"
-        build(func, target, values["config"], path)
-        return Kernel(path, workload.buffers, runtime)
+    try:
+        with tempfile.TemporaryDirectory(prefix="flextensor-kernel-") as folder:
+            path = Path(folder) / "kernel.so"
+            build(func, target, values["config"], path)
+            return Kernel(path, workload.buffers, runtime)
+    except OSError as error:
+        raise DeviceError(f"cannot build the kernel: {error}") from error
 
 
 def as_workload(what: Any, prepacked: bool = False) -> Workload:

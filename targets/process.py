@@ -169,22 +169,10 @@ class Worker(Endpoint):
         if self._process and self._process.poll() is None:
             return
         self.kill()
-        requests, replies, output, lifeline = os.pipe(), os.pipe(), os.pipe(), os.pipe()
-        theirs = (requests[0], replies[1], lifeline[0])
-        in_main = threading.current_thread() is threading.main_thread()
-        options = [*map(str, theirs), str(self._memory), str(os.getpid() if in_main else 0)]
-        self._process = subprocess.Popen(
-            [*self._arguments, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=output[1],
-            stderr=output[1],
-            env=self._env,
-            pass_fds=theirs,
-            start_new_session=True,
-        )
-        for fd in (*theirs, output[1]):
-            os.close(fd)
-        self._fds = [requests[1], replies[0], output[0], lifeline[1]]
+        try:
+            self._open()
+        except OSError as error:
+            raise SetupFailed(f"the system starts no worker: {error.strerror}") from error
         for fd in self._fds[1:3]:
             os.set_blocking(fd, False)
         self._lines, self._partial, self._tail = [], b"", b""
@@ -192,6 +180,31 @@ class Worker(Endpoint):
         self._deadline = time.monotonic() + STARTUP_SECONDS
         for method, payload in self.setup:
             self._write(method, payload)
+
+    def _open(self) -> None:
+        """Start the process, with this side of its pipes in `_fds`; where that fails, none is left
+        open."""
+        fds: list[int] = []
+        try:
+            for _ in range(4):
+                fds += os.pipe()
+            call, requests, replies, reply, output, said, lifeline, life = fds
+            theirs = (call, reply, lifeline)
+            in_main = threading.current_thread() is threading.main_thread()
+            options = [*map(str, theirs), str(self._memory), str(os.getpid() if in_main else 0)]
+            self._process = subprocess.Popen(
+                [*self._arguments, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env=self._env,
+                pass_fds=theirs,
+                start_new_session=True,
+            )
+            self._fds = [requests, replies, output, life]
+        finally:
+            for fd in set(fds) - set(self._fds):
+                os.close(fd)
 
     def add_setup(self, method: str, payload: Mapping[str, Any]) -> None:
         """One more set-up call: on a running worker before its next call, and at every start."""

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from flextensor.measure import (
     build_limit,
 )
 from flextensor.operators import Gemm, Workload
+from flextensor.result import compile_kernel
 from flextensor.targets import Status, Trial
+from flextensor.targets.process import SetupFailed
 
 STUBS = str(Path(__file__).parent / "targets")
 LIMITS = Limits(build_seconds=8.0, run_seconds=2.0)
@@ -200,6 +203,53 @@ def test_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert made.is_dir()
     assert not dead.exists()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def full(*_: Any, **__: Any) -> None:
+    """As `ndarray.tofile` has it."""
+    raise OSError("4096 requested and 0 written")
+
+
+def test_no_room_for_inputs_is_one_clear_line(stubs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with measurer(increment()) as local:
+        monkeypatch.setattr("numpy.save", full)
+        with pytest.raises(SetupFailed, match=r"cannot write inputs to .* \(4096 requested"):
+            local.measure([GOOD])
+
+
+def test_no_room_for_a_program_is_one_clear_line(
+    stubs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with measurer(increment()) as local:
+        monkeypatch.setattr(Path, "write_text", lambda *_: os.mkdir("/"))
+        with pytest.raises(SetupFailed, match="cannot write .*program0.json: File exists"):
+            local.measure([GOOD])
+
+
+def test_a_thread_that_cannot_be_had_is_one_clear_line(
+    stubs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with measurer(increment()) as local:
+        monkeypatch.setattr(local._pool, "submit", refused)
+        with pytest.raises(SetupFailed, match="the system starts no thread: can't start"):
+            local.start()
+
+
+def test_no_temporary_folder_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DeviceError, match=r"no temporary folder \(No such file .*set TMPDIR"):
+        private_folder(tmp_path / "missing")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
+    with pytest.raises(DeviceError, match=r"no temporary folder \(No usable temporary directory"):
+        private_folder()
+    workload, target = increment(), targets.lookup("llvm")
+    with pytest.raises(DeviceError, match="cannot build the kernel: .*No usable temporary dir"):
+        compile_kernel(workload, target, {"formulation": "direct", "config": {}})
 
 
 def test_replay_answers_from_records() -> None:

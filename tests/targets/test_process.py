@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -54,6 +55,21 @@ def test_calls_share_a_process_and_its_set_up(worker: Worker) -> None:
     first, second = (worker.call("echo", {"n": n}, 10) for n in (1, 2))
     assert first == {"pid": worker.pid, "calls": 1, "n": 1, "color": "blue"}
     assert second == {"pid": worker.pid, "calls": 2, "n": 2, "color": "blue"}
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing_open(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refused)
+        with pytest.raises(SetupFailed, match="starts no worker: Resource temporarily unavailable"):
+            worker.start()
+        assert os.listdir("/proc/self/fd") == before
+    assert worker.call("echo", {"n": 1}, 10)["calls"] == 1
 
 
 def test_payloads_bigger_than_a_pipe(worker: Worker) -> None:
