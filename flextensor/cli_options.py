@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flextensor.errors import InputError, check_positive
+from flextensor.errors import InputError, check_positive, check_whole
 
 if TYPE_CHECKING:
     from flextensor.operators.base import Operator
@@ -125,8 +125,7 @@ def check_numbers(
     """Raise `InputError` for a budget, tolerance or seed that makes no sense."""
     for option, value in {"--trials": trials, "--time": time, "--tolerance": tolerance}.items():
         check_positive(option, value)
-    if seed < 0:
-        raise InputError(f"--seed must be at least 0, got {seed}")
+    check_whole("--seed", seed, 0)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     FlexTensorError              every error below; the command line exits with 2
     ├── InputError               what the caller asked for does not exist or makes no sense
-    │   └── UnsupportedError     an operator that a target has no way to compute
+    │   └── UnsupportedError     an operator that a target, or this machine, cannot compute
     ├── IllegalConfigError       a configuration that breaks a constraint of its space
     ├── DeviceError              a device, compiler or worker that is needed is not there
     └── DatabaseError            a schedule database that cannot be read or written
@@ -28,7 +28,7 @@ class InputError(FlexTensorError):
 
 
 class UnsupportedError(InputError):
-    """An operator that a target has no way to compute; another operator may do."""
+    """An operator that a target, or this machine, cannot compute; another operator may do."""
 
 
 class IllegalConfigError(FlexTensorError):
@@ -59,6 +59,12 @@ def check_positive(what: str, value: float | None) -> None:
     """Raise `InputError` for a number that is given and not finite and greater than 0."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise InputError(f"{what} must be greater than 0, got {value}")
+
+
+def check_whole(what: str, value: int | None, least: int) -> None:
+    """Raise `InputError` for a number that is given and no integer of at least `least`."""
+    if value is not None and not (isinstance(value, int) and value >= least):
+        raise InputError(f"{what} must be a whole number of at least {least}, got {value}")
 
 
 def exit_code(action: Callable[[], object]) -> int:

@@ -74,8 +74,8 @@ def as_workload(what: Any, prepacked: bool = False) -> Workload:
 
 
 def as_target(target: str | Target, threads: int | None, measure: str | None) -> Target:
-    """The target of a specification, or `target` itself, measured as asked or as it is; for
-    ``remote:HOST:PORT`` a device of that machine."""
+    """The target of a specification, or `target` itself, which has its threads, measured as asked
+    or as it is; for ``remote:HOST:PORT`` a device of that machine."""
     where = remote.address(measure)
     if where is not None:
         if not isinstance(target, str):
@@ -83,6 +83,8 @@ def as_target(target: str | Target, threads: int | None, measure: str | None) ->
         return remote.lookup(target, threads, where)
     if isinstance(target, str):
         return lookup(target, threads).measured_by(measure)
+    if threads is not None:
+        raise InputError("threads go with a target in words, as 'llvm': the one given has its own")
     return target.measured_by(measure or target.measured)
 
 

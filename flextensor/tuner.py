@@ -16,7 +16,7 @@ from flextensor import finalists, lessons, measurers
 from flextensor.builders import Builders
 from flextensor.database import Database
 from flextensor.database_records import plain
-from flextensor.errors import DeviceError, check_positive, unknown
+from flextensor.errors import DeviceError, check_positive, check_whole, unknown
 from flextensor.experience import hints, near
 from flextensor.explorers import policies
 from flextensor.known import judged, kept, wrong
@@ -101,6 +101,8 @@ def tune(
     `DatabaseError`, and `Interrupted` on Ctrl-C.
     """
     check_positive("trials", trials)
+    check_whole("trials", trials, 1)
+    check_whole("seed", seed, 0)
     check_positive("time", time)
     check_positive("tolerance", tolerance)
     check_names(effort, explorer, cost_model)

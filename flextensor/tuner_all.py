@@ -12,7 +12,7 @@ from typing import Any
 
 from flextensor.builders import Builders
 from flextensor.database import Database
-from flextensor.errors import InputError, check_positive
+from flextensor.errors import InputError, check_positive, check_whole
 from flextensor.known import kept
 from flextensor.operators.workload import Workload
 from flextensor.result import Result, as_target, as_workload, opened, roofline
@@ -153,6 +153,8 @@ def tune_all(
     """
     check_positive("total", total)
     check_positive("trials", trials)
+    check_whole("trials", trials, 1)
+    check_whole("seed", seed, 0)
     check_positive("tolerance", tolerance)
     check_names(effort, explorer, cost_model)
     times = [1.0] * len(workloads) if weights is None else list(weights)
@@ -160,19 +162,27 @@ def tune_all(
         raise InputError(f"{len(workloads)} workloads need as many weights, got {len(times)}")
     for weight in times:
         check_positive("a weight", weight)
-    made = [as_workload(what, prepacked) for what in workloads]
     device = as_target(target, threads, measure)
+    made: dict[int, Workload] = {}
     places: dict[str, list[int]] = {}
-    for place, workload in enumerate(made):
-        places.setdefault(workload.key, []).append(place)
     found: dict[int, Outcome] = {}
+
+    def told_of(place: int, outcome: Outcome) -> None:
+        found[place] = outcome
+        if done is not None:
+            done(place, outcome)
 
     def ended(first: int, outcome: Outcome) -> None:
         for place in places[made[first].key]:
-            found[place] = outcome
-            if done is not None:
-                done(place, outcome)
+            told_of(place, outcome)
 
+    for place, what in enumerate(workloads):
+        try:
+            made[place] = as_workload(what, prepacked)
+        except InputError as error:
+            told_of(place, error)
+        else:
+            places.setdefault(made[place].key, []).append(place)
     with opened(db) as database, Builders(device) as builders:
         firsts: list[int] = []
         for first, *_ in places.values():
@@ -208,8 +218,8 @@ def tune_all(
                 for place in places[made[first].key]:
                     if outcome is not None:
                         found[place] = outcome
-            raise AllInterrupted([found.get(place) for place in range(len(made))]) from None
-    return [found[place] for place in range(len(made))]
+            raise AllInterrupted([found.get(place) for place in range(len(times))]) from None
+    return [found[place] for place in range(len(times))]
 
 
 def _of_all(p: Progress, shares: Shares) -> Progress:

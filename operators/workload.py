@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flextensor.errors import InputError, unknown
+from flextensor.errors import UnsupportedError, unknown
 from flextensor.operators.base import Operator, Tensors
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class BufferSpec:
 class Workload:
     """An operator and its parameters: key, arithmetic, inputs, reference, formulations.
 
-    `prepacked` says that its weights are packed once, and not at every call. Raises `InputError`
-    when it has none, or when a tensor of the plain formulation does not fit this machine.
+    `prepacked` says that its weights are packed once, and not at every call. Raises
+    `UnsupportedError` when it has none, or when a tensor of the plain formulation does not fit this
+    machine.
     """
 
     operator: Operator
@@ -65,15 +66,19 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.prepacked and not self.operator.weights:
-            raise InputError(f"{self.operator.name} has no weights that could be packed ahead")
+            raise UnsupportedError(
+                f"{self.operator.name} has no weights that could be packed ahead"
+            )
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         for spec in map(_spec, _stages(self._direct[-1])):
             what = f"{self.operator.name}: tensor {spec.name} of shape {list(spec.shape)}"
             if spec.nbytes > memory:
                 size, has = spec.nbytes / 2**30, memory / 2**30
-                raise InputError(f"{what} needs {size:.1f} GiB, this machine has {has:.1f} GiB")
+                raise UnsupportedError(
+                    f"{what} needs {size:.1f} GiB, this machine has {has:.1f} GiB"
+                )
             if math.prod(spec.shape) >= 2**31:
-                raise InputError(f"{what} has more than 2**31 - 1 elements")
+                raise UnsupportedError(f"{what} has more than 2**31 - 1 elements")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Workload, (self.operator, self.prepacked)  # programs are rebuilt, not pickled

@@ -39,6 +39,8 @@ class LLVM(Target):
     @classmethod
     def from_spec(cls, spec: str = "llvm", threads: int | None = None) -> LLVM:
         """This host, with `threads` threads or all usable cores."""
+        if spec != cls.kind:
+            raise InputError(f"{spec!r}: the CPU is this host's, write {cls.kind!r}")
         usable = host.cores()
         if threads is not None and not 1 <= threads <= usable:
             raise InputError(f"threads must be between 1 and {usable} on this host, got {threads}")

@@ -15,6 +15,7 @@ import pytest
 from flextensor import cli, operators, report, tuner, tuner_all
 from flextensor.database import Database
 from flextensor.errors import DeviceError
+from flextensor.operators import Gemm, Workload
 from flextensor.result import Result
 from flextensor.shares import AllInterrupted
 from flextensor.targets import Status, Trial, lookup
@@ -149,6 +150,19 @@ def test_a_suite_goes_on_after_a_case_that_fails(
     assert code == 2
     assert len(out.splitlines()) == 5
     assert err == "error: paper/GMV2: no candidate worked\n"
+
+
+def test_a_suite_goes_on_after_a_case_that_this_machine_has_no_memory_for(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(what: Any, **_: Any) -> Result:
+        Workload(Gemm(m=2**31 - 1, n=2**31 - 1) if what.m == 256 else what)
+        return result()
+
+    fake(monkeypatch, tune)
+    code, out, err = call("tune", "gemv", "--suite", "paper", "--json")
+    assert code == 2 and len(out.splitlines()) == 5
+    assert err.startswith("error: paper/GMV2: gemm: tensor ") and err.count("\n") == 1
 
 
 def test_a_total_is_shared_by_the_cases_of_a_suite(

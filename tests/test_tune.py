@@ -15,7 +15,7 @@ from flextensor import result as results
 from flextensor.errors import InputError
 from flextensor.explorers import policies
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
-from flextensor.targets import Status, Trial
+from flextensor.targets import Status, Trial, lookup
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
@@ -188,6 +188,25 @@ def test_what_was_never_tuned_cannot_be_loaded(tmp_path: Path) -> None:
 def test_a_budget_is_positive(budget: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="greater than 0"):
         flextensor.tune(GEMM, db=tmp_path / "t.db", **budget)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"trials": 10.5}, "trials must be a whole number of at least 1, got 10.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"target": lookup("llvm"), "threads": 1}, "threads go with a target in words"),
+        ({"target": "llvm:anything"}, "'llvm:anything': the CPU is this host's"),
+    ],
+)
+def test_nothing_that_is_asked_for_is_ignored_or_found_wrong_late(
+    given: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    for ask in (flextensor.tune, lambda *a, **k: flextensor.tune_all([*a], total=9.0, **k)):
+        with pytest.raises(InputError, match=says):
+            ask(GEMM, db=tmp_path / "t.db", **given)
+    assert not (tmp_path / "t.db").exists()
 
 
 def test_a_policy_is_kept_and_followed_by_the_q_method_alone(tmp_path: Path) -> None:

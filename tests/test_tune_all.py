@@ -69,6 +69,18 @@ def test_one_that_cannot_be_tuned_does_not_hurt_the_others(
     assert str(second) == "no scheduler takes it"
 
 
+def test_one_that_makes_no_workload_does_not_hurt_the_others(tmp_path: Path) -> None:
+    huge, seen = Gemm(m=2**31 - 1, n=2**31 - 1), []
+    work = [huge, WORK[0], WORK[1]]
+    none, first, second = flextensor.tune_all(
+        work, total=60.0, trials=2, db=tmp_path / "t.db", peers=False, prepacked=True,
+        done=lambda place, outcome: seen.append(place),
+    )  # fmt: skip
+    assert isinstance(none, UnsupportedError) and "GiB, this machine has" in str(none)
+    assert values(first)["verified"] and sorted(seen) == [0, 1, 2]
+    assert str(second) == "gemv has no weights that could be packed ahead"
+
+
 def test_ctrl_c_keeps_what_every_workload_has(tmp_path: Path) -> None:
     db = tmp_path / "t.db"
 
