@@ -49,10 +49,10 @@ def run(
     """Tune every case; write OUT/data.json after each, then the table and the picture.
 
     A case that fails is recorded with its reason. A run that was killed goes on where it stood:
-    what is solved answers from the database, and what was recorded on the same machine with the
-    same versions stays until it is measured again. `peers` are measured besides the one that
-    `tune` compares with; `prepacked` takes the cases that have weights, and packs them ahead;
-    `dtype` takes those that have one, in that one; `tolerance` is that of `tune`.
+    what is solved answers from the database, and what was recorded of that result on the same
+    machine with the same versions stays until it is measured again. `peers` are measured besides
+    the one that `tune` compares with; `prepacked` takes the cases that have weights, and packs them
+    ahead; `dtype` takes those that have one, in that one; `tolerance` is that of `tune`.
     Returns the exit code: 1 when a case failed.
     """
     from flextensor import operators, peer_libraries, tuner
@@ -104,8 +104,8 @@ def run(
             except (tuner.Interrupted, KeyboardInterrupt):
                 code = INTERRUPTED
                 break
-            if values.get("reused") and not peers:
-                values = done.get(case.full_name, values)  # nothing was measured now
+            if values.get("reused") and not peers:  # nothing was measured now
+                values = _newest(values, done.get(case.full_name))
             if "failure" in values:
                 code = 1
             said = values.get("failure") and f"failed: {values['failure']}" or summary(values)
@@ -150,7 +150,8 @@ def _measure(
     prepacked: bool,
     tolerance: float,
 ) -> dict[str, Any]:
-    """The JSON object of one case, or its name, operator and the reason of its failure."""
+    """The JSON object of one case, with its failure where its peers cannot be timed beside it; or
+    its name, operator and the reason of its failure."""
     from flextensor import tuner
 
     try:
@@ -159,17 +160,35 @@ def _measure(
                 case.operator, target=device, trials=trials, time=time, db=database,
                 prepacked=prepacked, tolerance=tolerance, builders=builders, progress=live.update,
             )  # fmt: skip
-        others = {"beside": beside(result, peers, peer_trials, builders)} if peers else {}
-        if others:
-            _race(others["beside"], result, database)
     except tuner.Interrupted:
         raise
     except Exception as error:  # a fault in one case must not cost the others their results
-        reason = " ".join(str(error).split()) or "no reason given"
-        kind = "" if type(error).__module__ == "flextensor.errors" else f"{type(error).__name__}: "
-        return {"case": case.full_name, "operator": case.family, "failure": kind + reason}
-    values: dict[str, Any] = report.finite(result.json())
-    return {"date": now(), **values, **others, "case": case.full_name}
+        return {"case": case.full_name, "operator": case.family, "failure": _reason(error)}
+    values: dict[str, Any] = {"date": now(), **report.finite(result.json())}
+    if peers:
+        try:
+            found = beside(result, peers, peer_trials, builders)
+            _race(found, result, database)
+            values["beside"] = found
+        except Exception as error:  # nor one beside its peers the case its own
+            values["failure"] = _reason(error)
+    return {**values, "case": case.full_name}
+
+
+def _reason(error: Exception) -> str:
+    """Why a case failed, in one line."""
+    reason = " ".join(str(error).split()) or "no reason given"
+    kind = "" if type(error).__module__ == "flextensor.errors" else f"{type(error).__name__}: "
+    return kind + reason
+
+
+def _newest(values: dict[str, Any], recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """What was recorded of a result that the database has, with its peers; the result alone where
+    that is of another search or of another timing, or says of a failure."""
+    if recorded is None or "failure" in recorded:
+        return values
+    same = all(recorded.get(n) == values.get(n) for n in ("session", "best_seconds"))
+    return recorded if same else values
 
 
 def beside(

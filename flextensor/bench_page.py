@@ -26,8 +26,8 @@ def by_family(cases: Iterable[Case]) -> dict[str, list[Case]]:
 
 
 def compared(cases: Iterable[Case]) -> list[Case]:
-    """The cases that were measured beside PyTorch."""
-    return [c for c in cases if c.get("speedup")]
+    """The cases that were measured beside PyTorch, and did not fail beside other peers."""
+    return [c for c in cases if c.get("speedup") and "failure" not in c]
 
 
 def placed(cases: Iterable[Case]) -> list[Case]:

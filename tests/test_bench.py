@@ -160,6 +160,48 @@ def test_a_second_run_replaces_its_cases_and_keeps_the_others(
     assert len(cases) == 13 and cases["paper/GMV1"]["speedup"] == 4
 
 
+def kept(what: Any, session: str = "one", seconds: float = 2e-3) -> Result:
+    """What `tune` answers from a database."""
+    found = result(what)
+    values = {**found.values, "reused": True, "session": session, "best_seconds": seconds}
+    return dataclasses.replace(found, values=values)
+
+
+def test_a_failure_beside_peers_is_the_cases_until_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def dies(*_: Any) -> Any:
+        raise DeviceError("no reply")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(bench, "beside", dies)
+    code, cases = run(monkeypatch, out, kept, peers=("torch-best",))
+    assert code == 1
+    assert cases["paper/GMV1"]["failure"] == "no reply" and cases["paper/GMV1"]["speedup"] == 2
+    assert "beside" not in cases["paper/GMV1"]
+    page = (out / "README.md").read_text()
+    assert "| gemv | 6 | - | - | - | 0 | 0 | 6 |" in page and "failed: no reply" in page
+    code, cases = run(monkeypatch, out, kept)
+    assert code == 0 and not any("failure" in c for c in cases.values())
+    assert "| gemv | 6 | 2.00 | 2.00 | 2.00 | 6 | 0 | 0 |" in (out / "README.md").read_text()
+
+
+def test_what_peers_took_is_kept_with_its_result_and_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    found: dict[str, Any] = {"peers": {}, "methods": {}, "searches": {}, "missing": {}}
+    monkeypatch.setattr(bench, "beside", lambda *_: copy.deepcopy(found))
+    run(monkeypatch, out, kept, peers=("torch-best",))
+    _, cases = run(monkeypatch, out, kept)
+    assert all(c["beside"] == found for c in cases.values())
+    _, cases = run(monkeypatch, out, lambda w: kept(w, "one", 1e-3 if w.m == 128 else 2e-3))
+    assert [c["best_seconds"] for c in cases.values() if "beside" not in c] == [1e-3]
+    _, cases = run(monkeypatch, out, lambda w: kept(w, "another"))
+    assert {c["session"] for c in cases.values()} == {"another"}
+    assert not any("beside" in c for c in cases.values())
+
+
 @pytest.mark.parametrize("damage", ["not json", '{"cases": 1}', "machine", "versions", "tolerance"])
 def test_what_another_machine_or_version_measured_is_not_mixed_in(
     damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
