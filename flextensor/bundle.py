@@ -160,7 +160,7 @@ def chosen(workload: Workload, target: CUDA, database: Database, count: int) -> 
     By the model of kernels as long as nothing was measured; then by the cost model that learnt
     from what was, among the best of that model, its own proposals and the neighbours of the best.
     """
-    modelled = database.trials(workload.key, target.measured_by("model").fingerprint)
+    modelled = database.sound(workload.key, target.measured_by("model").fingerprint)
     ranked = sorted((t for t in modelled if t.ok), key=lambda t: t.seconds)
     measured = _measured(workload, target, database)
     made = lanes(workload, target, "flextensor", "xgboost", SEED)
@@ -184,7 +184,7 @@ def _measured(workload: Workload, target: CUDA, database: Database) -> list[Tria
     own = f"{target.kind}/{target.arch}/"
     rows = [row.target for row in database.workloads() if row.key == workload.key]
     cards = [card for card in rows if card.startswith(own) and card.endswith("/cold")]
-    return max((database.trials(workload.key, card) for card in cards), key=len, default=[])
+    return max((database.sound(workload.key, card) for card in cards), key=len, default=[])
 
 
 def _points(trials: Sequence[Trial], lane: Lane) -> list[Point]:

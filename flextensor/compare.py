@@ -278,7 +278,7 @@ def _again(case: Case, database: Database, target: Target) -> float | None:
     spaces = spaces_of(workload, target)
     known = [
         t
-        for t in database.trials(workload.key, target.fingerprint)
+        for t in database.sound(workload.key, target.fingerprint)
         if t.ok and t.formulation in spaces and spaces[t.formulation].has(t.config)
     ]
     best = sorted(known, key=lambda t: t.seconds)[:AGAIN]

@@ -23,13 +23,16 @@ from typing import Any
 from flextensor.bench_plots import COLOURS
 from flextensor.curves import at, progress, reached
 from flextensor.database import Database
-from flextensor.database_records import Record, to_trial
+from flextensor.database_records import Record, dump, to_trial
 from flextensor.errors import InputError, exit_code
 from flextensor.results import header, make, write
 from flextensor.targets import lookup
 
 AIMS = ((0.95, 8, math.inf), (0.95, 32, 30.0), (0.99, 64, 60.0))
 """Shares of the best known speed, with the trials and the wall seconds they may take."""
+
+Schedule = tuple[str, str, str]
+"""A workload, a formulation and a config."""
 
 SPENT = ("build", "run")
 """What a trial's own seconds go into, on one core and on all."""
@@ -43,15 +46,17 @@ def searches(
 
     {"case": workload, "operator", "variant": "search", "trace": [(wall seconds since the search
     began, median seconds per call or None)], "build", "run": median seconds of its trials,
-    "shares": of the wall time}.
+    "shares": of the wall time}. What did not work when it was run again never did.
     """
     trials: dict[str, list[Record]] = defaultdict(list)
     results: dict[str, Record] = {}
+    latest: dict[Schedule, Record] = {}
     for record in records:
         if record["target"] != fingerprint:
             continue
         if record["record"] == "trial":
             trials[record["workload"]].append(record)
+            latest[_schedule(record)] = record
         elif newest or record["workload"] not in results:
             results[record["workload"]] = record
     found = []
@@ -62,7 +67,13 @@ def searches(
         session = result["result"].get("session")
         own = [t for t in trials[key] if begun <= t["created"] <= result["created"]]
         own = [t for t in own if session in (None, t["session"])]
-        trace = [(round(t["created"] - begun, 3), _seconds(t)) for t in own]
+        trace = [
+            (
+                round(t["created"] - begun, 3),
+                _seconds(t) if _seconds(latest[_schedule(t)]) else None,
+            )
+            for t in own
+        ]
         if any(seconds is not None for _, seconds in trace):
             found.append(
                 {
@@ -75,13 +86,18 @@ def searches(
 
 
 def best_known(records: Iterable[Record], fingerprint: str) -> dict[str, float]:
-    """Seconds of the fastest trial of every workload on a device."""
-    best: dict[str, float] = {}
+    """Seconds of the fastest trial of every workload on a device, without those of schedules that
+    did not work when they were run again."""
+    fastest: dict[Schedule, float] = {}
     for record in records:
         if record["record"] == "trial" and record["target"] == fingerprint:
-            seconds = _seconds(record)
+            schedule, seconds = _schedule(record), _seconds(record)
+            known = fastest.pop(schedule, math.inf)
             if seconds is not None:
-                best[record["workload"]] = min(seconds, best.get(record["workload"], math.inf))
+                fastest[schedule] = min(seconds, known)
+    best: dict[str, float] = {}
+    for (workload, *_), seconds in fastest.items():
+        best[workload] = min(seconds, best.get(workload, math.inf))
     return best
 
 
@@ -91,6 +107,10 @@ def overtakes(run: Mapping[str, Any], slower: float) -> float | None:
     best = min(seconds for _, seconds in run["trace"] if seconds is not None)
     found = reached(progress(run, best), 1 / slower)
     return None if found is None else found[1]
+
+
+def _schedule(record: Record) -> Schedule:
+    return record["workload"], record["formulation"], dump(record["config"])
 
 
 def _seconds(record: Record) -> float | None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TextIO
 import flextensor
 from flextensor import database_records as records
 from flextensor import database_schema as schema
-from flextensor.database_store import Added, Store
+from flextensor.database_store import DROP_FAILED, Added, Store
 from flextensor.errors import DatabaseError, InputError
 from flextensor.targets.base import Trial
 
@@ -166,10 +166,17 @@ class Database:
         """Every trial of the workload on the target, in the order in which they were stored."""
         return self._store.trials(workload_key, target_fingerprint)
 
+    def sound(self, workload_key: str, target_fingerprint: str) -> list[Trial]:
+        """Of every schedule of the workload on the target the latest trial: one that failed when it
+        was run or verified again is a failure, whatever was measured of it before."""
+        trials = self.trials(workload_key, target_fingerprint)
+        return list({(t.formulation, records.dump(t.config)): t for t in trials}.values())
+
     def best(self, workload_key: str, target_fingerprint: str) -> Trial | None:
         """The schedule to use: that of the newest result, or else of the fastest trial.
 
-        Schedules with a trial that gave a wrong result do not count. None when nothing worked.
+        Schedules with a trial that gave a wrong result, or that crashed or hung after it had
+        worked, do not count. None when nothing worked.
         """
         row = self._store.best(workload_key, target_fingerprint)
         return None if row is None else self._store.trial(row)
@@ -268,8 +275,8 @@ class Database:
     def prune(self, keep: int = KEEP) -> Pruned:
         """Drop failed trials, and of every workload all but the `keep` fastest; shrink the file.
 
-        What `best` gives stays, and so do results and the trials that gave a wrong result:
-        without these, a wrong schedule could become the best again.
+        What `best` gives stays, and so do results and the trials that gave a wrong result or failed
+        after the same schedule had worked: without these, it could become the best again.
         """
         if keep < 1:
             raise InputError(f"at least 1 trial of every workload is kept, got {keep}")
@@ -281,8 +288,7 @@ class Database:
             rows = [self._store.best(row["key"], row["target"]) for row in keys]
             bests = {row["number"] for row in rows if row is not None}
             slow = [row for row in self._store.query(ranked, keep) if row["number"] not in bests]
-            dropped = "DELETE FROM trials WHERE status NOT IN ('ok', 'wrong_result')"
-            failed = self._store.connection.execute(dropped).rowcount
+            failed = self._store.connection.execute(DROP_FAILED).rowcount
             self._store.connection.executemany("DELETE FROM trials WHERE number = ?", slow)
         with schema.errors(self.path):
             schema.shrink(self._store.connection, self._store.timeout)

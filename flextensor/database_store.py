@@ -28,10 +28,16 @@ _SELECT_TRIAL = (
     "w.operator, w.params FROM trials t JOIN workloads w ON w.id = t.workload"
 )
 _SELECT_RESULT = f"SELECT number, {', '.join(_RESULT)} FROM results"
-# A schedule that ever gave a wrong result is out, however fast its other trials are.
-_SOUND = """t.status = 'ok' AND t.seconds IS NOT NULL AND NOT EXISTS (
-    SELECT 1 FROM trials x WHERE x.workload = t.workload AND x.formulation = t.formulation
-    AND x.config = t.config AND x.status = 'wrong_result')"""
+_SAME = "x.workload = t.workload AND x.formulation = t.formulation AND x.config = t.config"
+# A schedule that ever gave a wrong result, or that crashed or hung when it was run again, is out,
+# however fast its other trials are.
+_SOUND = f"""t.status = 'ok' AND t.seconds IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM trials x WHERE {_SAME} AND (x.status = 'wrong_result'
+    OR x.number > t.number AND x.status IN ('run_error', 'timeout')))"""
+DROP_FAILED = f"""DELETE FROM trials AS t WHERE t.status NOT IN ('ok', 'wrong_result')
+    AND NOT EXISTS (SELECT 1 FROM trials x WHERE {_SAME}
+    AND x.number < t.number AND x.status = 'ok')"""
+"""All failures but those that put a schedule out."""
 
 
 class Added(NamedTuple):

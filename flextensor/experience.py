@@ -70,7 +70,7 @@ def near(database: Database | None, workload: Workload, target: Target) -> list[
 
     if database is not None:
         for theirs, _ in database.neighbours(name, params, target.fingerprint):
-            add(theirs, lambda key: database.trials(key, target.fingerprint))
+            add(theirs, lambda key: database.sound(key, target.fingerprint))
     others = shipped(name, FOLDER / target.breed)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):
@@ -144,7 +144,7 @@ def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]
         workload = workload_of(row)
         if workload is None or workload.prepacked:
             continue
-        trials = by_formulation(database.trials(row.key, row.target))
+        trials = by_formulation(database.sound(row.key, row.target))
         for formulation, found in spaces(workload, device).items():
             known = [t for t in trials.get(formulation, ()) if found.has(t.config)]
             own = sorted(known, key=lambda t: t.seconds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flextensor.answers import config_key
 from flextensor.errors import DeviceError
 from flextensor.measure import Candidate, LocalMeasurer
-from flextensor.targets import Trial
+from flextensor.targets import Status, Trial
 from flextensor.targets.process import SetupFailed
 
 MOST = 3
@@ -41,6 +42,15 @@ def groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
         group = [t for t in rest[:MOST] if t.seconds < limit or t is rest[0]]
         yield group
         rest = rest[len(group) :]
+
+
+def revoked(
+    trial: Trial, trials: Sequence[Trial], status: Status, message: str, error: float | None = None
+) -> list[Trial]:
+    """What a trial that had worked is from now on, and all others of its program among `trials`."""
+    now = dataclasses.replace(trial, status=status, times=(), message=message, error=error)
+    same = (t for t in trials if t.twin and t.ok and t.times == trial.times and t is not trial)
+    return [now, *(now.as_twin(t.formulation, t.config, t.build_seconds) for t in same)]
 
 
 def in_turns(

@@ -37,7 +37,7 @@ from flextensor.search import (
     batch_of,
     lanes,
 )
-from flextensor.targets import Target, Trial
+from flextensor.targets import Status, Target, Trial
 from flextensor.targets.process import SetupFailed
 
 
@@ -260,7 +260,14 @@ class Tuning:
         """Keep that a trial which worked gives wrong results on other inputs."""
         refuted = wrong(dataclasses.replace(trial, error=error), self._bound)
         finite = error if math.isfinite(error) else None  # NaN is no number of a database
-        self._keep(dataclasses.replace(refuted, error=finite))
+        self._revoke(trial, refuted.status, refuted.message, finite)
+
+    def _revoke(
+        self, trial: Trial, status: Status, message: str, error: float | None = None
+    ) -> None:
+        """Keep that a trial which worked does not, nor any other of its program."""
+        for known in finalists.revoked(trial, self.trials, status, message, error):
+            self._keep(known)
         self.trials = finalists.once(self.trials)
 
     @property

@@ -106,6 +106,20 @@ def test_a_warm_start_knows_other_shapes_and_never_its_own(tmp_path: Path) -> No
     assert (again["runs"], again["known"]) == (found["runs"], found["known"])
 
 
+def test_what_was_refuted_is_no_best_known(tmp_path: Path) -> None:
+    case, target = CASES[0], lookup("llvm")
+    workload = Workload(case.operator)
+    config = space_of(workload.prim_func(), target).seeds[0]
+    with Database(tmp_path / "warm.db") as database:
+        for trial in (
+            Trial("direct", config, Status.OK, (1e-9,)),
+            Trial("direct", config, Status.TIMEOUT, message="no reply"),
+        ):
+            key, params = workload.key, workload.params
+            database.add(key, "gemm", params, target.fingerprint, trial)
+        assert compare._again(case, database, target) is None
+
+
 def test_a_warm_start_and_its_database_need_each_other(tmp_path: Path) -> None:
     warm = other_shapes(tmp_path / "warm.db")
     with pytest.raises(InputError, match="need each other"):

@@ -85,6 +85,22 @@ def test_a_search_has_its_own_trials_alone(tmp_path: Path, clock: Clock) -> None
     assert [seconds for _, seconds in run["trace"]] == [1.0, 3.0]
 
 
+def test_what_was_refuted_was_never_the_best(tmp_path: Path, clock: Clock) -> None:
+    key, path = "gemm(m=8, n=8, k=8)", tmp_path / "t.db"
+    searched(path, clock, 8, 4.0, 1.0, 2.0, 3.0, result=False)
+    with Database(path) as database:
+        for found in (
+            Trial("direct", {"tile": 1}, Status.WRONG_RESULT, message="far"),
+            trial(3, 5.0),
+        ):
+            clock.now += 1
+            database.add(key, "gemm", {"m": 8, "n": 8, "k": 8}, HERE, found)
+        database.add_result(key, HERE, {"tuning_seconds": 6.0})
+        (run,) = convergence.searches(database.everything(), HERE)
+        assert convergence.best_known(database.everything(), HERE) == {key: 2.0}
+    assert [seconds for _, seconds in run["trace"]] == [4.0, None, 2.0, 3.0, None, 5.0]
+
+
 def test_a_search_overtakes_when_it_has_a_kernel_as_fast() -> None:
     run = {"case": "g", "trace": [(1.0, None), (2.0, 4.0), (3.0, 1.5), (4.0, 1.0)]}
     assert [convergence.overtakes(run, r) for r in (0.9, 1.0, 1.5, 2.0, 9.0)] == [

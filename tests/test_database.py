@@ -117,6 +117,22 @@ def test_a_schedule_that_was_wrong_once_is_never_the_best(path: Path) -> None:
         assert database.best(*HERE) == ok(2e-3, tile=4)
 
 
+@pytest.mark.parametrize("status", [Status.RUN_ERROR, Status.TIMEOUT])
+def test_a_schedule_that_failed_when_it_ran_again_is_no_longer_the_best(
+    path: Path, status: Status
+) -> None:
+    with Database(path) as database:
+        add(database, ok(1e-3, tile=2), ok(2e-3, tile=4), failure(tile=8), ok(3e-3, tile=8))
+        database.add_result(*HERE, {"formulation": "direct", "config": {"tile": 2}})
+        add(database, failure(status, tile=2))
+        sound = [failure(status, tile=2), ok(2e-3, tile=4), ok(3e-3, tile=8)]
+        for _ in range(2):
+            assert database.best(*HERE) == ok(2e-3, tile=4)
+            assert database.sound(*HERE) == sound
+            database.prune()
+        assert database.stats().trials == 4
+
+
 def test_the_newest_result_goes_before_faster_trials(path: Path) -> None:
     with Database(path) as database:
         assert database.result(*HERE) is None

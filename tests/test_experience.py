@@ -54,6 +54,21 @@ def test_nearest_shapes_of_this_device_come_first_and_the_own_never(database: Da
 
 
 @pytest.mark.usefixtures("nothing_shipped")
+def test_what_was_refuted_guides_nobody(database: Database, tmp_path: Path) -> None:
+    other = Workload(Gemm(m=96, n=64, k=64))
+    add(database, other.operator, TARGET.fingerprint, [1e-3, 5e-4])
+    fast = min(database.trials(other.key, TARGET.fingerprint), key=lambda t: t.seconds)
+    wrong = Trial("direct", fast.config, Status.WRONG_RESULT, message="it differs")
+    database.add(other.key, "gemm", other.params, TARGET.fingerprint, wrong)
+    (found,) = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
+    assert [t.seconds for t in found.trials] == [1e-3, math.inf]
+    assert found.best == {"direct": found.trials[0].config} != {"direct": fast.config}
+    assert experience.ship(database, tmp_path / "shipped") == {"gemm": 2}
+    ((_, shipped),) = experience.shipped("gemm", tmp_path / "shipped" / TARGET.breed)
+    assert sorted(t.seconds for t in shipped) == [1e-3, math.inf]
+
+
+@pytest.mark.usefixtures("nothing_shipped")
 def test_shapes_without_trials_of_the_mode_take_no_place(database: Database) -> None:
     """Four nearer shapes were only tuned with their weights packed ahead."""
     here = TARGET.fingerprint

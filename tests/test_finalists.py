@@ -73,6 +73,17 @@ def test_a_program_is_ranked_once_whatever_the_number_of_its_configs() -> None:
     assert ranked == [ran, other, stranger]  # what is not known to have run stays
 
 
+def test_what_is_refuted_is_so_with_every_config_of_its_program() -> None:
+    ran = Trial("direct", {"way": 0}, Status.OK, (2.0, 2.5), "", 1e-7)
+    twin, other = ran.as_twin("direct", {"way": 1}, 0.1), Trial("direct", {}, Status.OK, (2.0, 2.4))
+    stranger = other.as_twin("direct", {"way": 2}, 0.1)
+    first, second = finalists.revoked(
+        ran, [twin, other, ran, stranger], Status.WRONG_RESULT, "far", 0.5
+    )
+    assert first == Trial("direct", {"way": 0}, Status.WRONG_RESULT, (), "far", 0.5)
+    assert second == first.as_twin("direct", {"way": 1}, 0.1)
+
+
 def rejecting(monkeypatch: pytest.MonkeyPatch, count: int, error: float) -> list[Candidate]:
     """Let the first so many kernels that are verified have an error; all that are, in turn."""
     verify, asked = LocalMeasurer.verify, list[Candidate]()
@@ -107,14 +118,18 @@ def test_a_kernel_that_does_not_verify_is_a_wrong_result_from_then_on(
     db, gemm = tmp_path / "t.db", Gemm(m=24, n=24, k=24)
     result = flextensor.tune(gemm, trials=6, db=db, peers=False)
     values, key = result.json(), result.workload.key
-    assert values["trials"] == 6 and values["failures"] == {"wrong_result": 1}
     with flextensor.Database(db) as database:
         trials = database.trials(key, lookup("llvm").fingerprint)
     refuted = [t for t in trials if t.status is Status.WRONG_RESULT]
-    assert [t.config for t in refuted] == [asked[0].config] and len(trials) == 7
+    assert values["trials"] == 6 and values["failures"] == {"wrong_result": len(refuted)}
+    assert refuted[0].config == asked[0].config and len(trials) == 6 + len(refuted)
+    (times,) = {t.times for t in trials if t.ok and t.config == asked[0].config}
+    twins = [t.config for t in trials if t.twin and t.times == times]
+    assert [t.config for t in refuted[1:]] == twins and all(t.twin for t in refuted[1:])
     assert refuted[0].message == f"relative error {error:.3g} exceeds the tolerance 0.0001"
     more = flextensor.tune(gemm, trials=8, db=db, peers=False).json()
-    assert more["trials"] == 8 and asked[0].config not in [c.config for c in asked[1:]]
+    assert more["trials"] == 8
+    assert not [c for c in asked[1:] if c.config in [t.config for t in refuted]]
 
 
 def test_what_took_twice_as_long_is_not_timed_again() -> None:
