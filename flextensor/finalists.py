@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flextensor.answers import config_key
 from flextensor.errors import DeviceError
 from flextensor.measure import Candidate, LocalMeasurer
-from flextensor.targets import Status, Trial
+from flextensor.targets import Trial
 from flextensor.targets.process import SetupFailed
 
 MOST = 3
@@ -44,35 +43,33 @@ def groups(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
         rest = rest[len(group) :]
 
 
-def revoked(
-    trial: Trial, trials: Sequence[Trial], status: Status, message: str, error: float | None = None
-) -> list[Trial]:
-    """What a trial that had worked is from now on, and all others of its program among `trials`."""
-    now = dataclasses.replace(trial, status=status, times=(), message=message, error=error)
+def revoked(trial: Trial, now: Trial, trials: Sequence[Trial]) -> list[Trial]:
+    """What a trial that worked is `now`, and all others of its program among `trials` are too."""
     same = (t for t in trials if t.twin and t.ok and t.times == trial.times and t is not trial)
     return [now, *(now.as_twin(t.formulation, t.config, t.build_seconds) for t in same)]
 
 
 def in_turns(
     measurer: LocalMeasurer, finalists: Mapping[str, Candidate], peers: Sequence[str]
-) -> tuple[dict[str, list[float]], dict[str, str]]:
+) -> tuple[dict[str, list[float]], dict[str, str], dict[str, DeviceError]]:
     """`LocalMeasurer.compare`; where the process of all dies, for a kernel or for a peer, seconds
-    of the kernels alone, each in a process of its own, without those that fail there."""
+    of the kernels alone, each in a process of its own, and what failed there."""
     try:
-        return measurer.compare(finalists, peers)
+        return *measurer.compare(finalists, peers), {}
     except SetupFailed:  # the worker or its machine is gone, whatever the kernels
         raise
     except DeviceError as error:
         missing = {peer: f"a comparison failed: {error}" for peer in peers}
     times: dict[str, list[float]] = {}
+    failed: dict[str, DeviceError] = {}
     for name, candidate in finalists.items():
         try:
             times |= measurer.compare({name: candidate})[0]
         except SetupFailed:
             raise
-        except DeviceError:
-            continue
-    return times, missing
+        except DeviceError as error:
+            failed[name] = error
+    return times, missing, failed
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float]:

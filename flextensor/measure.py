@@ -363,7 +363,7 @@ def build_limit(seen: Sequence[float], most: float) -> float:
     return min(most, max(LEAST_BUILD_SECONDS, LONG_BUILD * usual))
 
 
-def failed(candidate: Candidate, status: Status, error: WorkerError) -> Trial:
+def failed(candidate: Candidate, status: Status, error: DeviceError) -> Trial:
     """The trial of a candidate whose worker gave no result; a time-out has its own status.
 
     Raises the error when it is no fault of the candidate.

@@ -20,7 +20,7 @@ from flextensor.errors import DeviceError, check_positive, check_whole, unknown
 from flextensor.experience import hints, near
 from flextensor.explorers import policies
 from flextensor.known import judged, kept, wrong
-from flextensor.measure import Candidate, LocalMeasurer, Measurer
+from flextensor.measure import Candidate, LocalMeasurer, Measurer, failed
 from flextensor.operators.workload import Workload
 from flextensor.peers import methods
 from flextensor.result import Result, as_target, as_workload, opened, roofline
@@ -38,7 +38,6 @@ from flextensor.search import (
     lanes,
 )
 from flextensor.targets import Status, Target, Trial
-from flextensor.targets.process import SetupFailed
 
 
 class Interrupted(Exception):
@@ -219,13 +218,12 @@ class Tuning:
         known: list[Trial] = []
         if not fresh:
             stored = self.database.trials(self.workload.key, self.target.fingerprint)
-            known = judged(stored, self._bound)
+            known = finalists.once(judged(stored, self._bound))
         if not any(trial.ok for trial in known):
             known = []  # what failed, a driver or a version ago, may work by now
         made = lanes(self.workload, self.target, explorer, cost_model, seed, self.tolerance)
         for lane in made:
             own = [t for t in known if t.formulation == lane.name and lane.space.has(t.config)]
-            own = finalists.once(own)
             lane.learn(own)
             self.trials += own
         self.known = len(self.trials)
@@ -260,13 +258,17 @@ class Tuning:
         """Keep that a trial which worked gives wrong results on other inputs."""
         refuted = wrong(dataclasses.replace(trial, error=error), self._bound)
         finite = error if math.isfinite(error) else None  # NaN is no number of a database
-        self._revoke(trial, refuted.status, refuted.message, finite)
+        self._revoke(trial, dataclasses.replace(refuted, error=finite))
 
-    def _revoke(
-        self, trial: Trial, status: Status, message: str, error: float | None = None
-    ) -> None:
-        """Keep that a trial which worked does not, nor any other of its program."""
-        for known in finalists.revoked(trial, self.trials, status, message, error):
+    def _fail(self, trial: Trial, error: DeviceError) -> None:
+        """Keep that a trial which worked crashed or hung when it ran again; raises the error when
+        the worker or its machine is gone, whatever the kernel."""
+        again = Candidate(trial.formulation, trial.config)
+        self._revoke(trial, failed(again, Status.RUN_ERROR, error))
+
+    def _revoke(self, trial: Trial, now: Trial) -> None:
+        """Keep what a trial that worked is now, with all others of its program."""
+        for known in finalists.revoked(trial, now, self.trials):
             self._keep(known)
         self.trials = finalists.once(self.trials)
 
@@ -281,7 +283,7 @@ class Tuning:
         if not ranked:
             return None
         best = ranked[0]
-        return self._result(best, list(best.times), {}, best.error, False, self.measurer)
+        return self._result(best, best.times, {}, best.error, False, self.measurer)
 
     def _finish(self, measurer: Measurer) -> Result:
         """Time the best few again in turns, with PyTorch; verify the winner; keep the result.
@@ -294,7 +296,7 @@ class Tuning:
             reason = f", most often: {reasons[0][0]}" if reasons else ""
             raise DeviceError(f"{self.workload.key}: no candidate worked{reason}")
         if self.target.measured != "run":
-            return self._kept(self._unrun(ranked[: finalists.MOST], measurer))
+            return self._kept(self._unrun(ranked, measurer))
         for group in finalists.groups(ranked):
             result = self._timed(group, measurer)
             if result is not None:
@@ -309,40 +311,45 @@ class Tuning:
         peer = "torch-prepacked" if self.workload.prepacked else "torch"
         peers = methods([peer]) if self.peers and self.workload.operator.has_peer else ()
         self._report("re-measure")
-        times, missing = finalists.in_turns(measurer, kernels, peers)
+        times, missing, died = finalists.in_turns(measurer, kernels, peers)
         self.ended |= {"missing": missing} if missing else {}
+        for name, fault in died.items():
+            self._fail(ranked[int(name)], fault)
         timed = [name for name in kernels if name in times]
         for name in sorted(timed, key=lambda n: statistics.median(times[n])):
-            try:
-                error = measurer.verify(kernels[name])
-            except SetupFailed:  # the worker or its machine is gone, whatever the kernel
-                raise
-            except DeviceError:
-                continue
-            if error <= self._bound:
+            reason, error = self._proven(ranked[int(name)], measurer)
+            if reason is None:
                 medians = {p: statistics.median(times[p]) for p in peers if p in times}
                 return self._result(ranked[int(name)], times[name], medians, error, True, measurer)
-            self._refute(ranked[int(name)], error)
         return None
 
     def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
-        """The best of what did not run on the device, proven where that can be done."""
+        """The best of what did not run on the device, proven where that can be done; a proof may
+        take minutes: after `finalists.MOST` without an answer it is for the next run to go on."""
         self._report("verify")
-        reason = ""
+        reasons, silent = list[str](), 0
         for trial in ranked:
-            try:
-                error = measurer.proven(trial)
-            except DeviceError as failure:
-                reason = str(failure)
-                continue
-            if error is None or error <= self._bound:
-                return self._result(
-                    trial, list(trial.times), {}, error, error is not None, measurer
-                )
-            reason = f"relative error {error:.3g}"
-            self._refute(trial, error)
-        none = f"none of the best {len(ranked)} kernels verified"
-        raise DeviceError(f"{self.workload.key}: {none}, the last: {reason}")
+            reason, error = self._proven(trial, measurer)
+            if reason is None:
+                return self._result(trial, trial.times, {}, error, error is not None, measurer)
+            reasons.append(reason)
+            silent += error is None
+            if silent == finalists.MOST:
+                break
+        none = f"none of the best {len(reasons)} kernels verified"
+        raise DeviceError(f"{self.workload.key}: {none}, the last: {reasons[-1]}")
+
+    def _proven(self, trial: Trial, measurer: Measurer) -> tuple[str | None, float | None]:
+        """Why a trial that worked does not verify, None where it does; its error, if it has one."""
+        try:
+            error = measurer.proven(trial)
+        except DeviceError as fault:
+            self._fail(trial, fault)
+            return str(fault), None
+        if error is None or error <= self._bound:
+            return None, error
+        self._refute(trial, error)
+        return f"relative error {error:.3g}", error
 
     def _kept(self, result: Result) -> Result:
         self.database.add_result(self.workload.key, self.target.fingerprint, result.json())
@@ -351,7 +358,7 @@ class Tuning:
     def _result(
         self,
         trial: Trial,
-        times: list[float],
+        times: Sequence[float],
         peers: Mapping[str, float],
         error: float | None,
         verified: bool,

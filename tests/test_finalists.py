@@ -15,7 +15,7 @@ from flextensor.errors import DeviceError
 from flextensor.measure import Candidate, LocalMeasurer
 from flextensor.operators import Gemm
 from flextensor.targets import Status, Trial, lookup
-from flextensor.targets.process import SetupFailed
+from flextensor.targets.process import SetupFailed, WorkerDied, WorkerTimeout
 
 KERNELS = {str(way): Candidate("direct", {"way": way}) for way in range(3)}
 
@@ -37,7 +37,9 @@ class Measurer:
 
 
 def in_turns(measurer: Any) -> tuple[dict[str, list[float]], dict[str, str]]:
-    return finalists.in_turns(measurer, KERNELS, ["torch"])
+    times, missing, failed = finalists.in_turns(measurer, KERNELS, ["torch"])
+    assert set(failed) == set(KERNELS) - set(times)
+    return times, missing
 
 
 def test_what_works_is_compared_once() -> None:
@@ -77,11 +79,9 @@ def test_what_is_refuted_is_so_with_every_config_of_its_program() -> None:
     ran = Trial("direct", {"way": 0}, Status.OK, (2.0, 2.5), "", 1e-7)
     twin, other = ran.as_twin("direct", {"way": 1}, 0.1), Trial("direct", {}, Status.OK, (2.0, 2.4))
     stranger = other.as_twin("direct", {"way": 2}, 0.1)
-    first, second = finalists.revoked(
-        ran, [twin, other, ran, stranger], Status.WRONG_RESULT, "far", 0.5
-    )
-    assert first == Trial("direct", {"way": 0}, Status.WRONG_RESULT, (), "far", 0.5)
-    assert second == first.as_twin("direct", {"way": 1}, 0.1)
+    now = Trial("direct", {"way": 0}, Status.WRONG_RESULT, (), "far", 0.5)
+    found = finalists.revoked(ran, now, [twin, other, ran, stranger])
+    assert found == [now, now.as_twin("direct", {"way": 1}, 0.1)]
 
 
 def rejecting(monkeypatch: pytest.MonkeyPatch, count: int, error: float) -> list[Candidate]:
@@ -108,6 +108,34 @@ def test_kernels_that_do_not_verify_leave_their_place_to_the_next(
         with pytest.raises(DeviceError, match="none of . kernels verified"):
             flextensor.tune(gemm, trials=8, db=tmp_path / "t.db", peers=False)
         assert 4 <= len(asked) <= 8
+
+
+@pytest.mark.parametrize("again", ["compare", "verify"])
+@pytest.mark.parametrize(
+    "error, status",
+    [(WorkerDied("worker died: SIGSEGV"), "run_error"), (WorkerTimeout("no reply"), "timeout")],
+)
+def test_a_kernel_that_fails_when_it_runs_again_is_a_failure_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str, error: DeviceError, status: str
+) -> None:
+    action, asked = getattr(LocalMeasurer, again), list[Candidate]()
+
+    def fails(measurer: LocalMeasurer, what: Any, *given: Any) -> Any:
+        first = what if again == "verify" else next(iter(what.values()))
+        asked.append(first)
+        if first == asked[0]:
+            raise error
+        return action(measurer, what, *given)
+
+    monkeypatch.setattr(LocalMeasurer, again, fails)
+    db, gemm = tmp_path / "t.db", Gemm(m=24, n=24, k=24)
+    result = flextensor.tune(gemm, trials=6, db=db, peers=False)
+    with flextensor.Database(db) as database:
+        trials = database.trials(result.workload.key, lookup("llvm").fingerprint)
+    first, *twins = [t for t in trials if t.status == status]
+    assert first.config == asked[0].config != result.json()["config"]
+    assert first.message == str(error) and all(t.twin for t in twins)
+    assert result.json()["failures"] == {status: 1 + len(twins)}
 
 
 @pytest.mark.parametrize("error", [1.0, math.inf])

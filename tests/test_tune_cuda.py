@@ -13,9 +13,11 @@ import pytest
 import flextensor
 from flextensor import result as results
 from flextensor.errors import DeviceError
+from flextensor.measure import Candidate
 from flextensor.model_measure import ModelMeasurer
 from flextensor.operators import Conv2d, Gemm
 from flextensor.targets import cuda_driver
+from flextensor.targets.process import WorkerTimeout
 
 GEMM = Gemm(m=37, n=53, k=29, bias=True, relu=True)
 
@@ -93,6 +95,33 @@ def test_the_command_line_models_and_bundles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "run `python run.py` there" in done.stdout
     assert len(list(out.glob("*.cubin"))) == len(list(out.glob("*.cu"))) == 2
+
+
+def test_kernels_whose_proof_ends_without_an_answer_leave_their_place_to_others(
+    tmp_path: Path, no_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, asked = ModelMeasurer.verify, list[object]()
+
+    def late(measurer: ModelMeasurer, candidate: Candidate) -> float:
+        asked.append(candidate.config)
+        if len(asked) <= 3:
+            raise WorkerTimeout("no reply within 60 s")
+        return verify(measurer, candidate)
+
+    def tune() -> flextensor.Result:
+        return flextensor.tune(
+            Gemm(m=24, n=24, k=24), target="cuda:sm_80", measure="model", trials=12,
+            db=tmp_path / "t.db",
+        )  # fmt: skip
+
+    monkeypatch.setattr(ModelMeasurer, "verify", late)
+    with pytest.raises(
+        DeviceError, match="none of the best 3 kernels verified, the last: no reply"
+    ):
+        tune()
+    values = tune().json()
+    assert values["verified"] and values["failures"]["timeout"] == 3
+    assert values["config"] == asked[3] and asked[3] not in asked[:3]
 
 
 def test_a_kernel_that_does_not_verify_is_no_result(
