@@ -57,7 +57,7 @@ def searches(
         if record["record"] == "trial":
             trials[record["workload"]].append(record)
             latest[_schedule(record)] = record
-        elif newest or record["workload"] not in results:
+        elif record["workload"] not in results or newest and _another(record, results):
             results[record["workload"]] = record
     found = []
     for key, result in results.items():
@@ -83,6 +83,13 @@ def searches(
                 }
             )  # fmt: skip
     return found
+
+
+def _another(result: Record, known: Mapping[str, Record]) -> bool:
+    """Whether a result is of another search than the one known of its workload, and not of the same
+    one beside its peers."""
+    session = result["result"].get("session")
+    return session is None or session != known[result["workload"]]["result"].get("session")
 
 
 def best_known(records: Iterable[Record], fingerprint: str) -> dict[str, float]:

@@ -19,10 +19,9 @@ from flextensor.database_records import plain
 from flextensor.errors import DeviceError, check_positive, check_whole, unknown
 from flextensor.experience import hints, near
 from flextensor.explorers import policies
-from flextensor.known import judged, kept, wrong
+from flextensor.known import judged, kept, peers_of, timed, wrong
 from flextensor.measure import Candidate, LocalMeasurer, Measurer, failed
 from flextensor.operators.workload import Workload
-from flextensor.peers import methods
 from flextensor.result import Result, as_target, as_workload, opened, roofline
 from flextensor.results import now
 from flextensor.search import (
@@ -91,13 +90,14 @@ def tune(
     `trials` bounds measured points (those already in the database count), `time` the seconds of
     this run; what is not given comes from the `effort`: quick, default or full. A workload that
     was solved before is answered from the database, unless `fresh`, or `trials` asks for more
-    than it had. `tolerance` bounds max|y - y64| / max|y64|. `prepacked` packs the weights once,
-    ahead of all calls, and compares with PyTorch that does so too. `measure` names how a
-    candidate's time is learnt, one of the target's `measures`, or ``remote:HOST:PORT`` to run it on
-    a device of the machine that serves there. `policy` is a file of what earlier q-methods learned,
-    which this one starts from and adds to. `builders` of the target compile for one workload
-    after another, and are the caller's to close. Raises `InputError`, `DeviceError`,
-    `DatabaseError`, and `Interrupted` on Ctrl-C.
+    than it had; its kernel is timed beside the `peers` that were not measured then. `tolerance`
+    bounds max|y - y64| / max|y64|. `prepacked` packs the weights once, ahead of all calls, and
+    compares with PyTorch that does so too. `measure` names how a candidate's time is learnt, one of
+    the target's `measures`, or ``remote:HOST:PORT`` to run it on a device of the machine that
+    serves there. `policy` is a file of what earlier q-methods learned, which this one starts from
+    and adds to. `builders` of the target compile for one workload after another, and are the
+    caller's to close. Raises `InputError`, `DeviceError`, `DatabaseError`, and `Interrupted` on
+    Ctrl-C.
     """
     check_positive("trials", trials)
     check_whole("trials", trials, 1)
@@ -109,7 +109,8 @@ def tune(
     workload = as_workload(what, prepacked)
     device = as_target(target, threads, measure)
     with opened(db) as database:
-        if not fresh and (known := kept(workload, device, database, trials, tolerance)):
+        asked = workload, device, database, trials, tolerance, peers, builders
+        if not fresh and (known := kept(*asked)):
             return known
         chosen = efforts(device)[effort]
         budget = Budget.of(chosen, trials, time)
@@ -308,19 +309,18 @@ class Tuning:
         does: on other inputs, a kernel at the edge of the tolerance may be beyond it."""
         assert isinstance(measurer, LocalMeasurer)
         kernels = {str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked)}
-        peer = "torch-prepacked" if self.workload.prepacked else "torch"
-        peers = methods([peer]) if self.peers and self.workload.operator.has_peer else ()
+        peers = peers_of(self.workload) if self.peers else ()
         self._report("re-measure")
         times, missing, died = finalists.in_turns(measurer, kernels, peers)
         self.ended |= {"missing": missing} if missing else {}
         for name, fault in died.items():
             self._fail(ranked[int(name)], fault)
-        timed = [name for name in kernels if name in times]
-        for name in sorted(timed, key=lambda n: statistics.median(times[n])):
+        worked = [name for name in kernels if name in times]
+        for name in sorted(worked, key=lambda n: statistics.median(times[n])):
             reason, error = self._proven(ranked[int(name)], measurer)
             if reason is None:
-                medians = {p: statistics.median(times[p]) for p in peers if p in times}
-                return self._result(ranked[int(name)], times[name], medians, error, True, measurer)
+                theirs = {p: times[p] for p in peers if p in times}
+                return self._result(ranked[int(name)], times[name], theirs, error, True, measurer)
         return None
 
     def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
@@ -359,14 +359,11 @@ class Tuning:
         self,
         trial: Trial,
         times: Sequence[float],
-        peers: Mapping[str, float],
+        peers: Mapping[str, Sequence[float]],
         error: float | None,
         verified: bool,
         measurer: Measurer,
     ) -> Result:
-        best = statistics.median(times)
-        low, high = finalists.quartiles(times)
-        share, bound = roofline(self.workload, self.target, best, trial.formulation)
         values = {
             "workload": self.workload.key,
             "operator": self.workload.operator.name,
@@ -377,11 +374,7 @@ class Tuning:
             "prepacked": self.workload.prepacked,
             "formulation": trial.formulation,
             "config": dict(trial.config),
-            "best_seconds": best,
-            "spread": (high - low) / best,
-            "gflops": self.workload.flops / best / 1e9,
-            "peak_fraction": share,
-            "bound": bound,
+            **timed(self.workload, self.target, trial.formulation, times, peers),
             "intensity": self.workload.flops / self.target.traffic(self.workload.buffers),
             "trials": len(self.trials),
             "asked": len(self.trials) if self.budget.late else self.budget.trials,
@@ -394,8 +387,6 @@ class Tuning:
             "reused": False,
             "verified": verified,
             "max_rel_error": error,
-            "peers": dict(peers),
-            "speedup": min(peers.values()) / best if peers else None,
             **measurer.details(trial),
         }
         return Result(values, self.workload, self.target)

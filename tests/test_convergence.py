@@ -101,6 +101,19 @@ def test_what_was_refuted_was_never_the_best(tmp_path: Path, clock: Clock) -> No
     assert [seconds for _, seconds in run["trace"]] == [4.0, None, 2.0, 3.0, None, 5.0]
 
 
+def test_a_result_beside_peers_is_no_other_search(tmp_path: Path, clock: Clock) -> None:
+    key = "gemm(m=8, n=8, k=8)"
+    with Database(tmp_path / "t.db") as database:
+        for session, seconds in (("one", 2.0), ("two", 1.0), ("two", None)):
+            clock.now += 10
+            if seconds:
+                found = trial(0, seconds)
+                database.add(key, "gemm", {"m": 8, "n": 8, "k": 8}, HERE, found, session=session)
+            database.add_result(key, HERE, {"tuning_seconds": 3.0, "session": session})
+        (run,) = convergence.searches(database.everything(), HERE, newest=True)
+    assert [seconds for _, seconds in run["trace"]] == [1.0]
+
+
 def test_a_search_overtakes_when_it_has_a_kernel_as_fast() -> None:
     run = {"case": "g", "trace": [(1.0, None), (2.0, 4.0), (3.0, 1.5), (4.0, 1.0)]}
     assert [convergence.overtakes(run, r) for r in (0.9, 1.0, 1.5, 2.0, 9.0)] == [

@@ -14,8 +14,10 @@ from flextensor import known, tuner
 from flextensor import result as results
 from flextensor.errors import InputError
 from flextensor.explorers import policies
+from flextensor.measure import LocalMeasurer
 from flextensor.operators import Conv2d, Gemm, Gemv, Workload
 from flextensor.targets import Status, Trial, lookup
+from flextensor.targets.process import WorkerDied
 
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
@@ -53,6 +55,31 @@ def test_tune_verifies_keeps_reuses_and_continues(tmp_path: Path) -> None:
     np.testing.assert_allclose(kernel(a, b), a @ b, atol=1e-3)
     y = kernel(torch.from_numpy(a), torch.from_numpy(b))
     assert isinstance(y, torch.Tensor)
+
+
+def test_an_answer_from_the_database_is_measured_beside_peers_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = tmp_path / "trials.db"
+    alone = flextensor.tune(GEMM, trials=3, db=db, peers=False).json()
+    assert alone["peers"] == {} and flextensor.tune(GEMM, db=db, peers=False).json()["reused"]
+    values = flextensor.tune(GEMM, db=db).json()
+    assert values["reused"] and values["peers"]["torch"] > 0
+    assert values["speedup"] == values["peers"]["torch"] / values["best_seconds"]
+    timing = {"best_seconds", "spread", "gflops", "peak_fraction", "bound", "peers", "speedup"}
+    assert set(values) == KEYS | {"missing"} and values["missing"] == {}
+    same = KEYS - timing - {"reused", "date"}
+    assert {name: values[name] for name in same} == {name: alone[name] for name in same}
+
+    def dies(*_: Any) -> Any:
+        raise WorkerDied("worker died: SIGSEGV")
+
+    with monkeypatch.context() as patched, flextensor.Database(db) as database:
+        patched.setattr(LocalMeasurer, "compare", dies)
+        assert known.beside(flextensor.load(GEMM, db=db), database) is None
+    monkeypatch.setattr(known, "beside", pytest.fail)
+    assert flextensor.tune(GEMM, db=db).json() == values
+    assert flextensor.tune(GEMM, db=db, peers=False).json() == values
 
 
 def test_prepacked_weights_are_another_workload_with_peers_of_its_own(tmp_path: Path) -> None:
