@@ -88,7 +88,8 @@ def _data(workload: Workload, number: int, out: Path, tolerance: float) -> dict[
     own = workload.operator.inputs(np.random.default_rng(SEED)) is not None
     data = f"w{number}_inputs.npz" if own else ""
     if own:  # no draw that the runner could repeat
-        named: dict[str, Any] = {f"input{i}": a for i, a in enumerate(inputs)}
+        bits = [a.view("uint16") if a.dtype.name == "bfloat16" else a for a in inputs]
+        named: dict[str, Any] = {f"input{i}": a for i, a in enumerate(bits)}
         np.savez_compressed(out / data, **named)
     reference = workload.reference(inputs).reshape(-1)
     count = min(SAMPLE, reference.size)

@@ -34,7 +34,20 @@ def random_input(rng: Any, shape: list[int], dtype: str) -> Any:
         return rng.integers(-128, 128, shape).astype(dtype)
     if dtype.startswith(("int", "uint", "bool")):
         return rng.integers(0, 2 if dtype == "bool" else 8, shape).astype(dtype)
-    return rng.standard_normal(shape, dtype="float32").astype(dtype)
+    return stored(rng.standard_normal(shape, dtype="float32"), dtype)
+
+
+def stored(array: Any, dtype: str) -> Any:
+    """An array in a dtype; bfloat16, which NumPy lacks, as its bits, rounded to even."""
+    if dtype != "bfloat16":
+        return array.astype(dtype)
+    bits = array.astype("float32").view("uint32")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("uint16")
+
+
+def numbers(array: Any, dtype: str) -> Any:
+    """What is `stored` in an array."""
+    return (array.astype("uint32") << 16).view("float32") if dtype == "bfloat16" else array
 
 
 def inputs_of(work: dict[str, Any]) -> list[Any]:
@@ -92,14 +105,14 @@ class Card:
         self.key = work["key"]
 
     def measure(self, work: dict[str, Any], candidate: dict[str, Any]) -> dict[str, Any]:
-        """{"status", "times", "message", "error"} of one candidate."""
-        self.load(work)
+        """{"status", "times", "message", "error"} of a candidate of the workload that is there."""
         shape, dtype = work["buffers"][-1]["shape"], work["buffers"][-1]["dtype"]
-        out = self.cupy.full(shape, np.nan if "float" in dtype else 1, dtype)
+        fill = np.full(shape, np.nan if "float" in dtype else 1, "float32")
+        out = self.cupy.asarray(stored(fill, dtype))
         call = self.prepared(candidate, [*self.inputs, out])
         call()
         self.cupy.cuda.Device().synchronize()
-        error = self.error(self.cupy.asnumpy(out).reshape(-1))
+        error = self.error(numbers(self.cupy.asnumpy(out), dtype).reshape(-1))
         if not error <= work["tolerance"]:
             finite = error < np.inf
             said = f"relative error {error:.3g}" if finite else "the output holds NaN or inf"
@@ -192,6 +205,10 @@ def child(numbers: list[int], out: Path) -> None:
     (HERE / "card.json").write_text(json.dumps(known))
     for number in numbers:
         work, candidate = every[number]
+        try:
+            card.load(work)
+        except Exception as error:  # a damaged file, or a card that is too small
+            give_up(f"{work['key']} cannot be loaded: {type(error).__name__}: {error}")
         start, failed = time.time(), False
         try:
             found = card.measure(work, candidate)

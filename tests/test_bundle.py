@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from flextensor import Database, bundle
+from flextensor import Database, bundle, bundle_runner
 from flextensor.cost_models import gpu
 from flextensor.errors import DeviceError
+from flextensor.hosts import cuda_host
 from flextensor.operators import Gemm, Workload, parse
+from flextensor.operators.workload import numpy_dtype
 from flextensor.targets import Status, lookup
 from flextensor.targets.cuda import CUDA
 from flextensor.tuner import tune
@@ -117,7 +120,40 @@ def test_a_machine_that_cannot_run_it_says_so_in_one_line(
     assert "draws other inputs than the bundle's" in drawn.stderr
     assert not (tmp_path / "b" / "done.txt").is_file()  # no kernel was held to account for that
     manifest.write_text(right)
+    reference = tmp_path / "b" / "w0_reference.npz"
+    whole = reference.read_bytes()
+    reference.write_bytes(b"no archive")
+    damaged = run(tmp_path / "b")
+    assert (damaged.returncode, len(damaged.stderr.splitlines())) == (2, 1)
+    assert f"{GEMM.key} cannot be loaded: " in damaged.stderr
+    assert not (tmp_path / "b" / "done.txt").is_file()
+    reference.write_bytes(whole)
     assert run(tmp_path / "b").returncode == 0
+
+
+def test_bfloat16_travels_as_its_bits(target: CUDA, tmp_path: Path) -> None:
+    half, out = Workload(Gemm(m=33, n=40, k=24, dtype="bfloat16")), tmp_path / "b"
+    with Database(tmp_path / "t.db") as database:
+        tune(half, target=target, measure="model", trials=3, db=database)
+        assert bundle.make([half], target, database, top=1, out=out) == [1]
+        done = run(out)
+        assert done.returncode == 0, done.stderr
+        (line,) = (out / "trials.jsonl").read_text().splitlines()[1:]
+    trial = json.loads(line)
+    assert trial["status"] == "ok" and trial["error"] < 2**-7, trial["message"]
+
+
+def test_bits_of_bfloat16_are_those_of_a_library() -> None:
+    values = np.random.default_rng(0).standard_normal(4096).astype("float32")
+    values[:4] = [0.0, -0.0, 1.00390625, 1.01171875]  # between two: to the even one
+    for script in (bundle_runner, cuda_host):
+        bits = script.stored(values, "bfloat16")
+        wanted = values.astype(numpy_dtype("bfloat16"))
+        np.testing.assert_array_equal(bits, wanted.view("uint16"))
+        np.testing.assert_array_equal(script.numbers(bits, "bfloat16"), wanted.astype("float32"))
+        assert np.isnan(
+            script.numbers(script.stored(np.full(2, np.nan), "bfloat16"), "bfloat16")
+        ).all()
 
 
 def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
