@@ -23,7 +23,7 @@ from flextensor.schedulers.gpu_reduction import GpuReductionScheduler
 from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
 from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
 from flextensor.schedulers.prepack import constants, split
-from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read
+from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read, unread
 from flextensor.schedulers.reduction import ReductionScheduler
 from flextensor.schedulers.space import Config, Later, Space, Value, join, share
 from flextensor.schedulers.spatial import SpatialScheduler
@@ -62,7 +62,8 @@ class Composition:
 
     @classmethod
     def of(cls, func: Any, target: Target) -> Composition:
-        """Assign every stage of a program. A program that is no list of stages runs as it is.
+        """Assign every stage of a program. A program that is no list of stages runs as it is, on a
+        target that runs plain loops.
 
         `UnsupportedError` where the target cannot compute with what the program is given.
         """
@@ -71,7 +72,10 @@ class Composition:
                 raise UnsupportedError(f"{target.device} has no {dtype}; choose dtype=float32")
         program = read(func)
         if program is None:
-            return cls(func, None, (), Space(()))
+            if target.threads_per_block or target.multipliers:
+                what = f"{target.device} has no way to compute {unread(func)}"
+                raise UnsupportedError(f"{what}: it is no map, and no sum, product, max or min")
+            return cls(func, None, (), Space((), seeds=({},)))
         parts: list[tuple[StageSchedule, Stage]] = []
         done: set[str] = set()
         for stage in program.stages:

@@ -203,8 +203,8 @@ def read(func: Any) -> Program | None:
     if not isinstance(func.body, SBlockRealize):
         return None
     stages: list[Stage] = []
-    for block in _leaves(func.body.block.body):
-        stage = _stage(block) if block is not None else None
+    for leaf in _leaves(func.body.block.body):
+        stage = _stage(leaf)
         if stage is None:
             return None
         stages.append(stage)
@@ -215,6 +215,15 @@ def read(func: Any) -> Program | None:
         return None
     constants = frozenset(func.params[p] for p in prepack.constants(func))
     return Program(tuple(inputs), outputs[0], tuple(_unique_names(stages)), constants, _terms(func))
+
+
+def unread(func: Any) -> str:
+    """The name of what keeps `read` from taking a PrimFunc."""
+    if not isinstance(func.body, SBlockRealize):
+        return str(func.attrs["global_symbol"])
+    root = func.body.block
+    found = next((leaf for leaf in _leaves(root.body) if _stage(leaf) is None), root)
+    return str((found if isinstance(found, SBlock) else root).name_hint)
 
 
 def _terms(func: Any) -> int:
@@ -232,21 +241,21 @@ def _unique_names(stages: list[Stage]) -> list[Stage]:
 
 
 def _leaves(stmt: Any) -> list[Any]:
-    """The innermost blocks in order; None marks what is no loop nest around one block."""
+    """The innermost blocks in order, and what is no loop nest around one block."""
     if isinstance(stmt, tirx.SeqStmt):
         return [leaf for part in stmt.seq for leaf in _leaves(part)]
     if isinstance(stmt, tirx.For):
         return _leaves(stmt.body)
     if isinstance(stmt, SBlockRealize):
         return [stmt.block]
-    return [None]
+    return [stmt]
 
 
-def _stage(block: SBlock) -> Stage | None:
-    store = block.body
+def _stage(leaf: Any) -> Stage | None:
+    store = leaf.body if isinstance(leaf, SBlock) else None
     if not isinstance(store, tirx.BufferStore):
         return None
-    iterators = [Iterator(v.var, int(v.dom.extent), v.iter_type == 2) for v in block.iter_vars]
+    iterators, places = _iterators(leaf, store)
     spatial: list[Iterator] = []
     for index in store.indices:
         found = next((i for i in iterators if i.var.same_as(index) and not i.reduction), None)
@@ -256,18 +265,34 @@ def _stage(block: SBlock) -> Stage | None:
     if len(spatial) != sum(not i.reduction for i in iterators):
         return None
     reduction = tuple(i for i in iterators if i.reduction)
-    name = str(block.name_hint).replace(".", "_")
-    if not reduction:
-        return Stage(name, store.buffer, tuple(spatial), (), store.value)
-    combiner = _COMBINERS.get(type(store.value))
-    if combiner is None or block.init is None:
-        return None
-    term = _other_than(store.value, store)
-    if term is None:
-        return None
-    if not _neutral(combiner, block.init.value):
-        return None
-    return Stage(name, store.buffer, tuple(spatial), reduction, term, combiner)
+    value, combiner = store.value, None
+    if reduction:
+        combiner = _COMBINERS.get(type(value))
+        if combiner is None or leaf.init is None or not _neutral(combiner, leaf.init.value):
+            return None
+        value = _other_than(value, store)
+        if value is None:
+            return None
+    if places:
+        value = rewrite(value, places)
+    name = str(leaf.name_hint).replace(".", "_")
+    return Stage(name, store.buffer, tuple(spatial), reduction, value, combiner)
+
+
+def _iterators(block: SBlock, store: Any) -> tuple[list[Iterator], dict[Any, Any]]:
+    """The loops of a block, and what takes the place of variables in its value.
+
+    A store of one element has a loop of one iteration in TVM, which counts for none here.
+    """
+    iterators: list[Iterator] = []
+    places: dict[Any, Any] = {}
+    for v in block.iter_vars:
+        reduces, extent = v.iter_type == 2, int(v.dom.extent)
+        if not reduces and extent == 1 and not any(v.var.same_as(i) for i in store.indices):
+            places[v.var] = v.dom.min
+            continue
+        iterators.append(Iterator(v.var, extent, reduces))
+    return iterators, places
 
 
 def _neutral(combiner: str, start: Any) -> bool:

@@ -16,6 +16,15 @@ def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
     return [a, te.compute((rows, cols), lambda i, c: e[i, c] / s[i], name="softmax")]
 
 
+def rms_norm(rows: int = 7, cols: int = 40) -> list[Any]:
+    """RMS norm of a whole matrix: a scalar stage between a sum and a map."""
+    a = te.placeholder((rows, cols), name="a")
+    i, k = te.reduce_axis((0, rows), name="i"), te.reduce_axis((0, cols), name="k")
+    total = te.compute((), lambda: te.sum(a[i, k] * a[i, k], axis=[i, k]), name="total")
+    scale = te.compute((), lambda: te.rsqrt(total() / (rows * cols)), name="scale")
+    return [a, te.compute((rows, cols), lambda i, k: a[i, k] * scale(), name="scaled")]
+
+
 def extents(module: Any, block: str) -> list[Any]:
     """Extents of the loops around a block."""
     from tvm.s_tir import Schedule

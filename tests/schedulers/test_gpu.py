@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_programs import softmax
+from sample_programs import rms_norm, softmax
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -47,6 +47,7 @@ CASES: list[tuple[Operator, str]] = [
     (parse("einsum", {"equation": "abc,cd->adb", "a": "3", "b": "5", "c": "9", "d": "18"}),
      "direct"),
     (FunctionOperator(softmax, {}), "direct"),
+    (FunctionOperator(rms_norm, {}), "direct"),
     (FunctionOperator(total, {}), "direct"),
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_programs import softmax
+from sample_programs import rms_norm, softmax
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -235,6 +235,7 @@ def operators() -> list[Operator]:
             )
         ),
         FunctionOperator(softmax, {}),
+        FunctionOperator(rms_norm, {}),
         FunctionOperator(correlation, {}),
         FunctionOperator(pool, {}),
     ]
