@@ -255,6 +255,9 @@ def _stage(leaf: Any) -> Stage | None:
     store = leaf.body if isinstance(leaf, SBlock) else None
     if not isinstance(store, tirx.BufferStore):
         return None
+    bounds = [n for v in leaf.iter_vars for n in (v.dom.min, v.dom.extent)]
+    if not all(isinstance(n, tirx.IntImm) for n in bounds):
+        return None
     iterators, places = _iterators(leaf, store)
     spatial: list[Iterator] = []
     for index in store.indices:
@@ -280,18 +283,22 @@ def _stage(leaf: Any) -> Stage | None:
 
 
 def _iterators(block: SBlock, store: Any) -> tuple[list[Iterator], dict[Any, Any]]:
-    """The loops of a block, and what takes the place of variables in its value.
+    """The loops of a block, each from 0 on, and what takes the place of variables in its value.
 
     A store of one element has a loop of one iteration in TVM, which counts for none here.
+
+        for r in [-1, 2):  a[i + r]   ->   for r in [0, 3):  a[i + (r - 1)]
     """
     iterators: list[Iterator] = []
     places: dict[Any, Any] = {}
     for v in block.iter_vars:
-        reduces, extent = v.iter_type == 2, int(v.dom.extent)
+        reduces, start, extent = v.iter_type == 2, int(v.dom.min), int(v.dom.extent)
         if not reduces and extent == 1 and not any(v.var.same_as(i) for i in store.indices):
             places[v.var] = v.dom.min
             continue
         iterators.append(Iterator(v.var, extent, reduces))
+        if start:
+            places[v.var] = v.var + start
     return iterators, places
 
 

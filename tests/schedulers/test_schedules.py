@@ -112,6 +112,23 @@ def fir(length: int = 997, taps: int = 7) -> list[Any]:
     return [a, w, te.compute((length,), lambda x: te.sum(a[x + s] * w[s], axis=s), name="fir")]
 
 
+def centred(length: int = 61, taps: int = 5) -> list[Any]:
+    """A window around its middle: taps are counted from a negative number on."""
+    reach = taps // 2
+    a, w = te.placeholder((length + 2 * reach,), name="a"), te.placeholder((taps,), name="w")
+    r = te.reduce_axis((-reach, reach + 1), "r")
+    value = te.compute((length,), lambda i: te.sum(a[i + r + reach] * w[r + reach], axis=r), "mid")
+    return [a, w, value]
+
+
+def late(rows: int = 13, columns: int = 24, depth: int = 29) -> list[Any]:
+    """A product of matrices that leaves out the first of what it sums over."""
+    a, b = te.placeholder((rows, depth), name="a"), te.placeholder((depth, columns), name="b")
+    k = te.reduce_axis((3, depth), "k")
+    shape = (rows, columns)
+    return [a, b, te.compute(shape, lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="late")]
+
+
 def cosines(rows: int = 19, points: int = 24) -> list[Any]:
     """A product of matrices, one of which is computed from its indices alone."""
     a = te.placeholder((rows, points), name="a")
@@ -230,6 +247,8 @@ def operators() -> list[Operator]:
                 guided,
                 flipped,
                 fir,
+                centred,
+                late,
                 negative_pool,
                 cosines,
             )
