@@ -8,7 +8,9 @@ from typing import Any
 
 from tvm import te, tirx
 from tvm.ir import Call
-from tvm.ir.expr import TensorLoad
+from tvm.ir.expr import Constant, TensorLoad
+
+from flextensor.errors import UnsupportedError
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     tirx.Add: lambda a, b: a + b,
@@ -28,7 +30,14 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     tirx.GE: lambda a, b: a >= b,
     tirx.And: lambda a, b: tirx.And(a, b),
     tirx.Or: lambda a, b: tirx.Or(a, b),
+    tirx.LShift: lambda a, b: a << b,
+    tirx.RShift: lambda a, b: a >> b,
+    tirx.BitwiseAnd: lambda a, b: a & b,
+    tirx.BitwiseOr: lambda a, b: a | b,
+    tirx.BitwiseXor: lambda a, b: a ^ b,
 }
+_UNARY: dict[type, Callable[[Any], Any]] = {tirx.Not: tirx.Not, tirx.BitwiseNot: tirx.BitwiseNot}
+_LEAVES = (tirx.Var, Constant, te.Tensor)
 
 Load = Callable[[Any, list[Any]], Any]
 """Given a buffer and its (rewritten) indices, the expression that takes the load's place."""
@@ -51,8 +60,10 @@ def children(expr: Any) -> list[Any]:
         return [expr.value]
     if isinstance(expr, tirx.Select):
         return [expr.condition, expr.true_value, expr.false_value]
-    if isinstance(expr, tirx.Not):
+    if type(expr) in _UNARY:
         return [expr.a]
+    if isinstance(expr, tirx.Let):
+        return [expr.value, expr.body]
     return []
 
 
@@ -91,9 +102,13 @@ def transform(expr: Any, visit: Callable[[Any], Any], load: Load | None = None) 
             return tirx.Cast(node.ty, go(node.value))
         if isinstance(node, tirx.Select):
             return tirx.Select(go(node.condition), go(node.true_value), go(node.false_value))
-        if isinstance(node, tirx.Not):
-            return tirx.Not(go(node.a))
-        return node
+        if type(node) in _UNARY:
+            return _UNARY[type(node)](go(node.a))
+        if isinstance(node, tirx.Let):
+            return tirx.Let(node.var, go(node.value), go(node.body))
+        if isinstance(node, _LEAVES):
+            return node
+        raise UnsupportedError(f"no scheduler knows a value with {type(node).__name__} in it")
 
     return go(expr)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 
 
 def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
@@ -23,6 +23,33 @@ def rms_norm(rows: int = 7, cols: int = 40) -> list[Any]:
     total = te.compute((), lambda: te.sum(a[i, k] * a[i, k], axis=[i, k]), name="total")
     scale = te.compute((), lambda: te.rsqrt(total() / (rows * cols)), name="scale")
     return [a, te.compute((rows, cols), lambda i, k: a[i, k] * scale(), name="scaled")]
+
+
+def nibbles(rows: int = 13, cols: int = 40, depth: int = 24) -> list[Any]:
+    """A product with weights of four bits, eight to a word, and a scale for each row of them."""
+    a = te.placeholder((rows, depth), name="a")
+    w = te.placeholder((cols, depth // 8), "int32", name="w")
+    s = te.placeholder((cols,), name="s")
+
+    def weight(j: Any, k: Any) -> Any:
+        return ((w[j, k // 8] >> (k % 8 * 4)) & 15).astype("float32") * s[j]
+
+    b = te.compute((cols, depth), weight, name="b")
+    k = te.reduce_axis((0, depth), name="k")
+    out = te.compute((rows, cols), lambda i, j: te.sum(a[i, k] * b[j, k], axis=k), name="product")
+    return [a, w, s, out]
+
+
+def bits(length: int = 45) -> list[Any]:
+    """Every operation on the bits of integers."""
+    a, b = (te.placeholder((length,), "int32", name=name) for name in "ab")
+
+    def value(i: Any) -> Any:
+        low = tirx.Var("low", "int32")
+        mixed = (a[i] << 3) | (b[i] ^ 5)
+        return tirx.Let(low, mixed & ~(b[i] >> 1), low * low - low)
+
+    return [a, b, te.compute((length,), value, name="bits")]
 
 
 def extents(module: Any, block: str) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_programs import rms_norm, softmax
+from sample_programs import bits, nibbles, rms_norm, softmax
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -48,6 +48,8 @@ CASES: list[tuple[Operator, str]] = [
      "direct"),
     (FunctionOperator(softmax, {}), "direct"),
     (FunctionOperator(rms_norm, {}), "direct"),
+    (FunctionOperator(nibbles, {}), "direct"),
+    (FunctionOperator(bits, {}), "direct"),
     (FunctionOperator(total, {}), "direct"),
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ import flextensor
 from flextensor.errors import UnsupportedError
 from flextensor.operators import FunctionOperator, Workload
 from flextensor.schedulers import schedule, space
+from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.program import read
 from flextensor.targets import Target, lookup
 
@@ -64,3 +65,8 @@ def test_a_scalar_is_a_stage(target: Target) -> None:
     assert program is not None
     assert [s.shape for s in program.stages] == [(), (), (7, 40)]
     schedule(func, target, space(func, target).seeds[0])
+
+
+def test_a_value_that_nobody_can_write_anew_says_so() -> None:
+    with pytest.raises(UnsupportedError, match="no scheduler knows a value with Broadcast in it"):
+        rewrite(tirx.Broadcast(tirx.const(1.0, "float32"), 4), {})

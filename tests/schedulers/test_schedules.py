@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_programs import rms_norm, softmax
+from sample_programs import bits, nibbles, rms_norm, softmax
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -255,6 +255,8 @@ def operators() -> list[Operator]:
         ),
         FunctionOperator(softmax, {}),
         FunctionOperator(rms_norm, {}),
+        FunctionOperator(nibbles, {}),
+        FunctionOperator(bits, {}),
         FunctionOperator(correlation, {}),
         FunctionOperator(pool, {}),
     ]
