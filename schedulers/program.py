@@ -285,15 +285,19 @@ def _stage(leaf: Any) -> Stage | None:
 def _iterators(block: SBlock, store: Any) -> tuple[list[Iterator], dict[Any, Any]]:
     """The loops of a block, each from 0 on, and what takes the place of variables in its value.
 
-    A store of one element has a loop of one iteration in TVM, which counts for none here.
+    A loop of one iteration counts for none: a window of one place, and what TVM has around the
+    store of a scalar. Those along the output stay, and one of a reduction.
 
         for r in [-1, 2):  a[i + r]   ->   for r in [0, 3):  a[i + (r - 1)]
     """
     iterators: list[Iterator] = []
     places: dict[Any, Any] = {}
+    reduced = [v for v in block.iter_vars if v.iter_type == 2]
+    longest = max(reduced, key=lambda v: int(v.dom.extent), default=None)
     for v in block.iter_vars:
         reduces, start, extent = v.iter_type == 2, int(v.dom.min), int(v.dom.extent)
-        if not reduces and extent == 1 and not any(v.var.same_as(i) for i in store.indices):
+        stored = any(v.var.same_as(index) for index in store.indices)
+        if extent == 1 and not stored and not v.same_as(longest):
             places[v.var] = v.dom.min
             continue
         iterators.append(Iterator(v.var, extent, reduces))

@@ -11,7 +11,7 @@ from tvm import te, tirx
 
 import flextensor
 from flextensor.errors import UnsupportedError
-from flextensor.operators import FunctionOperator, Workload
+from flextensor.operators import FunctionOperator, Operator, Workload, parse
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.program import read
@@ -70,3 +70,26 @@ def test_a_scalar_is_a_stage(target: Target) -> None:
 def test_a_value_that_nobody_can_write_anew_says_so() -> None:
     with pytest.raises(UnsupportedError, match="no scheduler knows a value with Broadcast in it"):
         rewrite(tirx.Broadcast(tirx.const(1.0, "float32"), 4), {})
+
+
+def test_a_layer_with_one_pixel_has_the_space_of_a_product_with_a_vector() -> None:
+    """A window of one place is no loop, so that channels are what vectors run along."""
+    layer = {"in_channels": "64", "out_channels": "32", "height": "1", "width": "1", "kernel": "1"}
+
+    def decisions(operator: Operator) -> list[tuple[str, Any]]:
+        found = space(Workload(operator).prim_func(), GPU)
+        return [(knob.name.partition(".")[2], knob.values) for knob in found.knobs]
+
+    assert decisions(parse("conv2d", layer)) == decisions(parse("gemv", {"m": "32", "k": "64"}))
+
+
+@pytest.mark.parametrize(("rows", "columns", "left"), [(1, 5, [5]), (3, 1, [3]), (1, 1, [1])])
+def test_a_reduction_keeps_one_loop(rows: int, columns: int, left: list[int]) -> None:
+    def total() -> list[Any]:
+        a = te.placeholder((4, rows, columns), name="a")
+        r, s = te.reduce_axis((0, rows), name="r"), te.reduce_axis((0, columns), name="s")
+        return [a, te.compute((4,), lambda i: te.sum(a[i, r, s], axis=[r, s]), name="total")]
+
+    program = read(Workload(FunctionOperator(total, {})).prim_func())
+    assert program is not None
+    assert [it.extent for it in program.stages[0].reduction] == left
