@@ -6,8 +6,9 @@
         return [a, b, out]          # inputs first, the output last
 
 Its parameters are the operator's fields. A function ``correlation_reference(a, b)`` beside it, if
-there is one, gets float64 NumPy arrays and returns the expected output; without it the program
-itself, unscheduled and in float64, is the reference.
+there is one, gets NumPy arrays, floats and int8 in float64 and other integers as they are, and
+returns the expected output; without it the program itself, unscheduled and in float64, is the
+reference.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class FunctionOperator(Operator):
 
         if self.companion is None:
             return float64_reference(self._program, inputs)
-        wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in inputs]
+        whole = [x.dtype.kind in "iub" and x.dtype != np.int8 for x in inputs]
+        wide = [x if w else x.astype(np.float64) for x, w in zip(inputs, whole, strict=True)]
         out = np.asarray(_guard(self.companion, *wide), np.float64)
         shape = tuple(int(n) for n in self._program.params[-1].shape)
         if out.shape != shape:

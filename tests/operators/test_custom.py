@@ -201,3 +201,23 @@ def test_plain_function_with_reference() -> None:
     workload = Workload(FunctionOperator(double, {"n": 5}, reference=lambda a: 2 * a))
     assert workload.reference([np.ones(5, "float32")]).tolist() == [2.0] * 5
     assert workload.operator == FunctionOperator(double, {"n": 5}, workload.operator.companion)  # type: ignore[attr-defined]
+
+
+def test_a_reference_gets_float64_for_whatever_a_product_would_overflow() -> None:
+    from tvm import te
+
+    dtypes = ("bfloat16", "float16", "int8", "uint8", "int32", "bool")
+
+    def many() -> list[Any]:
+        inputs = [te.placeholder((3,), dtype, name=f"x{n}") for n, dtype in enumerate(dtypes)]
+        total = sum((x[0].astype("float32") for x in inputs[1:]), inputs[0][0].astype("float32"))
+        return [*inputs, te.compute((3,), lambda i: total, name="total")]
+
+    def reference(*inputs: Any) -> Any:
+        seen.extend(str(x.dtype) for x in inputs)
+        return np.zeros(3)
+
+    seen: list[str] = []
+    workload = Workload(FunctionOperator(many, {}, reference))
+    workload.reference(workload.inputs(0))
+    assert seen == ["float64", "float64", "float64", "uint8", "int32", "bool"]
