@@ -29,9 +29,11 @@ UNABLE = 2
 
 
 def random_input(rng: Any, shape: list[int], dtype: str) -> Any:
-    """What FlexTensor draws for an input: standard normal floats, small integers, any int8."""
-    if dtype == "int8":
-        return rng.integers(-128, 128, shape).astype(dtype)
+    """What FlexTensor draws for an input: standard normal floats, any integers of 8 and 16 bits,
+    small ones of more."""
+    if dtype in ("int8", "uint8", "int16", "uint16"):
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
     if dtype.startswith(("int", "uint", "bool")):
         return rng.integers(0, 2 if dtype == "bool" else 8, shape).astype(dtype)
     return stored(rng.standard_normal(shape, dtype="float32"), dtype)

@@ -81,7 +81,8 @@ class Operator(ABC):
         """
 
     def inputs(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]] | None:
-        """Random inputs, or None for standard normal (floats), any int8 and small other ints."""
+        """Random inputs, or None for standard normal floats, any integers of 8 and 16 bits, and 0
+        to 7 for wider ones, which may be places."""
         return None
 
     def reference(self, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

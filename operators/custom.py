@@ -8,7 +8,8 @@
 Its parameters are the operator's fields. A function ``correlation_reference(a, b)`` beside it, if
 there is one, gets NumPy arrays, floats and int8 in float64 and other integers as they are, and
 returns the expected output; without it the program itself, unscheduled and in float64, is the
-reference.
+reference. A function ``correlation_inputs(rng)`` draws the inputs from a NumPy generator, where
+whatever `Operator.inputs` draws will not do: places in a table, say.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class FunctionOperator(Operator):
     function: Callable[..., Any]
     values: tuple[tuple[str, Any], ...]
     companion: Callable[..., Any] | None
+    draw: Callable[..., Any] | None
     source: str = dataclasses.field(compare=False)
 
     def __init__(
@@ -53,11 +55,13 @@ class FunctionOperator(Operator):
         params: Mapping[str, Any],
         reference: Callable[..., Any] | None = None,
         source: str = "",
+        inputs: Callable[..., Any] | None = None,
     ) -> None:
         """`params` may be text, as from a command line; `source` is a ``file.py:function``."""
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "values", tuple(bind(function, params).items()))
         object.__setattr__(self, "companion", reference)
+        object.__setattr__(self, "draw", inputs)
         object.__setattr__(self, "source", source)
         self.__post_init__()
 
@@ -67,7 +71,7 @@ class FunctionOperator(Operator):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source:  # a function of a loaded file cannot be pickled by name
             return from_file, (self.source, self.params())
-        return FunctionOperator, (self.function, self.params(), self.companion)
+        return FunctionOperator, (self.function, self.params(), self.companion, "", self.draw)
 
     def params(self) -> Mapping[str, Any]:
         return dict(self.values)
@@ -86,6 +90,20 @@ class FunctionOperator(Operator):
 
     def torch(self, *inputs: torch.Tensor) -> torch.Tensor:
         raise InputError(f"{self.function.__name__}: a custom operator has no PyTorch peer")
+
+    def inputs(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]] | None:
+        import numpy as np
+
+        if self.draw is None:
+            return None
+        drawn, name = _guard(self.draw, rng), self.draw.__name__
+        if not isinstance(drawn, list | tuple):
+            raise InputError(f"{name} must return a list of arrays, got {type(drawn).__name__}")
+        arrays = [np.asarray(a) for a in drawn]
+        shapes = [[int(n) for n in p.shape] for p in self._program.params[:-1]]
+        if (own := [list(a.shape) for a in arrays]) != shapes:
+            raise InputError(f"{name} returned arrays of shapes {own}, not {shapes}")
+        return arrays
 
     def reference(self, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         import numpy as np
@@ -110,7 +128,8 @@ class FunctionOperator(Operator):
 
 
 def from_file(spec: str, params: Mapping[str, Any]) -> FunctionOperator:
-    """The operator ``path/to/my_op.py:my_op``, with the reference ``my_op_reference`` if defined.
+    """The operator ``path/to/my_op.py:my_op``, with the reference ``my_op_reference`` and inputs
+    from ``my_op_inputs`` where they are defined.
 
     Raises `InputError` when the file or the function is missing or fails; nothing is registered.
     """
@@ -127,7 +146,9 @@ def from_file(spec: str, params: Mapping[str, Any]) -> FunctionOperator:
             else InputError(f"{path} defines no function, so not {name!r}")
         )
     companion = getattr(module, f"{name}_reference", None)
-    return FunctionOperator(function, params, companion, f"{Path(path).resolve()}:{name}")
+    inputs = getattr(module, f"{name}_inputs", None)
+    source = f"{Path(path).resolve()}:{name}"
+    return FunctionOperator(function, params, companion, source, inputs)
 
 
 def _load(path: Path) -> ModuleType:

@@ -211,8 +211,11 @@ def _stages(output: Any) -> Iterator[Any]:
 
 
 def _random(rng: np.random.Generator, spec: BufferSpec) -> np.ndarray[Any, Any]:
-    if spec.dtype == "int8":
-        return rng.integers(-128, 128, spec.shape)
+    import numpy as np
+
+    if spec.dtype in ("int8", "uint8", "int16", "uint16"):
+        limits = np.iinfo(spec.dtype)
+        return rng.integers(limits.min, limits.max + 1, spec.shape)
     if spec.dtype.startswith(("int", "uint", "bool")):
         return rng.integers(0, 2 if spec.dtype == "bool" else 8, spec.shape)
     return rng.standard_normal(spec.shape, dtype="float32")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flextensor.bundle_runner import random_input
 from flextensor.errors import InputError
 from flextensor.operators import FunctionOperator, Workload, from_file, registry
 
@@ -47,6 +48,13 @@ def wrong_shape(n: int = 2):
 
 def wrong_shape_reference(a):
     return np.zeros(7)
+
+def gather(rows: int = 50000, n: int = 40):
+    table, at = te.placeholder((rows, 3), name="t"), te.placeholder((n,), "int32", name="at")
+    return [table, at, te.compute((n, 3), lambda i, j: table[at[i], j], name="gathered")]
+
+def gather_inputs(rng):
+    return rng.standard_normal((50000, 3)), rng.integers(0, 50000, 40)
 
 def raises(n: int = 1):
     raise RuntimeError("first\\nsecond")
@@ -144,7 +152,7 @@ def test_files_register_nothing(ops: Path) -> None:
         ("scores", {"scale": "x"}, "scores: scale must be a number, got 'x'"),
         ("scores", {"act": "maybe"}, "scores: act must be true or false, got 'maybe'"),
         ("scores", {"n": 0}, "scores: tensor a has the empty shape [0, 5]"),
-        ("raises", {}, "{file}:34: RuntimeError: first"),
+        ("raises", {}, "{file}:41: RuntimeError: first"),
         ("nothing", {}, "nothing must return a list of TVM tensors, got nothing"),
         ("numbers", {}, "numbers returned a int among its tensors"),
         ("only_input", {}, "the last tensor, a, is an input, not the output"),
@@ -221,3 +229,59 @@ def test_a_reference_gets_float64_for_whatever_a_product_would_overflow() -> Non
     workload = Workload(FunctionOperator(many, {}, reference))
     workload.reference(workload.inputs(0))
     assert seen == ["float64", "float64", "float64", "uint8", "int32", "bool"]
+
+
+def test_companion_draws_the_inputs(ops: Path) -> None:
+    workload = Workload(from_file(f"{ops}:gather", {}))
+    again = pickle.loads(pickle.dumps(workload))
+    table, places = workload.inputs(0)
+    assert (str(table.dtype), str(places.dtype)) == ("float32", "int32")
+    assert places.max() > 40000
+    assert all(
+        np.array_equal(a, b) for a, b in zip(workload.inputs(0), again.inputs(0), strict=True)
+    )
+    assert not np.array_equal(places, workload.inputs(1)[1])
+    np.testing.assert_array_equal(workload.reference([table, places]), table[places])
+
+
+def test_a_companion_of_a_function_is_carried_along() -> None:
+    operator = FunctionOperator(ones, {"n": 4}, inputs=threes)
+    workload = pickle.loads(pickle.dumps(Workload(operator)))
+    assert workload == Workload(operator) != Workload(FunctionOperator(ones, {"n": 4}))
+    assert workload.inputs(0)[0].tolist() == [3] * 4
+
+
+def test_inputs_that_do_not_fit() -> None:
+    with pytest.raises(
+        InputError, match=r"threes returned arrays of shapes \[\[4\]\], not \[\[5\]\]"
+    ):
+        Workload(FunctionOperator(ones, {"n": 5}, inputs=threes)).inputs(0)
+    with pytest.raises(InputError, match="must return a list of arrays, got int"):
+        Workload(FunctionOperator(ones, {}, inputs=lambda rng: 3)).inputs(0)
+
+
+def ones(n: int = 4) -> list[Any]:
+    from tvm import te
+
+    a = te.placeholder((n,), "int16", name="a")
+    return [a, te.compute((n,), lambda i: a[i] + 1, name="b")]
+
+
+def threes(rng: np.random.Generator) -> list[Any]:
+    return [np.full(4, 3)]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+def test_narrow_integers_are_drawn_from_all_that_there_are(dtype: str) -> None:
+    from tvm import te
+
+    def wide() -> list[Any]:
+        a = te.placeholder((4096,), dtype, name="a")
+        return [a, te.compute((4096,), lambda i: a[i].astype("int32"), name="b")]
+
+    (drawn,), limits = Workload(FunctionOperator(wide, {})).inputs(0), np.iinfo(dtype)
+    assert str(drawn.dtype) == dtype
+    span = limits.max - limits.min
+    assert drawn.min() < limits.min + span / 64
+    assert drawn.max() > limits.max - span / 64
+    assert np.array_equal(drawn, random_input(np.random.default_rng(0), [4096], dtype))
