@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flextensor.folders import private_folder
+from flextensor.folders import private_folder, remove
 from flextensor.targets import Target, dump
 from flextensor.targets.process import Call, SetupFailed, Worker, WorkerError, run_all
 
@@ -119,7 +118,7 @@ class Builders:
         """Stop every process, and remove the files."""
         self.rest()
         if "folder" in self.__dict__:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove(self.folder)
 
     @property
     def _begun(self) -> list[Worker]:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from flextensor import compiled
 from flextensor.builders import MEMORY_BYTES, Builders
 from flextensor.errors import DeviceError
-from flextensor.folders import private_folder
+from flextensor.folders import private_folder, remove
 from flextensor.targets import Status, Target, Trial, dump, remote
 from flextensor.targets.process import (
     SetupFailed,
@@ -261,7 +260,7 @@ class LocalMeasurer:
         self._runner.kill()
         if not self._shared:
             self._builders.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
     def __enter__(self) -> Self:
         return self

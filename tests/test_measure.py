@@ -17,7 +17,7 @@ from flextensor import buffers, targets, timing
 from flextensor.answers import FunctionMeasurer, ReplayMeasurer
 from flextensor.builders import MOST, Builders
 from flextensor.errors import DeviceError
-from flextensor.folders import private_folder
+from flextensor.folders import private_folder, remove
 from flextensor.measure import (
     Candidate,
     Limits,
@@ -203,6 +203,43 @@ def test_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert made.is_dir()
     assert not dead.exists()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from flextensor.folders import private_folder
+
+print(private_folder(Path(sys.argv[1])), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_is_its_processs_while_that_lives_whatever_its_number(tmp_path: Path) -> None:
+    """The number may be that of a process in another container, with the same /tmp."""
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            made = Path(other.stdout.readline().strip())
+            assert made.name.startswith(f"flextensor-{other.pid}-")
+            held = made.rename(tmp_path / f"flextensor-{dead.pid}-x")
+            own = private_folder(tmp_path)
+            assert held.is_dir() and own.is_dir()
+        finally:
+            other.kill()
+    again = private_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([own, again])
+
+
+def test_a_folder_that_is_removed_holds_nothing_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    made = private_folder(tmp_path)
+    for _ in range(2):
+        remove(made)
+    assert not made.exists() and os.listdir("/proc/self/fd") == before
 
 
 def full(*_: Any, **__: Any) -> None:
