@@ -242,15 +242,18 @@ class Database:
         return self._store.everything()
 
     def export(self, file: str | Path | TextIO) -> int:
-        """Write every trial and result as JSON lines below a header line; returns their number."""
+        """Write every trial and result as JSON lines below a header line; returns their number.
+        An older file is replaced once all is written."""
         if not isinstance(file, str | Path):
             return self._export(file)
         target = Path(file)
         try:
             if target.exists() and target.samefile(self.path):
                 raise DatabaseError(f"{target}: an export would overwrite the database itself")
-            with target.open("w", encoding="utf-8") as stream:
-                return self._export(stream)
+            if target.exists() and not target.is_file():  # a pipe
+                with target.open("w", encoding="utf-8") as stream:
+                    return self._export(stream)
+            return self._replace(target.resolve())
         except (OSError, ValueError) as error:
             raise DatabaseError(f"{target}: cannot write: {_reason(error)}") from error
 
@@ -303,6 +306,17 @@ class Database:
             "created": time.time(),
             "version": flextensor.__version__,
         }
+
+    def _replace(self, target: Path) -> int:
+        """Export to a part beside `target` that becomes it, or is removed."""
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with part.open("w", encoding="utf-8") as stream:
+                count = self._export(stream)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+        return count
 
     def _export(self, stream: TextIO) -> int:
         stream.write(records.dump(records.header(schema.SCHEMA)) + "\n")

@@ -368,6 +368,23 @@ def test_exports_that_cannot_be_written_or_read(path: Path) -> None:
         add(database, ok())
 
 
+def test_an_export_that_fails_leaves_the_older_one(path: Path) -> None:
+    out, link = path.with_name("out"), path.with_name("link")
+    link.symlink_to(out)
+    with Database(path) as database:
+        add(database, ok())
+        assert database.export(link) == 1
+    older, files = out.read_text(), sorted(path.parent.iterdir())
+    foreign(path, "UPDATE trials SET config = '[1]'")
+    with Database(path) as database:
+        assert str(path) in refused(link, action=database.export)
+    assert link.is_symlink() and out.read_text() == older
+    assert sorted(path.parent.iterdir()) == files
+    with Database(path.with_name("new.db")) as database:
+        assert database.export("/dev/null") == 0 and database.export(link) == 0
+    assert json.loads(out.read_text()) == json.loads(HEADER)
+
+
 def test_an_import_refuses_what_cannot_be_read_twice(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
