@@ -33,8 +33,8 @@ PREPARE_SECONDS = 120.0
 SEEN, LONG_BUILD, LEAST_BUILD_SECONDS = 16, 8.0, 3.0
 """Once so many builds were seen, one may take so many times as long as nine in ten of them, and
 this in any case."""
-TURN_CALLS = 3
-"""Calls of one turn of a comparison when each takes long: two to warm up, one to time."""
+TURN_CALLS = 2
+"""Calls of one turn of a comparison when each takes long: one to warm up, one to time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +205,9 @@ class LocalMeasurer:
     ) -> tuple[dict[str, list[float]], dict[str, str]]:
         """Seconds per call of every candidate, of every kernel that others built (`libraries`),
         and of every method of `flextensor.peers` that has a way to compute the operator, timed in
-        turns in one process on the same inputs, for `rounds` and, while times scatter, up to `most`
-        of them; and why a method failed, by method. Raises `DeviceError` when a candidate fails.
+        turns in one process on the same inputs, for `rounds` (fewer of long calls) and, while times
+        scatter, up to `most` of them; and why a method failed, by method. Raises `DeviceError` when
+        a candidate fails.
         """
         paths = self.built(list(candidates.values()))
         kernels = {name: str(path) for name, path in zip(candidates, paths, strict=True)}

@@ -33,12 +33,14 @@ many times as long as the best. Of a shorter one page faults and waking threads 
 ABANDON = {1: 2.0, 3: 1.2}
 """After so many repeats, a candidate whose best is so many times slower is abandoned."""
 SLOW_SECONDS = 0.05
-"""One repeat a turn is enough when a call takes this long."""
+"""Two calls a turn are enough when each takes this long: one to warm up, the other is timed."""
 LONG_SECONDS = 0.3
 """Two repeats are enough when they took this long: a long call is its own average."""
 UNSTEADY, MORE_SECONDS = 0.2, 10.0
 """While the interquartile range of anything that is timed in turns is above this share of its
 median there are more rounds, where a caller allows them, but none after so many seconds."""
+FEW_ROUNDS, ROUNDS_SECONDS = 3, 10.0
+"""So few rounds are enough when they took so many seconds, for the sake of calls that are long."""
 
 PEER_TOLERANCE = 1e-3
 """Relative error of a peer's result above which it does not compute the operator, unless its
@@ -60,13 +62,13 @@ class Clock:
         """Seconds per call over `number` calls."""
         return self.runtime.seconds(self.call, number)
 
-    def warm(self, seconds: float) -> float:
-        """Call for `seconds` (at least twice); seconds of the fastest call."""
+    def warm(self, seconds: float) -> list[float]:
+        """Call for `seconds` (at least twice); the seconds of every call."""
         end = time.perf_counter() + seconds
-        best = min(self.run(1), self.run(1))
+        calls = [self.run(1), self.run(1)]
         while time.perf_counter() < end:
-            best = min(best, self.run(1))
-        return best
+            calls.append(self.run(1))
+        return calls
 
     def calls(self, seconds: float) -> int:
         """Calls that a repeat needs when one takes `seconds`."""
@@ -96,7 +98,7 @@ def time_kernel(clock: Clock, best: float, first: float) -> tuple[list[float], s
     """
     if any(first > least and first > slow * best for least, slow in HOPELESS):
         return [first], f"abandoned: {first / best:.3g} times slower than the best"
-    number = 1 if first > LONG_SECONDS else clock.calls(clock.warm(WARM_SECONDS))
+    number = 1 if first > LONG_SECONDS else clock.calls(min(clock.warm(WARM_SECONDS)))
     times: list[float] = []
     total = 0.0
     while len(times) < MAX_REPEATS:
@@ -122,19 +124,25 @@ def interleave(
     Every turn first runs the same function `warm` seconds unrecorded: when thread pools change
     hands, about ten calls read 2 to 30 times slow. Each round begins with another function. A
     neighbour may slow a host down for seconds: while times are `UNSTEADY` there are more rounds for
-    all, up to `most`, and every one of them counts.
+    all, up to `most`, and every one of them counts. Of long calls `FEW_ROUNDS` are enough.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
-    names, end = list(clocks), time.perf_counter() + MORE_SECONDS
+    names, start = list(clocks), time.perf_counter()
     for turn in range(max(rounds, most)):
-        if turn >= rounds and (all(map(steady, times.values())) or time.perf_counter() > end):
+        spent = time.perf_counter() - start
+        if turn >= FEW_ROUNDS and spent > ROUNDS_SECONDS:
+            break
+        if turn >= rounds and (all(map(steady, times.values())) or spent > MORE_SECONDS):
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            seconds = clocks[name].warm(warm)
-            repeats = 3 if seconds < SLOW_SECONDS else 1
-            number = clocks[name].calls(seconds)
-            times[name] += [clocks[name].run(number) for _ in range(repeats)]
+            calls = clocks[name].warm(warm)
+            if min(calls) < SLOW_SECONDS:
+                number = clocks[name].calls(min(calls))
+                calls = [clocks[name].run(number) for _ in range(3)]
+            else:
+                calls = calls[-1:]
+            times[name] += calls
             time.sleep(clocks[name].rest)
     return times
 

@@ -66,7 +66,7 @@ def test_turns_are_shared_and_who_spins_is_given_rest(monkeypatch: pytest.Monkey
 
 
 class Disturbed(Clock):
-    """Takes twice as long in every other turn of three calls, of the first `until` calls."""
+    """Takes twice as long in every other turn of two calls, of the first `until` calls."""
 
     def __init__(self, until: int) -> None:
         super().__init__(lambda: None, Host())
@@ -74,10 +74,10 @@ class Disturbed(Clock):
 
     def run(self, number: int) -> float:
         self.ran += 1
-        return 0.2 if self.ran <= self.until and (self.ran - 1) // 3 % 2 else 0.1
+        return 0.2 if self.ran <= self.until and (self.ran - 1) // 2 % 2 else 0.1
 
 
-@pytest.mark.parametrize(("until", "rounds"), [(0, 4), (12, 11), (1000, 12)])
+@pytest.mark.parametrize(("until", "rounds"), [(0, 4), (8, 11), (1000, 12)])
 def test_what_scatters_is_timed_in_more_rounds(until: int, rounds: int) -> None:
     """Until the median means something, as many as are allowed, for all alike."""
     clocks = {"ours": Disturbed(until), "torch": Disturbed(0)}
@@ -90,6 +90,37 @@ def test_more_rounds_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MORE_SECONDS", 0.0)
     times = interleave({"ours": Disturbed(1000)}, rounds=4, warm=0.0, most=12)
     assert len(times["ours"]) == 4
+
+
+class Tick(Clock):
+    """Every call takes as long on a clock that all share."""
+
+    now = 0.0
+
+    def __init__(self, *seconds: float) -> None:
+        super().__init__(lambda: None, Host())
+        self.seconds = [*seconds]
+
+    def run(self, number: int) -> float:
+        seconds = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+        Tick.now += number * seconds
+        return seconds
+
+
+def test_long_calls_have_few_turns_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of 8192 takes 5 s: 84 calls of it and its peers took longer than the search."""
+    monkeypatch.setattr(time, "perf_counter", lambda: Tick.now)
+    monkeypatch.setattr(Tick, "now", 0.0)
+    times = interleave({name: Tick(5.0) for name in "abcd"}, rounds=7, warm=0.05, most=21)
+    assert times == {name: [5.0] * timing.FEW_ROUNDS for name in "abcd"}
+    assert Tick.now == 2 * timing.FEW_ROUNDS * 4 * 5.0
+    short = interleave({name: Tick(1e-3) for name in "abcd"}, rounds=7, warm=0.05, most=21)
+    assert {len(found) for found in short.values()} == {3 * 7}
+
+
+def test_a_long_first_call_makes_no_long_kernel() -> None:
+    """Threads that wake up, or a driver that compiles."""
+    assert interleave({"a": Tick(0.4, 1e-3)}, rounds=1, warm=0.0) == {"a": [1e-3] * 3}
 
 
 def test_a_machine_without_pytorch_times_kernels_and_names_the_peers(
