@@ -162,10 +162,11 @@ def chosen(workload: Workload, target: CUDA, database: Database, count: int) -> 
     from what was, among the best of that model, its own proposals and the neighbours of the best.
     """
     modelled = database.sound(workload.key, target.measured_by("model").fingerprint)
-    ranked = sorted((t for t in modelled if t.ok), key=lambda t: t.seconds)
     measured = _measured(workload, target, database)
     made = lanes(workload, target, "flextensor", "xgboost", SEED)
     open_lanes = {lane.name: lane for lane in made}
+    ranked = [t for t in modelled if t.ok and t.formulation in open_lanes]
+    ranked.sort(key=lambda t: t.seconds)
     if not measured:
         return list(_distinct(ranked, open_lanes))[:count]
     scored: list[tuple[float, int, Candidate]] = []

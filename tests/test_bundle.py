@@ -19,7 +19,7 @@ from flextensor.errors import DeviceError
 from flextensor.hosts import cuda_host
 from flextensor.operators import Gemm, Workload, parse
 from flextensor.operators.workload import numpy_dtype
-from flextensor.targets import Status, lookup
+from flextensor.targets import Status, Trial, lookup
 from flextensor.targets.cuda import CUDA
 from flextensor.tuner import tune
 
@@ -162,6 +162,15 @@ def test_a_workload_that_was_never_modelled_has_nothing_to_carry(
     with Database(tmp_path / "empty.db") as empty:
         with pytest.raises(DeviceError, match="no candidate for sm_80 is left to measure"):
             bundle.make([GEMM], target, empty, top=1, out=tmp_path / "b")
+
+
+def test_a_formulation_of_another_version_is_not_carried(
+    target: CUDA, database: Database, tmp_path: Path
+) -> None:
+    gone = Trial("gone", {"tile": 1}, Status.OK, (1e-9,))
+    there = target.measured_by("model").fingerprint
+    database.add(GEMM.key, "gemm", GEMM.params, there, gone)
+    assert bundle.make([GEMM], target, database, top=1, out=tmp_path / "b") == [1]
 
 
 def test_one_workload_without_candidates_leaves_the_others_and_none_the_old_bundle(
