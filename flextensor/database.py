@@ -17,7 +17,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TextIO
@@ -203,12 +203,18 @@ class Database:
         return found
 
     def neighbours(
-        self, operator: str, params: Mapping[str, Any], target_fingerprint: str, limit: int = 8
+        self,
+        operator: str,
+        params: Mapping[str, Any],
+        target_fingerprint: str,
+        limit: int = 8,
+        among: Callable[[str, Mapping[str, Any]], bool] = lambda key, params: True,
     ) -> list[tuple[dict[str, Any], Trial]]:
         """(parameters, best trial) of up to `limit` other workloads of the operator, nearest first.
 
         Near is a small distance between the logarithms of the integer parameters; workloads with
-        other text parameters, or without a trial that worked, are no neighbours.
+        other text parameters, or without a trial that worked, are no neighbours, and `among` says
+        by key and parameters which may be one.
         """
         wanted = records.plain(params)
         near = []
@@ -219,7 +225,11 @@ class Database:
             if gap is not None and theirs != wanted:
                 near.append((gap, row["key"], theirs))
         near.sort(key=lambda entry: entry[:2])
-        bests = ((theirs, self.best(key, target_fingerprint)) for _, key, theirs in near)
+        bests = (
+            (theirs, self.best(key, target_fingerprint))
+            for _, key, theirs in near
+            if among(key, theirs)
+        )
         working = ((theirs, best) for theirs, best in bests if best is not None)
         return list(itertools.islice(working, limit))
 

@@ -44,6 +44,9 @@ class Experience:
 
     workload: Workload
     trials: tuple[Trial, ...]
+    packs: bool = False
+    """Whether the trials packed in every call what is packed ahead for the shape that is tuned:
+    they say where to begin, and not how fast that is."""
 
     @property
     def best(self) -> dict[str, Mapping[str, Any]]:
@@ -62,20 +65,24 @@ def near(database: Database | None, workload: Workload, target: Target) -> list[
         return []
     found: dict[str, Experience] = {}
 
-    def add(theirs: Params, trials: Callable[[str], Sequence[Trial]]) -> None:
+    def same_mode(key: str, theirs: Params) -> bool:
+        other = _workload(name, theirs, workload.prepacked)
+        return other is not None and other.key == key
+
+    def add(theirs: Params, trials: Callable[[str], Sequence[Trial]], packs: bool = False) -> None:
         other = _workload(name, theirs, workload.prepacked)
         if len(found) < NEAREST and other is not None and other.key not in found:
             if own := tuple(trials(other.key)):
-                found[other.key] = Experience(other, own)
+                found[other.key] = Experience(other, own, packs)
 
     if database is not None:
-        for theirs, _ in database.neighbours(name, params, target.fingerprint):
+        for theirs, _ in database.neighbours(name, params, target.fingerprint, among=same_mode):
             add(theirs, lambda key: database.sound(key, target.fingerprint))
     others = shipped(name, FOLDER / target.breed)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):
         shape, own = others[place]
-        add(shape, lambda key, own=own: own)  # type: ignore[misc]
+        add(shape, lambda key, own=own: own, workload.prepacked)  # type: ignore[misc]
     return list(found.values())
 
 

@@ -86,7 +86,8 @@ def teach(
     """Let the models of a workload's formulations learn from other operators (`foreign`) and from
     other shapes.
 
-    Other operators' packing cost time: they teach nothing where it is done ahead.
+    Other operators' packing cost time, and so did that of shipped trials: they teach nothing where
+    it is done ahead.
     """
     from flextensor.schedulers import space
 
@@ -95,7 +96,7 @@ def teach(
             name, breed = workload.operator.name, target.breed
             for lesson in foreign(name, lane.name, workload.flops, breed, aliases):
                 lane.study(lesson.examples)
-        for other in others:
+        for other in (o for o in others if not o.packs):
             own = [t for t in other.trials if t.formulation == lane.name]
             if own and other.workload.has(lane.name):
                 theirs = space(other.workload.prim_func(lane.name), target)

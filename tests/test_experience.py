@@ -81,6 +81,51 @@ def test_shapes_without_trials_of_the_mode_take_no_place(database: Database) -> 
     assert [one.workload.params["m"] for one in found] == [512]
 
 
+def prepacked(database: Database, size: int) -> Workload:
+    """A shape with one trial with its weights packed ahead."""
+    ahead = Workload(Gemm(m=size, n=64, k=64), prepacked=True)
+    trial = Trial("direct", space(ahead.prim_func(), TARGET).seeds[0], Status.OK, (1e-3,))
+    database.add(ahead.key, "gemm", ahead.params, TARGET.fingerprint, trial)
+    return ahead
+
+
+@pytest.mark.usefixtures("nothing_shipped")
+def test_a_far_shape_of_the_mode_is_seen_behind_many_of_the_other(database: Database) -> None:
+    for size in range(65, 74):
+        add(database, Gemm(m=size, n=64, k=64), TARGET.fingerprint, [1e-3])
+    far = prepacked(database, 512)
+    found = experience.near(database, Workload(Gemm(m=64, n=64, k=64), prepacked=True), TARGET)
+    assert [one.workload for one in found] == [far] and not found[0].packs
+
+
+def test_shipped_trials_say_where_a_prepacked_search_begins_and_not_how_fast(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add(database, Gemm(m=96, n=64, k=64), "llvm/another", [2e-3])
+    experience.ship(database, tmp_path / "shipped")
+    monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
+    prepacked(database, 80)
+    taught: list[list[float]] = []
+
+    class Lane:
+        name = "direct"
+
+        def study(self, examples: object) -> None:
+            pass
+
+        def recall(self, space: object, trials: list[Trial]) -> None:
+            taught.append([t.seconds for t in trials])
+
+    for ahead, recalled in ((True, [[1e-3]]), (False, [[2e-3]])):
+        taught.clear()
+        tuned = Workload(Gemm(m=64, n=64, k=64), prepacked=ahead)
+        found = experience.near(database, tuned, TARGET)
+        assert [one.packs for one in found] == ([False, True] if ahead else [False])
+        assert len(experience.hints(found)["direct"]) == len(found)
+        lessons.teach([Lane()], tuned, TARGET, found)  # type: ignore[list-item]
+        assert taught == recalled
+
+
 @pytest.mark.usefixtures("nothing_shipped")
 def test_a_users_own_operator_has_no_others(database: Database) -> None:
     from tvm import te
