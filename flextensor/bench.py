@@ -241,13 +241,13 @@ def beside(
 def _race(found: dict[str, Any], result: Result, database: Database) -> None:
     """Add to what a peer's search took when the search of a result had a kernel as fast as the
     peer's: "overtaken", wall seconds since it began, or None where it never had. Nothing is added
-    where the database does not have that search."""
+    where the database does not have that search, or it went on from an earlier one's trials."""
     raced = found["searches"].keys() & found["methods"].keys()
     if not raced:
         return
     runs = convergence.searches(database.everything(), result.target.fingerprint, newest=True)
     own = next((run for run in runs if run["case"] == result.workload.key), None)
-    if own is not None:
+    if own is not None and not own["known"]:
         for method in raced:
             slower = found["methods"][method] / found["seconds"]
             found["searches"][method]["overtaken"] = convergence.overtakes(own, slower)

@@ -3,7 +3,8 @@
     python -m flextensor.convergence TRIALS.db [--beside OTHER.db ...] [--out FOLDER]
 
 reads what `bench` or `tune --suite` (without `--total`) kept in a database: the first search of
-every workload, trial by trial, with the wall time since it began. The best known kernel of a
+every workload, trial by trial, with the wall time since it began; one that went on where an earlier
+one had been killed is left out. The best known kernel of a
 workload is the fastest that any search found, in this database or beside it. Writes data.json,
 README.md and curves.png.
 """
@@ -44,9 +45,10 @@ def searches(
     """The first (or the `newest`) search of every workload on a device, whose result was kept. One
     that took turns with others (`tune --total`) is left out: its wall time is not its own.
 
-    {"case": workload, "operator", "variant": "search", "trace": [(wall seconds since the search
-    began, median seconds per call or None)], "build", "run": median seconds of its trials,
-    "shares": of the wall time}. What did not work when it was run again never did.
+    {"case": workload, "operator", "variant": "search", "known": schedules that it had from earlier
+    runs, "trace": [(wall seconds since the search began, median seconds per call or None)],
+    "build", "run": median seconds of its trials, "shares": of the wall time}. What did not work
+    when it was run again never did.
     """
     trials: dict[str, list[Record]] = defaultdict(list)
     results: dict[str, Record] = {}
@@ -67,6 +69,7 @@ def searches(
         session = result["result"].get("session")
         own = [t for t in trials[key] if begun <= t["created"] <= result["created"]]
         own = [t for t in own if session in (None, t["session"])]
+        fresh = len({_schedule(t) for t in own})
         trace = [
             (
                 round(t["created"] - begun, 3),
@@ -78,6 +81,7 @@ def searches(
             found.append(
                 {
                     "case": key, "operator": own[0]["operator"], "variant": "search",
+                    "known": max(result["result"].get("trials", 0) - fresh, 0),
                     "trace": trace, "shares": result["result"].get("shares", {}),
                     **{w: statistics.median(t[f"{w}_seconds"] for t in own) for w in SPENT},
                 }
@@ -133,7 +137,9 @@ def markdown(data: Mapping[str, Any]) -> str:
         "# How soon a search is near the best",
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(runs)} workloads, one"
-        " search each, as a user's, from the trials that the package ships. The best known kernel"
+        " search each, as a user's: it knows what the database had of other shapes by then, and"
+        " where these are fewer than four the trials that the package ships."
+        f"{_left_out(data)} The best known kernel"
         " of a workload is the fastest trial in these databases; trials are medians of short runs,"
         " on a machine where one differs from the next by a few per cent, so that the fastest of"
         " many is a little too fast, and 99 % of it is hard to reach for any search. First trial,"
@@ -166,6 +172,12 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines += ["", f"Shares of the wall time, medians: {', '.join(spent)}."]
     lines += ["", "![curves](curves.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(data: Mapping[str, Any]) -> str:
+    """How many searches the page does not count, and why."""
+    count = data.get("resumed", 0)
+    return f" Left out, for they went on from an earlier run's trials: {count}." if count else ""
 
 
 def _title(aim: tuple[float, int, float]) -> str:
@@ -224,11 +236,15 @@ def run(given: argparse.Namespace, command: Sequence[str]) -> None:
                 runs = searches(database.everything(), target.fingerprint)
             for key, seconds in best_known(database.everything(), target.fingerprint).items():
                 best[key] = min(seconds, best.get(key, math.inf))
-    if not runs:
-        raise InputError(f"{given.trials}: no finished search on {target.device}")
+    whole = [run for run in runs if not run["known"]]
+    if not whole:
+        raise InputError(
+            f"{given.trials}: no finished search on {target.device} from its first trial on"
+        )
     data = {
         **header(target, ["python", "-m", "flextensor.convergence", *command]),
-        "best": {run["case"]: best[run["case"]] for run in runs}, "runs": runs,
+        "best": {run["case"]: best[run["case"]] for run in whole}, "runs": whole,
+        "resumed": len(runs) - len(whole),
     }  # fmt: skip
     make(given.out)
     write(given.out / "data.json", json.dumps(data, allow_nan=False) + "\n")

@@ -144,6 +144,31 @@ def test_the_page_counts_the_searches_that_met_an_aim(tmp_path: Path, clock: Clo
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
 
 
+def test_a_search_that_went_on_where_another_was_killed_is_left_out(
+    tmp_path: Path, clock: Clock
+) -> None:
+    path, key, params = tmp_path / "t.db", "gemm(m=8, n=8, k=8)", {"m": 8, "n": 8, "k": 8}
+    searched(path, clock, 16, 2.0, 1.0)
+    with Database(path) as database:
+        for tile, session in enumerate(("killed", "killed", "second", "second")):
+            clock.now += 10
+            database.add(key, "gemm", params, HERE, trial(tile, 2.0 - tile / 8), session=session)
+        found = trial(3, None)  # of a schedule that it has: no trial more in its result
+        database.add(key, "gemm", params, HERE, found, session="second")
+        values = {"tuning_seconds": 15.0, "session": "second", "trials": 4}
+        database.add_result(key, HERE, values)
+        known = {
+            run["case"]: run["known"] for run in convergence.searches(database.everything(), HERE)
+        }
+    assert known == {"gemm(m=16, n=16, k=16)": 0, key: 2}
+    assert main(path, "--out", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "1 workloads, one search each" in page
+    assert "Left out, for they went on from an earlier run's trials: 1." in page
+    (run,) = json.loads((tmp_path / "out" / "data.json").read_text())["runs"]
+    assert run["case"] == "gemm(m=16, n=16, k=16)"
+
+
 def test_without_a_search_there_is_one_line(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
