@@ -19,6 +19,8 @@ PLAIN: dict[str, Any] = {"kind": "llvm", "opt-level": 1}
 LLVM's own vectoriser stays off: at -O3 it turns some tiny unrolled programs (`Bilinear` 4x5x2x2,
 ``two_stage``) into modules that its verifier refuses, and a reference should be plain anyway.
 """
+GUARDS = ("prim.if_then_else", "prim.likely")
+"""Calls that compute nothing: a condition, and the values that it chooses from."""
 
 
 def structural_key(program: Any) -> str:
@@ -30,14 +32,14 @@ def structural_key(program: Any) -> str:
 
 
 def flops(program: Any) -> int:
-    """Floating-point operations: those in every block's body times the block's iterations."""
+    """Operations: those in every block's body times the block's iterations."""
     import tvm_ffi
     from tvm import s_tir
 
     blocks: list[Any] = []
     tvm_ffi.structural_walk(program.body, (s_tir.SBlock, blocks.append))
     return sum(
-        math.prod(int(v.dom.extent) for v in block.iter_vars) * _operations(block.body)
+        math.prod(int(v.dom.extent) for v in block.iter_vars) * _operations(block)
         for block in blocks
         if not _holds_block(block.body)
     )
@@ -52,19 +54,40 @@ def _holds_block(body: Any) -> bool:
     return bool(inner)
 
 
-def _operations(body: Any) -> int:
-    """Floating-point operations in `body`, each occurrence; index arithmetic is integer."""
+def _operations(block: Any) -> int:
+    """Operations in the body of a block, each occurrence: of floats, and of integers too where it
+    stores integers, but for those that only say which element is read, or whether one is."""
     import tvm_ffi
     from tvm import ir, tirx
+    from tvm.ir.expr import TensorLoad
 
     kinds = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call)
     found: list[Any] = []
-    tvm_ffi.structural_walk(body, (kinds, found.append))
-    moves = ("tirx.if_then_else", "tirx.likely")
-    return sum(
-        "float" in str(e.ty) and not (isinstance(e, ir.Call) and getattr(e.op, "name", "") in moves)
-        for e in found
-    )
+
+    def count(part: Any, types: tuple[str, ...]) -> None:
+        def choose(condition: Any, *values: Any) -> Any:
+            count(condition, ("float",))
+            for value in values:
+                count(value, types)
+            return tvm_ffi.WalkResult.SKIP
+
+        def operation(node: Any) -> Any:
+            if isinstance(node, ir.Call) and getattr(node.op, "name", "") in GUARDS:
+                return choose(*node.args)
+            if any(kind in str(node.ty) for kind in types):
+                found.append(node)
+            return None
+
+        entries = (
+            (TensorLoad, lambda load: tvm_ffi.WalkResult.SKIP),
+            (tirx.Select, lambda s: choose(s.condition, s.true_value, s.false_value)),
+            (kinds, operation),
+        )
+        tvm_ffi.structural_walk(part, entries, order="pre")
+
+    whole = any("int" in str(written.source.dtype) for written in block.writes)
+    count(block.body, ("float", "int") if whole else ("float",))
+    return len(found)
 
 
 def float64_reference(program: Any, inputs: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

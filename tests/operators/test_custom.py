@@ -285,3 +285,43 @@ def test_narrow_integers_are_drawn_from_all_that_there_are(dtype: str) -> None:
     assert drawn.min() < limits.min + span / 64
     assert drawn.max() > limits.max - span / 64
     assert np.array_equal(drawn, random_input(np.random.default_rng(0), [4096], dtype))
+
+
+def padded(size: int, dtype: str) -> list[Any]:
+    """A sum over a padded window: 9 products for each of the outputs, in integers or not."""
+    from tvm import te
+
+    a, w = te.placeholder((size, size), dtype, name="a"), te.placeholder((3, 3), dtype, name="w")
+    total = "int32" if dtype == "int8" else dtype
+    inside = te.compute(
+        (size + 2, size + 2),
+        lambda y, x: te.if_then_else(
+            te.all(y >= 1, y - 1 < size, x >= 1, x - 1 < size),
+            a[y - 1, x - 1],
+            te.const(0, dtype),
+        ),
+        name="inside",
+    )
+    r, s = te.reduce_axis((0, 3), "r"), te.reduce_axis((0, 3), "s")
+
+    def value(y: Any, x: Any) -> Any:
+        return te.sum(inside[y + r, x + s].astype(total) * w[r, s].astype(total), axis=[r, s])
+
+    return [a, w, te.compute((size, size), value, name="out")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_padding_is_no_operation_and_integers_are(dtype: str) -> None:
+    workload = Workload(FunctionOperator(padded, {"size": 6, "dtype": dtype}))
+    assert workload.flops == 6 * 6 * 9 * 2
+
+
+def test_an_index_is_no_operation_of_a_float() -> None:
+    from tvm import te
+
+    def picked(n: int = 10) -> list[Any]:
+        a, w = te.placeholder((n,), name="a"), te.placeholder((n,), "int32", name="w")
+        b = te.compute((n,), lambda i: a[(i + 3) % n] * (w[i] + 1).astype("float32"), name="b")
+        return [a, w, b]
+
+    assert Workload(FunctionOperator(picked, {})).flops == 10
