@@ -19,6 +19,7 @@ from flextensor.operators import FunctionOperator, Workload, from_file, registry
 
 FILE = """
 from __future__ import annotations
+from typing import Any, Literal, Optional
 import numpy as np
 from tvm import te, tirx
 
@@ -69,6 +70,10 @@ def computed_input():
     a = te.placeholder((3,), name="a")
     b = te.compute((3,), lambda i: a[i] * 2.0, name="b")
     return [a, b, te.compute((3,), lambda i: b[i] * 2.0, name="c")]
+def optional(n: int | None = None, m=None, k: Optional[int] = 4, mode: Literal["a", "b"] = "a",
+             way: Any = None, size: tuple[int, int] = (3, 3), axes=(1, 2), both: int | str = 1):
+    a = te.placeholder((2,), name="a")
+    return [a, te.compute((2,), lambda i: a[i] + 1.0, name="b")]
 def starred(*sizes): pass
 def badly_typed(n: Unknown = 3): pass
 """
@@ -152,12 +157,17 @@ def test_files_register_nothing(ops: Path) -> None:
         ("scores", {"scale": "x"}, "scores: scale must be a number, got 'x'"),
         ("scores", {"act": "maybe"}, "scores: act must be true or false, got 'maybe'"),
         ("scores", {"n": 0}, "scores: tensor a has the empty shape [0, 5]"),
-        ("raises", {}, "{file}:41: RuntimeError: first"),
+        ("raises", {}, "{file}:42: RuntimeError: first"),
         ("nothing", {}, "nothing must return a list of TVM tensors, got nothing"),
         ("numbers", {}, "numbers returned a int among its tensors"),
         ("only_input", {}, "the last tensor, a, is an input, not the output"),
         ("forgets", {}, "forgets uses the input a but does not return it"),
         ("computed_input", {}, "b is computed; only the last tensor may be"),
+        ("optional", {"n": "x"}, "optional: n must be an integer, got 'x'"),
+        ("optional", {"n": 2.5}, "optional: n must be of type int, got 2.5"),
+        ("optional", {"size": "3"}, "optional: size cannot be read from text; annotate it as"),
+        ("optional", {"axes": "3"}, "optional: axes cannot be read from text; annotate it as"),
+        ("optional", {"both": "3"}, "optional: both cannot be read from text; annotate it as"),
         ("starred", {}, "starred: parameter *sizes cannot be given by name"),
         ("badly_typed", {}, "cannot read the parameters of badly_typed: name 'Unknown'"),
     ],
@@ -167,6 +177,18 @@ def test_bad_functions(ops: Path, function: str, params: dict[str, Any], message
         Workload(from_file(f"{ops}:{function}", params))
     assert message.format(file=ops) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_parameters_that_may_be_none(ops: Path) -> None:
+    plain = from_file(f"{ops}:optional", {}).params()
+    assert (plain["n"], plain["m"], plain["k"]) == (None, None, 4)
+    text = {"n": "3", "m": "3", "k": "5", "mode": "b", "way": "3"}
+    given = from_file(f"{ops}:optional", text).params()
+    assert [given[name] for name in text] == [3, 3, 5, "b", 3]
+    values = {"n": None, "m": None, "k": None, "mode": "b", "size": (1, 2), "axes": [1], "both": 2}
+    operator = from_file(f"{ops}:optional", values)
+    assert {name: operator.params()[name] for name in values} == values
+    assert pickle.loads(pickle.dumps(operator)).params() == operator.params()
 
 
 def test_reference_of_the_wrong_shape(ops: Path) -> None:
