@@ -169,7 +169,11 @@ def _operand(
     for factor in factors[1:]:
         value = value * factor
     used = variables(value)
-    iterators = tuple(i for i in (*spatial, *reduction) if i.var in used)
+    return operand_of(value, tuple(i for i in (*spatial, *reduction) if i.var in used))
+
+
+def operand_of(value: Any, iterators: tuple[Iterator, ...]) -> Operand:
+    """A value that reads `iterators` as an operand, addressed where it is one plain load."""
     if not isinstance(value, TensorLoad):
         return Operand(value, iterators)
     forms = [linear(index) for index in value.indices]

@@ -18,14 +18,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import te, tirx
-from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import loops
-from flextensor.schedulers.analysis import Contraction, Operand, contraction, points, slides
+from flextensor.schedulers.analysis import (
+    Contraction,
+    Operand,
+    contraction,
+    operand_of,
+    points,
+    slides,
+)
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction import At, ContractionSchedule
 from flextensor.schedulers.contraction_space import Plan
-from flextensor.schedulers.expression import linear, split_variable
+from flextensor.schedulers.expression import split_variable
 from flextensor.schedulers.groups import Group
 from flextensor.schedulers.layouts import Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage
@@ -168,12 +174,7 @@ def grouped(found: Contraction, size: int) -> tuple[Contraction, Group]:
     def regrouped(operand: Operand) -> Operand:
         value = operand.value.value if isinstance(operand.value, tirx.Cast) else operand.value
         value = split_variable(value, old.var, whole.var, group.var, size)
-        iterators = tuple(whole if i is old else i for i in operand.iterators)
-        if not isinstance(value, TensorLoad):
-            return Operand(value, iterators)
-        forms = [linear(index) for index in value.indices]
-        access = None if any(f is None for f in forms) else tuple(f for f in forms if f is not None)
-        return Operand(value, iterators, value.source, access)
+        return operand_of(value, tuple(whole if i is old else i for i in operand.iterators))
 
     k = tuple(whole if i is old else i for i in found.k)
     return dataclasses.replace(found, k=k, a=regrouped(found.a), b=regrouped(found.b)), group

@@ -7,10 +7,9 @@ import math
 from typing import Any
 
 from tvm import tirx
-from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.analysis import Contraction, Operand, points
-from flextensor.schedulers.expression import Linear, linear
+from flextensor.schedulers.analysis import Contraction, Operand, operand_of, points
+from flextensor.schedulers.expression import Linear
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.layouts import Side, unflatten
 from flextensor.schedulers.program import Iterator
@@ -31,11 +30,7 @@ def half(operand: Operand) -> Operand | None:
     value = operand.value.value
     if str(value.ty) not in HALF:
         return None
-    if not isinstance(value, TensorLoad):
-        return Operand(value, operand.iterators)
-    forms = [linear(index) for index in value.indices]
-    access = None if any(f is None for f in forms) else tuple(f for f in forms if f is not None)
-    return Operand(value, operand.iterators, value.source, access)
+    return operand_of(value, operand.iterators)
 
 
 def run(operand: Operand, inputs: tuple[Any, ...], along: tuple[Iterator, ...]) -> tuple[int, int]:

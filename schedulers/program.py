@@ -105,7 +105,8 @@ class Program:
 
 
 def movable(program: Program, stage: Stage) -> bool:
-    """Whether a stage only moves data of the inputs, and so is inlined where it is read.
+    """Whether a stage moves data of the inputs, or maps it by cheap arithmetic, and so is inlined
+    where it is read.
 
     What reads a buffer more than once, or takes integer quotients or remainders of what it reads,
     is no such stage: inlined, it would be computed again.
