@@ -3,6 +3,11 @@
 for outer spatial loops in parallel:
     for reduction:  out[vector] = combine(out[vector], value)
 
+A long reduction may take several steps at a time, in every pass over the innermost loop: rows of a
+matrix that stream from memory side by side, where one by one each would wait for its page.
+
+    for ko in 512:  for n in 4096:  out[n] += b[ko * 8, n];  ..;  out[n] += b[ko * 8 + 7, n]
+
 What is read by digits of an index, as the diagonals of blocks, may have all of a block unrolled.
 Every place in it is a number then, so that LLVM loads vectors and shuffles them, and gathers none:
 
@@ -24,9 +29,16 @@ from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div
 
 FEWEST = 4
 """Neighbours that are worth a vector."""
+SHORT = 16
+"""Steps of a reduction that are unrolled all at once, or not at all."""
+ABREAST = (8, 16, 4)
+"""Steps of a longer one that are taken at a time, the most promising first."""
+FEW = 1 << 14
+"""Points that one core is done with before others have begun."""
 
 
 class SpatialScheduler(Scheduler):
@@ -49,11 +61,13 @@ class SpatialSchedule(StageSchedule):
         outer = min(len(wide), 3)
         tasks = list(itertools.accumulate(wide, operator.mul))
         enough = next((n for n, t in enumerate(tasks[:outer], 1) if t >= 8 * target.cores), outer)
-        small = stage.reduction and stage.reduction[-1].extent <= 16
+        steps = stage.reduction[-1].extent if stage.reduction else 0
+        small = 0 < steps <= SHORT
+        abreast = ABREAST if steps > SHORT else ()
         knobs = (
             sizes("vectors", [0, *vectors]),
             sizes("parallel", range(outer + 1)),
-            sizes("unroll_k", (0, 1) if small else (0,)),
+            sizes("unroll_k", (0, 1) if small else (0, *abreast)),
             choice("order", ("kx", "xk") if stage.reduction else ("kx",)),
         )
         seeds: tuple[Config, ...] = tuple(
@@ -61,6 +75,8 @@ class SpatialSchedule(StageSchedule):
             for v in (0, vectors[-1] if vectors else 0)
             for p in (*({min(outer, 1), outer} - {enough}), enough)
         )
+        streams = {**seeds[-1], "vectors": 0}
+        seeds = (*({**streams, "unroll_k": u} for u in abreast), *seeds)
         self.digits = self._digits()
         if not self.digits:
             self.space = Space(knobs, seeds=seeds)
@@ -83,6 +99,8 @@ class SpatialSchedule(StageSchedule):
     def _illegal(config: Mapping[str, Value]) -> str | None:
         if int(config["digits"]) and (int(config["vectors"]) or config["order"] != "kx"):
             return "unrolled digits have neither vectors nor another order"
+        if int(config["digits"]) and int(config["unroll_k"]) > 1:
+            return "unrolled digits take one step of a reduction at a time"
         return None
 
     def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
@@ -113,25 +131,45 @@ class SpatialSchedule(StageSchedule):
         if int(config["vectors"]):
             inner, over, lane = sch.split(inner, [None, int(config["vectors"]), lanes])
             tail = [over, lane]
-        middle = [*spatial[len(head) : -1], inner]
+        tasks, middle = self._tasks(sch, head, [*spatial[len(head) : -1], inner])
+        inner, steps = middle[-1], int(config["unroll_k"])
+        abreast = []
+        if steps > 1:
+            *others, last = reduction
+            last, inside = sch.split(last, [None, steps])
+            reduction, abreast = [*others, last], [inside]
         if reduction and config["order"] == "kx":
             # the innermost spatial loop runs inside the reduction, where LLVM can vectorise it
-            inside = tail or [inner]
-            around = middle if tail else middle[:-1]
-            sch.reorder(*head, *around, *reduction, *inside)
+            around = middle if tail and not abreast else middle[:-1]
+            within = [] if tail and not abreast else [inner]
+            sch.reorder(*tasks, *around, *reduction, *within, *abreast, *tail)
         else:
-            sch.reorder(*head, *middle, *reduction, *tail)
-        if head:
-            sch.parallel(loops.fuse(sch, head))
-        elif loops.extent(sch, middle[0]) > 1:
-            chunk, _ = sch.split(middle[0], [self.target.cores, None])
-            sch.parallel(chunk)
-        for loop in unrolled:
+            sch.reorder(*tasks, *middle, *reduction, *abreast, *tail)
+        if tasks:
+            sch.parallel(loops.fuse(sch, tasks))
+        for loop in (*unrolled, *abreast):
             sch.unroll(loop)
         if tail and not unrolled:
             sch.unroll(tail[0])
             sch.vectorize(tail[1])
-        if int(config["unroll_k"]):
+        if steps == 1:
             sch.unroll(reduction[-1])
         if reduction:
             sch.decompose_reduction(block, reduction[0])
+
+    def _tasks(self, sch: Any, head: list[Any], middle: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The loops that are parallel, and the others as they are then: where `head` has none, or
+        leaves cores idle and only the innermost loop, the first of more than one step is cut.
+
+        for m in 1, n in 4096  ->  for no in parallel(2), m in 1, ni in 2048
+        """
+        first = next((loop for loop in middle if loops.extent(sch, loop) > 1), None)
+        missing = ceil_div(self.target.cores, math.prod(loops.extent(sch, loop) for loop in head))
+        last = head and (missing == 1 or first is not middle[-1])
+        if first is None or last or self.stage.points < FEW:
+            return head, middle
+        length = loops.extent(sch, first)
+        chunk, rest = sch.split(first, [missing, None])
+        if length % missing:
+            sch.annotate(rest, "pragma_loop_partition_hint", 1)  # or every step asks where it ends
+        return [*head, chunk], [rest if loop is first else loop for loop in middle]
