@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -22,7 +23,7 @@ from flextensor.schedulers.expression import (
     split_variable,
     variables,
 )
-from flextensor.schedulers.program import Iterator, Stage
+from flextensor.schedulers.program import Iterator, Program, Stage, movable, reindexed, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,55 @@ def contraction(stage: Stage) -> Contraction | None:
     n = tuple(i for i in spatial if i.var in in_b - in_a)
     batch = tuple(i for i in spatial if i not in m and i not in n)
     return Contraction(stage, outputs, batch, m, n, reduction, a, b)
+
+
+def contiguous(program: Program, stage: Stage) -> tuple[tuple[Iterator, ...], tuple[Iterator, ...]]:
+    """The reduction in two: its last axes, as far as they are one walk through memory in steps of 1
+    wherever they are read, and those around them. Unit dimensions do not matter.
+
+    gemm     sum a[m, k] * b[k, 0]                  k
+    conv2d   sum data[n, c, r, s] * w[k, c, r, s]   c, r, s, where the image is no larger than w
+    """
+    walks = [_walk(program, load) for load in stage.loads]
+    known = [walk for walk in walks if walk is not None]
+    producers = [program.producer(load.source) for load in stage.loads]
+    inner: tuple[Iterator, ...] = ()
+    if len(known) == len(walks):
+        for axis in reversed([i for i in stage.reduction if i.extent > 1]):
+            last = inner[-1] if inner else axis
+            own = [(walk.get(last.var, 0), walk.get(axis.var, 0)) for walk in known]
+            if not all(step in (0, 1) and at == step * points(inner) for step, at in own):
+                break
+            inner = (axis, *inner)
+            if any(p and movable(program, p) and not reindexed(program, p) for p in producers):
+                break  # padding asks where each of them is
+    return tuple(i for i in stage.reduction if i not in inner), inner
+
+
+def _walk(program: Program, load: Any) -> dict[Any, int] | None:
+    """Elements between what a load reads of neighbours along each variable; None where that is not
+    the same everywhere."""
+    access = [linear(index) for index in load.indices]
+    forms = [form for form in access if form is not None]
+    if len(forms) < len(access):
+        return None
+    producer = program.producer(load.source)
+    if producer is None or reindexed(program, producer):
+        return steps(program, load.source, forms)
+    shape = [int(n) for n in load.source.shape]
+    flat = Linear({})
+    for dimension, form in enumerate(forms):
+        flat = flat.plus(form, math.prod(shape[dimension + 1 :]))
+    return dict(flat.terms)
+
+
+def unravel(index: Any, axes: Sequence[Iterator]) -> dict[Any, Any]:
+    """Values of iterators, by variable, at an index of the one walk that they are, outermost first:
+    c, r of 3  ->  c = index // 3, r = index % 3."""
+    at: dict[Any, Any] = {}
+    for axis in reversed(axes[1:]):
+        at[axis.var], index = index % axis.extent, index // axis.extent
+    return at | {axes[0].var: index}
 
 
 def iterators(outputs: tuple[tuple[Iterator, ...], ...], indices: Any) -> dict[Any, Any]:

@@ -13,50 +13,52 @@ from typing import Any
 
 from tvm import te, tirx
 
+from flextensor.schedulers import loops
+from flextensor.schedulers.analysis import contiguous, points, unravel
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import linear, rewrite
-from flextensor.schedulers.program import Program, Stage, Tensors, reduce
+from flextensor.schedulers.expression import rewrite
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, reduce
 from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.targets.base import Target
 
 
 class ReductionScheduler(Scheduler):
-    """Takes a reduction whose last axis is contiguous in what it reads, and no spatial axis is."""
+    """Takes a reduction whose last axes are contiguous in what it reads, and no spatial axis is."""
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
-        """The stage when vectors of its last reduction axis are the natural ones."""
+        """The stage when vectors of its last reduction axes are the natural ones."""
         lanes = target.lanes(str(stage.buffer.dtype))
-        if stage.combiner not in ("sum", "max", "min") or stage.reduction[-1].extent < 2 * lanes:
+        if stage.combiner not in ("sum", "max", "min"):
             return None
-        k = stage.reduction[-1].var
-        for load in stage.loads:
-            forms = [linear(index) for index in load.indices]
-            if not forms or any(f is None for f in forms):
-                return None
-            used = {v for f in forms if f is not None for v in f.terms}
-            if k in used and (forms[-1] is None or forms[-1].terms.get(k) != 1):
-                return None
-        return ReductionSchedule(stage, target)
+        outer, inner = contiguous(program, stage)
+        if points(inner) < 2 * lanes:
+            return None
+        return ReductionSchedule(stage, outer, inner, target)
 
 
 class ReductionSchedule(StageSchedule):
     """One reduction along lanes."""
 
-    def __init__(self, stage: Stage, target: Target) -> None:
-        self.stage, self.target = stage, target
+    def __init__(
+        self, stage: Stage, outer: tuple[Iterator, ...], inner: tuple[Iterator, ...], target: Target
+    ) -> None:
+        self.stage, self.outer, self.inner, self.target = stage, outer, inner, target
         self.lanes = target.lanes(str(stage.buffer.dtype))
-        length = stage.reduction[-1].extent
-        rows = stage.spatial[-1].extent if stage.spatial else 1
+        self.length = points(inner)
+        wide = [p for p, i in enumerate(stage.spatial) if i.extent > 1]
+        self.row = wide[-1] if wide else len(stage.spatial) - 1
+        """Where among the spatial iterators the one is whose neighbours are computed together."""
+        rows = stage.spatial[self.row].extent if stage.spatial else 1
         seeds: list[Config] = [
             {"vectors": v, "rows": r, "parallel": p}
             for r in (4, 2, 8, 1)
             for v in (2, 4, 1)
             for p in (1, 0)
-            if rows % r == 0 and v * self.lanes <= length
+            if rows % r == 0 and v * self.lanes <= self.length
         ]
         self.space = Space(
             (
-                sizes("vectors", [v for v in (1, 2, 4, 8) if v * self.lanes <= length]),
+                sizes("vectors", [v for v in (1, 2, 4, 8) if v * self.lanes <= self.length]),
                 sizes("rows", [r for r in (1, 2, 4, 8, 16) if rows % r == 0]),
                 sizes("parallel", (0, 1)),
             ),
@@ -73,17 +75,16 @@ class ReductionSchedule(StageSchedule):
         """part[spatial, v], the remainder where lanes do not divide, and their fold."""
         stage, name = self.stage, self.stage.name
         width = int(config["vectors"]) * self.lanes
-        *outer, last = stage.reduction
-        whole = last.extent // width
+        whole = self.length // width
         combiner = stage.combiner or "sum"
 
         def term(indices: Any, others: list[Any], k: Any) -> Any:
             at = {i.var: v for i, v in zip(stage.spatial, indices, strict=True)}
-            at |= {i.var: v for i, v in zip(outer, others, strict=True)}
-            return rewrite(stage.value, at | {last.var: k}, tensors.load)
+            at |= {i.var: v for i, v in zip(self.outer, others, strict=True)}
+            return rewrite(stage.value, at | unravel(k, self.inner), tensors.load)
 
         def axes(prefix: str) -> list[Any]:
-            return [te.reduce_axis((0, i.extent), f"{prefix}{p}") for p, i in enumerate(outer)]
+            return [te.reduce_axis((0, i.extent), f"{prefix}{p}") for p, i in enumerate(self.outer)]
 
         others, steps = axes("r"), te.reduce_axis((0, whole), "k")
         part = te.compute(
@@ -100,8 +101,8 @@ class ReductionSchedule(StageSchedule):
             stage.shape, lambda *at: reduce(combiner, part(*at, lane.var), [lane]), f"{name}_fold"
         )
         result = fold
-        if last.extent % width:
-            again, rest = axes("q"), te.reduce_axis((0, last.extent % width), "t")
+        if self.length % width:
+            again, rest = axes("q"), te.reduce_axis((0, self.length % width), "t")
             tail = te.compute(
                 stage.shape,
                 lambda *at: reduce(
@@ -124,9 +125,10 @@ class ReductionSchedule(StageSchedule):
         spatial, lane, reduction = nest[:count], nest[count], nest[count + 1 :]
         over, vector = sch.split(lane, [None, self.lanes])
         if spatial:
-            outer, row = sch.split(spatial[-1], [None, int(config["rows"])])
-            sch.reorder(*spatial[:-1], outer, *reduction, row, over, vector)
-            task = sch.fuse(*spatial[:-1], outer) if count > 1 else outer
+            outer, row = sch.split(spatial[self.row], [None, int(config["rows"])])
+            around = [*spatial[: self.row], outer, *spatial[self.row + 1 :]]
+            sch.reorder(*around, *reduction, row, over, vector)
+            task = loops.fuse(sch, around)
             if int(config["parallel"]):
                 chunk, task = sch.split(task, [self.target.cores, None])
                 sch.parallel(chunk)
@@ -159,7 +161,8 @@ class ReductionSchedule(StageSchedule):
         """
         fold = sch.get_sblock(f"{self.stage.name}_fold")
         sch.reverse_compute_at(fold, task, preserve_unit_loops=True)
-        row, lane = sch.get_loops(fold)[-2:]
+        *own, lane = sch.get_loops(fold)[-1 - len(self.stage.spatial) :]
+        row = own[self.row]
         sch.reorder(lane, row)
         first = sch.decompose_reduction(fold, lane)
         sch.unroll(row)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tvm import te, tirx
+
+from flextensor.buffers import relative_error
+from flextensor.operators import Workload
+from flextensor.schedulers import Config, Value, schedule, space
+from flextensor.targets import Target, lookup
 
 
 def softmax(rows: int = 5, cols: int = 37) -> list[Any]:
@@ -58,3 +66,29 @@ def extents(module: Any, block: str) -> list[Any]:
 
     sch = Schedule(module)
     return [sch.get(loop).extent for loop in sch.get_loops(sch.get_sblock(block))]
+
+
+def loops_of(workload: Workload, target: Target, config: Mapping[str, Value]) -> list[str]:
+    """The kinds and extents of the loops of a program, in the order of its text."""
+    text = schedule(workload.prim_func(), target, config).script()
+    return re.findall(r"for .* in (?:T\.)?(\w+\([\d, ]+)", text)
+
+
+def every_config(workload: Workload, target: Target) -> list[Config]:
+    """All legal configs of a small space, in an order of chance."""
+    found = space(workload.prim_func(), target)
+    points = found.sample(np.random.default_rng(0), found.size)
+    return [found.config(point) for point in points]
+
+
+def check(workload: Workload, target: Target, config: Mapping[str, Value]) -> None:
+    """That a program for a target, compiled for this machine, computes the reference."""
+    import tvm
+
+    module = schedule(workload.prim_func(), target, config)
+    kernel = tvm.compile(module, target=lookup("llvm").tvm_target())
+    inputs = workload.inputs(seed=3)
+    expected = workload.reference(inputs)
+    tensors = [tvm.runtime.tensor(a) for a in (*inputs, np.full_like(expected, np.nan, "float32"))]
+    kernel(*tensors)
+    assert relative_error(tensors[-1].numpy(), expected) < 1e-5, config

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
-import numpy as np
 import pytest
 import tvm
+from sample_programs import check, every_config, loops_of
 from tvm import te
 
-from flextensor.buffers import relative_error
 from flextensor.lessons import MACHINES
 from flextensor.operators import FunctionOperator, Workload, parse
 from flextensor.schedulers import schedule, space
-from flextensor.schedulers.space import Config
-from flextensor.targets import lookup
 
 MACHINE = MACHINES["llvm-avx512"]
 
@@ -24,29 +20,6 @@ MACHINE = MACHINES["llvm-avx512"]
 def circulant(rows: int, cols: int, block: int) -> Workload:
     fields = {"rows": str(rows), "cols": str(cols), "block": str(block)}
     return Workload(parse("block_circulant_matrix", fields))
-
-
-def loops_of(workload: Workload, config: Config) -> list[str]:
-    """The kinds and extents of the loops of a program, in the order of its text."""
-    text = schedule(workload.prim_func(), MACHINE, config).script()
-    return re.findall(r"for .* in (?:T\.)?(\w+\([\d, ]+)", text)
-
-
-def check(workload: Workload, config: Config) -> None:
-    """That a program computes the reference."""
-    module = schedule(workload.prim_func(), MACHINE, config)
-    kernel = tvm.compile(module, target=lookup("llvm").tvm_target())
-    inputs = workload.inputs(seed=3)
-    expected = workload.reference(inputs)
-    tensors = [tvm.runtime.tensor(a) for a in (*inputs, np.full(expected.shape, np.nan, "float32"))]
-    kernel(*tensors)
-    assert relative_error(tensors[-1].numpy(), expected) < 1e-5
-
-
-def every_config(workload: Workload) -> list[Config]:
-    found = space(workload.prim_func(), MACHINE)
-    points = found.sample(np.random.default_rng(0), found.size)
-    return [found.config(point) for point in points]
 
 
 def test_the_first_seed_unrolls_a_block_and_gathers_nothing() -> None:
@@ -75,7 +48,7 @@ def test_digits_compute_the_reference(
     config |= {name: wanted[knob] for name in config
                if (knob := name.split(".")[1]) in wanted and name != "spread.unroll_k"}  # fmt: skip
     assert found.reason(config) is None and "diagonal_sum.digits" in config
-    check(workload, config)
+    check(workload, MACHINE, config)
 
 
 def test_digits_have_neither_vectors_nor_another_order() -> None:
@@ -96,9 +69,9 @@ def test_a_block_too_large_to_unroll_stays_a_loop() -> None:
 def test_one_row_of_a_product_is_cut_for_all_cores(n: int, k: int) -> None:
     """Outside the reduction, whatever order the loops have."""
     workload = Workload(parse("gemm", {"m": "1", "n": str(n), "k": str(k)}))
-    for config in every_config(workload):
-        assert loops_of(workload, config)[0] == f"parallel({MACHINE.cores}", config
-        check(workload, config)
+    for config in every_config(workload, MACHINE):
+        assert loops_of(workload, MACHINE, config)[0] == f"parallel({MACHINE.cores}", config
+        check(workload, MACHINE, config)
 
 
 def test_rows_of_a_matrix_stream_side_by_side() -> None:
@@ -106,7 +79,7 @@ def test_rows_of_a_matrix_stream_side_by_side() -> None:
     workload = Workload(parse("gemm", {"m": "1", "n": "4096", "k": "4096"}))
     first = space(workload.prim_func(), MACHINE).seeds[0]
     columns = 4096 // MACHINE.cores
-    *_, around, rows = loops_of(workload, first)
+    *_, around, rows = loops_of(workload, MACHINE, first)
     assert (around, rows) == (f"grid(512, {columns}", "unroll(8")
 
 
@@ -114,8 +87,8 @@ def test_few_rows_are_cut_for_the_cores_that_they_leave_idle() -> None:
     fields = {"batch": str(MACHINE.cores // 2), "m": "1", "n": "256", "k": "128"}
     workload = Workload(parse("batch_gemm", fields))
     first = space(workload.prim_func(), MACHINE).seeds[0]
-    assert loops_of(workload, first)[0] == f"parallel({MACHINE.cores}"
-    check(workload, first)
+    assert loops_of(workload, MACHINE, first)[0] == f"parallel({MACHINE.cores}"
+    check(workload, MACHINE, first)
 
 
 def scaled(length: int) -> list[Any]:
@@ -131,21 +104,21 @@ def column_sums(rows: int, columns: int) -> list[Any]:
 @pytest.mark.parametrize("length", [1 << 15, 50257])
 def test_a_map_of_one_row_is_parallel(length: int) -> None:
     workload = Workload(FunctionOperator(scaled, {"length": length}))
-    for config in every_config(workload):
-        assert loops_of(workload, config)[0] == f"parallel({MACHINE.cores}"
-        check(workload, config)
+    for config in every_config(workload, MACHINE):
+        assert loops_of(workload, MACHINE, config)[0] == f"parallel({MACHINE.cores}"
+        check(workload, MACHINE, config)
 
 
 def test_a_map_of_few_elements_is_left_to_one_core() -> None:
     workload = Workload(FunctionOperator(scaled, {"length": 4096}))
-    for config in every_config(workload):
-        assert not any("parallel" in loop for loop in loops_of(workload, config))
+    for config in every_config(workload, MACHINE):
+        assert not any("parallel" in loop for loop in loops_of(workload, MACHINE, config))
 
 
 def test_sums_of_columns_are_parallel_outside_the_reduction() -> None:
     """Not once again for every row."""
     workload = Workload(FunctionOperator(column_sums, {"rows": 211, "columns": 509}))
-    for config in every_config(workload):
-        found = loops_of(workload, config)
+    for config in every_config(workload, MACHINE):
+        found = loops_of(workload, MACHINE, config)
         assert [loop for loop in found if "parallel" in loop] == found[:1], config
-        check(workload, config)
+        check(workload, MACHINE, config)
