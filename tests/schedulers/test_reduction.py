@@ -53,7 +53,7 @@ UNITS = [
 where the image is wider than the window. What is padded is asked for every row by itself."""
 
 
-@pytest.mark.parametrize(("operator", "rows", "length"), UNITS, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("operator", "rows", "length"), UNITS)
 def test_unit_dimensions_and_cuts_of_one_walk_do_not_matter(
     operator: Operator, rows: int, length: int
 ) -> None:
