@@ -150,10 +150,7 @@ class GpuContractionSchedule(TwoSidedSchedule):
         yb, yv, yt, yi = sch.split(y, plan.y.factors)
         xb, xv, xt, xi = sch.split(x, plan.x.factors)
         sch.reorder(*batch, yb, xb, yv, xv, yt, xt, yi, xi)
-        if batch:
-            sch.bind(sch.fuse(*batch), "blockIdx.z")
-        sch.bind(yb, "blockIdx.y")
-        sch.bind(xb, "blockIdx.x")
+        gpu_loops.bind_blocks(sch, batch, yb, xb)
         sch.bind(yv, "vthread.y")
         sch.bind(xv, "vthread.x")
         sch.bind(yt, "threadIdx.y")

@@ -253,8 +253,8 @@ class GpuContractionSpace:
             return f"unrolled body computes more than {MOST_LOADS} loads of what is not staged"
         if plan.k_tile % plan.k_unroll:
             return "a panel is no whole number of unrolled steps"
-        if max(plan.y.blocks, plan.k_split * points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
-            return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
+        if plan.y.blocks > gpu_loops.MOST_BLOCKS:
+            return f"more than {gpu_loops.MOST_BLOCKS} blocks along the second side of the grid"
         for side, tile in (("y", plan.y), ("x", plan.x)):
             if tile.block >= 2 * max(tile.extent, 1) and tile.block > 1:
                 return "a block is twice as long as the side"

@@ -29,6 +29,21 @@ def outputs(stage: Stage) -> int:
     return math.prod(stage.shape)
 
 
+def bind_blocks(sch: Any, batch: Sequence[Any], y: Any, x: Any) -> None:
+    """Lay loops over blocks along a grid, the batch along its third side, or, if it is longer than
+    that may be, along the first, around X.
+
+        for b in 70000, y in 3, x in 5:   ->   blockIdx.y = y,  blockIdx.x = b * 5 + x
+    """
+    if math.prod(int(sch.get(loop).extent) for loop in batch) > MOST_BLOCKS:
+        sch.reorder(y, *batch, x)
+        x = sch.fuse(*batch, x)
+    elif batch:
+        sch.bind(sch.fuse(*batch), "blockIdx.z")
+    sch.bind(y, "blockIdx.y")
+    sch.bind(x, "blockIdx.x")
+
+
 def relayout(sch: Any, block: Any, indices: Callable[..., list[Any]], dimensions: int) -> None:
     """Let a block run over other indices, one to one with its own, and simplify what it addresses.
 

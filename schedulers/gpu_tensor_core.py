@@ -262,10 +262,7 @@ class GpuTensorCoreSchedule(TwoSidedSchedule):
         yb, yw, yf, yi = unit.split(y, plan.y)
         xb, xw, xf, xi = sch.split(x, [plan.x.blocks, plan.x.warps, plan.x.fragments, TILE])
         sch.reorder(*batch, yb, xb, yw, xw, yf, xf, yi, xi)
-        if batch:
-            sch.bind(sch.fuse(*batch), "blockIdx.z")
-        sch.bind(yb, "blockIdx.y")
-        sch.bind(xb, "blockIdx.x")
+        gpu_loops.bind_blocks(sch, batch, yb, xb)
         sch.bind(xw, "threadIdx.z")
         sch.bind(yw, "threadIdx.y")
         sch.reverse_compute_at(out, yf, preserve_unit_loops=True)

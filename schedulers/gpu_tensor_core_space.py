@@ -192,8 +192,8 @@ class GpuTensorCoreSpace:
         limit = target.launch_shared_bytes
         if plan.shared_bytes > limit:
             return f"a block needs {plan.shared_bytes} bytes of shared memory, limit {limit}"
-        if max(plan.y.blocks, plan.k_split * points(self.found.batch)) > gpu_loops.MOST_BLOCKS:
-            return f"more than {gpu_loops.MOST_BLOCKS} blocks along one side of the grid"
+        if plan.y.blocks > gpu_loops.MOST_BLOCKS:
+            return f"more than {gpu_loops.MOST_BLOCKS} blocks along the second side of the grid"
         for side in ("y", "x"):
             if not plan.turns(side, self.width(plan, side)):
                 return "a panel is no whole number of copies by all threads"

@@ -102,3 +102,18 @@ def test_without_its_barriers_no_family_passes(name: str, target: Target) -> Non
     got = np.full(want.shape, np.nan, "float32")
     EmulatedFunction(compiled(source), program.functions["main"])(*inputs, got)
     assert not relative_error(got, want) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_batch_may_be_longer_than_a_grid_is_deep(dtype: str, target: Target) -> None:
+    sizes = {"batch": "65537", "m": "2", "n": "4", "k": "5"}
+    workload = Workload(parse("batch_gemm", {**sizes, "dtype": dtype}))
+    func, inputs = workload.prim_func(), workload.inputs(0)
+    config = space(func, target).seeds[-1]  # nothing is laid out first
+    program = launches.lower(schedule(func, target, config), target.tvm_target())
+    (launch,) = program.functions["main"].launches
+    assert launch.grid[0] % 65537 == 0 and launch.grid[2] == 1
+    want = workload.reference(inputs)
+    got = np.full(want.shape, np.nan, dtype)
+    EmulatedFunction(compiled(program.source), program.functions["main"])(*inputs, got)
+    assert relative_error(got, want) < workload.tolerance(1e-4)
