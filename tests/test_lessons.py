@@ -63,8 +63,24 @@ def test_an_alias_is_left_out_where_a_new_shape_is_judged() -> None:
     assert {one.operator for one in apart} == {one.operator for one in taught}
 
 
-def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
-    """A small tile is slow on every operator: the model says so before any trial of a conv2d."""
+def test_what_others_taught_ranks_programs_that_nobody_measured() -> None:
+    """Before any trial of a conv2d the ranks of its points are better foretold than by the estimate
+    alone, by correlation with what was measured: the mean of all shapes and formulations."""
+    every = evaluation.samples(SHIPPED, lessons.MACHINES[BREED])
+    found = [sample for sample in every if sample.operator == "conv2d"]
+    assert len(found) > 20
+    taught, alone = [], []
+    for sample in found:
+        model = cost_models.create("xgboost", sample.space)
+        alone.append(spearman(model.predict(sample.points), sample.seconds))
+        for lesson in lessons.foreign("conv2d", sample.formulation, sample.flops, BREED, False):
+            model.study(lesson.examples)
+        taught.append(spearman(model.predict(sample.points), sample.seconds))
+    assert np.mean(taught) > np.mean(alone) > 0.5
+
+
+def test_what_others_taught_says_that_a_small_tile_is_slow() -> None:
+    """As it is on every operator."""
     workload = Workload(Conv2d(in_channels=64, out_channels=64, height=28, width=28, kernel=3))
     found = space(workload.prim_func(), lessons.MACHINES[BREED])
     model = cost_models.create("xgboost", found)
@@ -72,10 +88,8 @@ def test_what_others_taught_ranks_a_program_that_nobody_measured() -> None:
         model.study(lesson.examples)
     seed = found.seeds[0]
     small = {**seed, "conv2d.rows": 1, "conv2d.vectors": 1}
-    points = [found.point(seed), found.point(small)]
-    good, bad = model.predict(points)
-    alone, small_alone = cost_models.create("xgboost", found).predict(points)
-    assert bad - good > small_alone - alone > 0  # the estimate says so too, and not how much
+    good, bad = model.predict([found.point(seed), found.point(small)])
+    assert bad - good > 0.5  # measured on a Zen 4: 2 ** 0.9 times as slow
 
 
 def test_scores_are_of_ranks_and_of_first_picks() -> None:
