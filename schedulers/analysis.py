@@ -120,7 +120,7 @@ def contiguous(program: Program, stage: Stage) -> tuple[tuple[Iterator, ...], tu
             inner = (axis, *inner)
             if any(p and movable(program, p) and not reindexed(program, p) for p in producers):
                 break  # padding asks where each of them is
-    return tuple(i for i in stage.reduction if i not in inner), inner
+    return tuple(i for i in stage.reduction if i.extent > 1 and i not in inner), inner
 
 
 def _walk(program: Program, load: Any) -> dict[Any, int] | None:

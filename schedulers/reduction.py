@@ -1,13 +1,15 @@
 """Reductions along contiguous memory: partial results in vector lanes, folded at the end.
 
     out[i] = sum over k of f(i, k)   ->   part[i, v] = sum over k of f(i, k * lanes + v)
-                                          out[i]     = sum over v of part[i, v] + remainder(i)
+                                          out[i]     = sum over v of part[i, v] + rest[i, v]
 
 What gemv and row-wise sums need: a reduction that LLVM may not reorder by itself.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +21,41 @@ from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, reduce
 from flextensor.schedulers.space import Config, Space, Value, sizes
+from flextensor.schedulers.spatial import FEW
 from flextensor.targets.base import Target
+from flextensor.targets.rounding import ceil_div
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    """A walk of `length` elements: `parts` of `steps` of a `width` each, and passes for the rest.
+
+    The last pass begins early enough to end in time, and lanes of what is done count for nothing:
+
+        47 elements, 16 lanes:  0..15, 16..31, and of 31..46 all but the first
+    """
+
+    width: int
+    parts: int
+    steps: int
+    length: int
+
+    @property
+    def done(self) -> int:
+        """Elements that are in a part."""
+        return self.parts * self.steps * self.width
+
+    @property
+    def passes(self) -> int:
+        """Vectors of the width over what is left."""
+        return ceil_div(self.length - self.done, self.width)
+
+
+def _neutral(combiner: str, dtype: str) -> Any:
+    """What changes no sum, or no other extreme."""
+    if combiner == "sum":
+        return tirx.const(0, dtype)
+    return tirx.min_value(dtype) if combiner == "max" else tirx.max_value(dtype)
 
 
 class ReductionScheduler(Scheduler):
@@ -71,85 +107,113 @@ class ReductionSchedule(StageSchedule):
         has = self.target.vector_registers
         return f"tile needs {wanted} vector registers, has {has}" if wanted > has else None
 
-    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
-        """part[spatial, v], the remainder where lanes do not divide, and their fold."""
-        stage, name = self.stage, self.stage.name
+    def _cuts(self, config: Mapping[str, Value]) -> Cuts:
+        """The walk of a config. One sum alone is cut for the cores, in no more parts than steps of
+        each, since less than a step of every part is left."""
         width = int(config["vectors"]) * self.lanes
-        whole = self.length // width
-        combiner = stage.combiner or "sum"
+        alone = points(self.stage.spatial) == 1 and self.stage.points >= FEW
+        most = self.target.cores if alone and int(config["parallel"]) else 1
+        parts = min(most, math.isqrt(self.length // width))
+        return Cuts(width, parts, self.length // (parts * width), self.length)
+
+    def write(self, config: Mapping[str, Value], tensors: Tensors, final: Stage) -> None:
+        """part[spatial, v] of whole vectors, what is left beside it, and the fold of lanes."""
+        stage, name, cuts = self.stage, self.stage.name, self._cuts(config)
+        combiner = str(stage.combiner)
 
         def term(indices: Any, others: list[Any], k: Any) -> Any:
-            at = {i.var: v for i, v in zip(stage.spatial, indices, strict=True)}
-            at |= {i.var: v for i, v in zip(self.outer, others, strict=True)}
+            at = dict.fromkeys((i.var for i in stage.reduction), 0)
+            at |= {i.var: v for i, v in zip(stage.spatial, indices, strict=True)}
+            at |= {i.var: a.var for i, a in zip(self.outer, others, strict=True)}
             return rewrite(stage.value, at | unravel(k, self.inner), tensors.load)
 
         def axes(prefix: str) -> list[Any]:
             return [te.reduce_axis((0, i.extent), f"{prefix}{p}") for p, i in enumerate(self.outer)]
 
-        others, steps = axes("r"), te.reduce_axis((0, whole), "k")
-        part = te.compute(
-            (*stage.shape, width),
-            lambda *at: reduce(
-                combiner,
-                term(at[:-1], [a.var for a in others], steps.var * width + at[-1]),
-                [*others, steps],
-            ),
-            name=f"{name}_part",
-        )
-        lane = te.reduce_axis((0, width), "v")
-        fold = te.compute(
-            stage.shape, lambda *at: reduce(combiner, part(*at, lane.var), [lane]), f"{name}_fold"
-        )
-        result = fold
-        if self.length % width:
-            again, rest = axes("q"), te.reduce_axis((0, self.length % width), "t")
-            tail = te.compute(
-                stage.shape,
-                lambda *at: reduce(
-                    combiner,
-                    term(at, [a.var for a in again], rest.var + whole * width),
-                    [*again, rest],
-                ),
-                name=f"{name}_tail",
+        def partial(*at: Any) -> Any:
+            *own, v = at
+            step = own.pop(0) * cuts.steps + steps.var if cuts.parts > 1 else steps.var
+            return reduce(combiner, term(own, others, step * cuts.width + v), [*others, steps])
+
+        others, steps = axes("r"), te.reduce_axis((0, cuts.steps), "k")
+        shape = (*stage.shape, cuts.width)
+        if cuts.parts > 1:
+            several = te.compute((cuts.parts, *shape), partial, name=f"{name}_part")
+            p = te.reduce_axis((0, cuts.parts), "p")
+            lanes = te.compute(
+                shape, lambda *at: reduce(combiner, several(p.var, *at), [p]), f"{name}_sums"
             )
+        else:
+            lanes = te.compute(shape, partial, name=f"{name}_part")
+        if cuts.passes:
+            again, last = axes("q"), te.reduce_axis((0, cuts.passes), "t")
+
+            def left(*at: Any) -> Any:
+                begin = cuts.done + last.var * cuts.width
+                k = tirx.min(begin, self.length - cuts.width) + at[-1]
+                value = term(at[:-1], again, k)
+                fresh = tirx.Select(k >= begin, value, _neutral(combiner, str(value.ty.dtype)))
+                return reduce(combiner, fresh, [*again, last])
+
+            summed, rest = lanes, te.compute(shape, left, name=f"{name}_rest")
             join = {"sum": lambda a, b: a + b, "max": tirx.max, "min": tirx.min}[combiner]
-            result = te.compute(stage.shape, lambda *at: join(fold(*at), tail(*at)), f"{name}_out")
-        tensors.set(stage.buffer, result)
+            lanes = te.compute(shape, lambda *at: join(rest(*at), summed(*at)), f"{name}_lanes")
+        lane = te.reduce_axis((0, cuts.width), "v")
+        fold = te.compute(
+            stage.shape, lambda *at: reduce(combiner, lanes(*at, lane.var), [lane]), f"{name}_fold"
+        )
+        tensors.set(stage.buffer, fold)
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Rows unrolled, lanes vectorised, partial sums in registers."""
-        name = self.stage.name
-        part = sch.get_sblock(f"{name}_part")
-        count = len(self.stage.spatial)
-        nest = sch.get_loops(part)
-        spatial, lane, reduction = nest[:count], nest[count], nest[count + 1 :]
+        name, cuts = self.stage.name, self._cuts(config)
+        sums = [sch.get_sblock(f"{name}_part")]
+        if cuts.passes and cuts.parts == 1:
+            sums.append(sch.get_sblock(f"{name}_rest"))
+            lanes = sch.get_sblock(f"{name}_lanes")
+            for block in sums:
+                sch.set_scope(block, 0, "local")
+        else:
+            lanes = sch.cache_write(sums[0], 0, "local")
+        *spatial, lane = sch.get_loops(lanes)
         over, vector = sch.split(lane, [None, self.lanes])
         if spatial:
-            outer, row = sch.split(spatial[self.row], [None, int(config["rows"])])
-            around = [*spatial[: self.row], outer, *spatial[self.row + 1 :]]
-            sch.reorder(*around, *reduction, row, over, vector)
+            at = self.row if cuts.parts == 1 else 0
+            outer, row = sch.split(spatial[at], [None, int(config["rows"])])
+            around = [*spatial[:at], outer, *spatial[at + 1 :]]
+            sch.reorder(*around, row, over, vector)
             task = loops.fuse(sch, around)
-            if int(config["parallel"]):
-                chunk, task = sch.split(task, [self.target.cores, None])
+            tasks = min(self.target.cores, loops.extent(sch, task))
+            if int(config["parallel"]) and tasks > 1:
+                chunk, task = sch.split(task, [tasks, None])
                 sch.parallel(chunk)
-            registers = sch.cache_write(part, 0, "local")
-            sch.reverse_compute_at(registers, task)
-            self._fold(sch, task)
-            kept = (
-                sch.get_loops(registers)[-2:]
-                if int(config["rows"]) > 1
-                else [sch.get_loops(registers)[-1]]
-            )
-            wide, lanes = sch.split(kept[-1], [None, self.lanes])
-            for loop in (*kept[:-1], wide):
-                sch.unroll(loop)
-            sch.vectorize(lanes)
+            for block in sums:
+                sch.compute_at(block, task, preserve_unit_loops=True)
+            if cuts.parts == 1:
+                self._fold(sch, task)
             sch.unroll(row)
-        else:
-            sch.reorder(*reduction, over, vector)
         sch.unroll(over)
         sch.vectorize(vector)
-        sch.decompose_reduction(part, reduction[0])
+        if cuts.parts > 1:
+            others = ["sums", "rest"] if cuts.passes else ["sums"]
+            sums += [sch.get_sblock(f"{name}_{other}") for other in others]
+        for block in sums:
+            self._accumulate(sch, block)
+
+    def _accumulate(self, sch: Any, block: Any) -> None:
+        """Rows and lanes of a sum inside its steps: row in 4, v in 32, k in 8  ->  for k in 8, row
+        in unrolled(4), over in unrolled(2): vectorized(16)."""
+        axes = sch.get(block).iter_vars
+        nest = sch.get_loops(block)[-len(axes) :]
+        count = sum(axis.iter_type == tirx.IterVar.CommReduce for axis in axes)
+        *rows, lane = nest[:-count]
+        steps = nest[-count:]
+        over, vector = sch.split(lane, [None, self.lanes])
+        sch.reorder(*steps, *rows, over, vector)
+        for loop in (*rows, over):
+            sch.unroll(loop)
+        sch.vectorize(vector)
+        sch.decompose_reduction(block, steps[0])
 
     def _fold(self, sch: Any, task: Any) -> None:
         """Sums of lanes at once, while they are in L1: rows side by side, for each is a chain.

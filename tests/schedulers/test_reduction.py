@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any
 
 import pytest
-from sample_programs import check, every_config
+from sample_programs import check, every_config, loops_of
 from tvm import te
 
 from flextensor.lessons import MACHINES
 from flextensor.operators import FunctionOperator, Operator, Workload, parse
-from flextensor.schedulers import space
+from flextensor.schedulers import schedule, space
 from flextensor.schedulers.analysis import contiguous, points
 from flextensor.schedulers.composition import Composition
 from flextensor.schedulers.program import read
@@ -23,15 +25,21 @@ def parts(workload: Workload) -> list[str]:
     return [f"{p.stage.name}:{type(p).__name__.removesuffix('Schedule')}" for p, _ in found]
 
 
-def pooled(channels: int = 12, height: int = 9, width: int = 5, stored: int = 0) -> list[Any]:
-    """Means over all of an image, which may be computed, too."""
-    a = te.placeholder((2, channels, height, width), name="a")
+def pooled(
+    images: int = 2, channels: int = 12, height: int = 9, width: int = 5, stored: int = 0
+) -> list[Any]:
+    """Sums over all of an image, which may be computed, too."""
+    a = te.placeholder((images, channels, height, width), name="a")
     image = a
     if stored:
         image = te.compute(a.shape, lambda n, c, y, x: te.exp(a[n, c, y, x]), name="image")
     r, s = te.reduce_axis((0, height), "r"), te.reduce_axis((0, width), "s")
-    shape = (2, channels, 1, 1)
-    out = te.compute(shape, lambda n, c, y, x: te.sum(image[n, c, r, s], axis=[r, s]), name="mean")
+    shape = (images, channels, 1, 1)
+    out = te.compute(
+        shape,
+        lambda n, c, y, x: te.sum(image[n, c, r, s] * image[n, c, r, s], axis=[r, s]),
+        name="power",
+    )
     return [a, out]
 
 
@@ -69,4 +77,71 @@ def test_unit_dimensions_and_cuts_of_one_walk_do_not_matter(
     knobs = {k.name: k.values for k in space(workload.prim_func(), MACHINE).knobs}
     assert set(knobs[f"{name}.rows"]) == {r for r in (1, 2, 4, 8, 16) if rows % r == 0}
     for config in every_config(workload, MACHINE)[:8]:
+        check(workload, MACHINE, config)
+
+
+def lowest(rows: int = 6, length: int = 47, highest: int = 0) -> list[Any]:
+    """Extremes that zeros would win."""
+    a, k = te.placeholder((rows, length), name="a"), te.reduce_axis((0, length), "k")
+    if highest:
+        out = te.compute((rows,), lambda i: te.max(a[i, k] - 9.0, axis=k), name="extreme")
+    else:
+        out = te.compute((rows,), lambda i: te.min(a[i, k] + 9.0, axis=k), name="extreme")
+    return [a, out]
+
+
+def channel_sums(batch: int = 3, channels: int = 24, size: int = 7) -> list[Any]:
+    """Sums over images of more than one walk."""
+    a = te.placeholder((batch, channels, size, size), name="a")
+    n, y, x = (te.reduce_axis((0, e), v) for e, v in ((batch, "n"), (size, "y"), (size, "x")))
+    out = te.compute((channels,), lambda c: te.sum(a[n, c, y, x], axis=[n, y, x]), name="sums")
+    return [a, out]
+
+
+REMAINDERS = [
+    parse("gemv", {"m": "24", "k": "47"}),
+    parse("gemv", {"m": "6", "k": "127"}),
+    FunctionOperator(lowest, {}),
+    FunctionOperator(lowest, {"highest": 1}),
+    FunctionOperator(channel_sums, {}),
+    FunctionOperator(pooled, {}),
+]
+
+
+@pytest.mark.parametrize("operator", REMAINDERS, ids=lambda v: str(v)[:60])
+def test_what_lanes_leave_is_summed_in_the_same_tasks(operator: Operator) -> None:
+    """No pass over the matrix beside the one, and none of it in one core."""
+    workload = Workload(operator)
+    for config in every_config(workload, MACHINE):
+        text = schedule(workload.prim_func(), MACHINE, config).script()
+        roots = re.findall(r"^ {8}for .* in (?:T\.)?(\w+)", text, re.MULTILINE)
+        assert len(roots) == 1
+        parallel = [value for knob, value in config.items() if knob.endswith(".parallel")]
+        assert (roots == ["parallel"]) == (parallel == [1])
+        check(workload, MACHINE, config)
+
+
+def length(size: int) -> list[Any]:
+    a, k = te.placeholder((size,), name="a"), te.reduce_axis((0, size), "k")
+    return [a, te.compute((1,), lambda i: te.sum(a[k] * a[k], axis=k), name="length")]
+
+
+@pytest.mark.parametrize("operator", [
+    FunctionOperator(length, {"size": 1 << 15}),
+    FunctionOperator(length, {"size": (1 << 15) + 3001}),
+    FunctionOperator(pooled, {"channels": 1, "height": 131, "width": 137, "images": 1}),
+], ids=lambda v: str(v)[:60])  # fmt: skip
+def test_one_sum_alone_is_made_of_one_part_for_each_core(operator: Operator) -> None:
+    workload, machine = Workload(operator), dataclasses.replace(MACHINE, cores=7)
+    for config in every_config(workload, machine):
+        found = [loop for loop in loops_of(workload, machine, config) if "parallel" in loop]
+        wanted = any(v for k, v in config.items() if k.endswith(".parallel"))
+        assert found == ["parallel(7"] * wanted
+        check(workload, machine, config)
+
+
+def test_a_short_sum_alone_is_left_to_one_core() -> None:
+    workload = Workload(FunctionOperator(length, {"size": 2048}))
+    for config in every_config(workload, MACHINE):
+        assert not any("parallel" in loop for loop in loops_of(workload, MACHINE, config))
         check(workload, MACHINE, config)
