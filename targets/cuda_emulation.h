@@ -48,6 +48,7 @@ static inline double2 make_double2(double x, double y) { return {x, y}; }
 #include "cuda_emulation_half.h"
 #define __expf expf  // glibc has declarations of these names
 #define __logf logf
+static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 
 struct Copy { void* to; const void* from; int bytes; unsigned group; };  // not yet done
 struct Fiber {

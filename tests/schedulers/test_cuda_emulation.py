@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_programs import rms_norm
 
 from flextensor.buffers import relative_error
-from flextensor.operators import Workload, parse, registry
+from flextensor.operators import FunctionOperator, Workload, parse, registry
 from flextensor.schedulers import schedule, space
 from flextensor.targets import CUDA, Target, launches
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
@@ -117,3 +118,13 @@ def test_a_batch_may_be_longer_than_a_grid_is_deep(dtype: str, target: Target) -
     got = np.full(want.shape, np.nan, dtype)
     EmulatedFunction(compiled(program.source), program.functions["main"])(*inputs, got)
     assert relative_error(got, want) < workload.tolerance(1e-4)
+
+
+def test_a_norm_is_a_sum_a_scalar_and_a_map(target: Target, tmp_path: Path) -> None:
+    workload = Workload(FunctionOperator(rms_norm, {}))
+    func, inputs, path = workload.prim_func(), workload.inputs(0), tmp_path / "kernel.so"
+    target.build(schedule(func, target, space(func, target).seeds[0]), path)
+    want = workload.reference(inputs)
+    got = np.full(want.shape, np.nan, "float32")
+    target.runtime().load(path)["main"](*inputs, got)
+    assert relative_error(got, want) < 1e-5
