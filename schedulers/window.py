@@ -139,11 +139,13 @@ class WindowSchedule(StageSchedule):
         widths = {d for d in range(1, 65) if self.columns % d == 0}
         widths |= {w * self.lanes for w in (1, 2, 3, 4) if w * self.lanes < 2 * self.columns}
         along = self.rows if found.row else self.columns
+        most = 2 * target.cores
+        tasks = {target.cores, most, *(1 << p for p in range(max(most, 16).bit_length()))}
         space = Space(
             (
                 sizes("columns", widths),
                 sizes("rows", range(1, min(self.rows, 16) + 1)),
-                sizes("tasks", [t for t in (1, 2, 4, 8, 16) if t <= along]),
+                sizes("tasks", [t for t in tasks if t <= along]),
                 choice("copy", ("task",) if padded or found.stride > 1 else ("task", "none")),
             ),
             (self._illegal,),
@@ -156,7 +158,7 @@ class WindowSchedule(StageSchedule):
         picks: list[Config] = []
         for width in sorted(widths, key=lambda w: self.columns % w != 0):
             for rows in (4, 7, 8, 2, 1, 3):
-                for tasks in (1, 2):
+                for tasks in (1, 2, self.target.cores):
                     wanted: Config = {"columns": width, "rows": rows, "tasks": tasks,
                                       "copy": "task"}  # fmt: skip
                     config = space.config(space.project(wanted))
@@ -192,8 +194,11 @@ class WindowSchedule(StageSchedule):
         around = points(self.found.read) * points(self.found.filters)
         busy = min(1.0, vectors / 8)
         seconds = around * tiles * (vectors * self.taps / busy + 4 * vectors + 20) / 3e9
-        copied = points(self.found.read) * self.rows * self.columns * self.found.stride**2
-        seconds = (seconds + copied * 0.2e-9) / self.target.cores
+        copied = points(self.found.read) * self.rows * self.columns
+        copied *= self.found.stride ** (2 if self.found.row else 1)
+        tasks, cores = points(self.found.read) * int(config["tasks"]), self.target.cores
+        busiest = ceil_div(tasks, cores) * cores / tasks
+        seconds = (seconds + copied * 0.2e-9) / cores * busiest
         waste = tiles * columns * rows / (self.columns * self.rows)
         return {"estimate": seconds, "log_estimate": math.log2(seconds), "vectors": vectors,
                 "waste": waste, "body": math.log2(vectors * self.taps)}  # fmt: skip
