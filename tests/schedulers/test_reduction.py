@@ -108,7 +108,7 @@ REMAINDERS = [
 ]
 
 
-@pytest.mark.parametrize("operator", REMAINDERS, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize("operator", REMAINDERS)
 def test_what_lanes_leave_is_summed_in_the_same_tasks(operator: Operator) -> None:
     """No pass over the matrix beside the one, and none of it in one core."""
     workload = Workload(operator)
@@ -130,7 +130,7 @@ def length(size: int) -> list[Any]:
     FunctionOperator(length, {"size": 1 << 15}),
     FunctionOperator(length, {"size": (1 << 15) + 3001}),
     FunctionOperator(pooled, {"channels": 1, "height": 131, "width": 137, "images": 1}),
-], ids=lambda v: str(v)[:60])  # fmt: skip
+])  # fmt: skip
 def test_one_sum_alone_is_made_of_one_part_for_each_core(operator: Operator) -> None:
     workload, machine = Workload(operator), dataclasses.replace(MACHINE, cores=7)
     for config in every_config(workload, machine):
