@@ -76,8 +76,8 @@ def width(rows: int, target: Target) -> int:
 
 
 def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
-    """Have `carry_out` do what a block copies in vector registers, in `parallel` if so; False where
-    that cannot be.
+    """Have `carry_out` transpose what a block copies in vector registers, in `parallel` tiles if
+    so; False where that cannot be.
 
     The last of its loops steps from row to row of what it reads. One of the others, or several that
     make up whole dimensions, step through neighbours there, and through rows of the copy: as many
@@ -98,8 +98,8 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
 
 
 def carry_out(sch: Any) -> None:
-    """Do so for all marked blocks, in a program that is scheduled but for that: TVM does not follow
-    what shuffles write.
+    """Transpose what marked blocks copy, in a program that is scheduled but for that: TVM does not
+    follow what shuffles write.
 
         for c in 64, r in 3, i in 32  ->  for io in 2, co in 4: a tile of 16 x 3 columns, 16 rows
     """
