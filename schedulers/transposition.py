@@ -20,7 +20,7 @@ from typing import Any
 from tvm import s_tir, sym, tirx
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers.expression import linear, rewrite
+from flextensor.schedulers.expression import linear, rewrite, walk
 from flextensor.targets.base import Target
 
 DTYPE = "float32"
@@ -99,17 +99,25 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
 
 def carry_out(sch: Any) -> None:
     """Transpose what marked blocks copy, in a program that is scheduled but for that: TVM does not
-    follow what shuffles write.
+    follow what shuffles write. A copy for a task that ends early, where the operand does, stays:
+    where it begins is no place that TVM could make a tile of.
 
         for c in 64, r in 3, i in 32  ->  for io in 2, co in 4: a tile of 16 x 3 columns, 16 rows
     """
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         notes = sch.get(block).annotations
-        if MARK in notes:
+        if MARK in notes and not _clipped(sch, block):
             tile = _in_registers(sch, block, int(notes[MARK]))
             if PARALLEL in notes:
                 nest = sch.get_loops(tile)
                 sch.parallel(sch.fuse(*nest) if len(nest) > 1 else nest[0])
+
+
+def _clipped(sch: Any, block: Any) -> bool:
+    """Whether a block begins at the lesser of two places."""
+    realize = sch.get(sch.get_loops(block)[-1]).body
+    nodes = (node for value in realize.iter_values for node in walk(value))
+    return any(isinstance(node, tirx.Min | tirx.Max) for node in nodes)
 
 
 def _in_registers(sch: Any, block: Any, lanes: int) -> Any:
