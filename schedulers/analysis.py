@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -140,13 +139,11 @@ def _walk(program: Program, load: Any) -> dict[Any, int] | None:
     return dict(flat.terms)
 
 
-def unravel(index: Any, axes: Sequence[Iterator]) -> dict[Any, Any]:
-    """Values of iterators, by variable, at an index of the one walk that they are, outermost first:
-    c, r of 3  ->  c = index // 3, r = index % 3."""
-    at: dict[Any, Any] = {}
-    for axis in reversed(axes[1:]):
-        at[axis.var], index = index % axis.extent, index // axis.extent
-    return at | {axes[0].var: index}
+def neutral(combiner: str, dtype: str) -> Any:
+    """What changes no sum, no product, or no other extreme."""
+    if combiner in ("sum", "prod"):
+        return tirx.const(int(combiner == "prod"), dtype)
+    return tirx.min_value(dtype) if combiner == "max" else tirx.max_value(dtype)
 
 
 def iterators(outputs: tuple[tuple[Iterator, ...], ...], indices: Any) -> dict[Any, Any]:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from collections.abc import Iterator as Items
 from typing import Any
 
-import tvm
 from tvm import te, tirx
 from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import gpu_loops
+from flextensor.schedulers.analysis import neutral
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import linear, rewrite
 from flextensor.schedulers.layouts import unflatten
@@ -149,6 +149,8 @@ class GpuReductionSchedule(StageSchedule):
         shape = list(stage.shape)
         shape[self.cut] = round_up(shape[self.cut], int(config["q_threads"]))
 
+        empty = neutral(str(stage.combiner), str(stage.buffer.dtype))
+
         def value(*at: Any) -> Any:
             (p, s, t, v), own = at[rank:], list(at[:rank])
             if shape != list(stage.shape):
@@ -158,7 +160,7 @@ class GpuReductionSchedule(StageSchedule):
             ks = unflatten(k, extents)
             place |= dict(zip((i.var for i in stage.reduction), ks, strict=True))
             found = rewrite(stage.value, place, tensors.load)
-            return tirx.if_then_else(k < self.length, found, _neutral(stage)) if padded else found
+            return tirx.if_then_else(k < self.length, found, empty) if padded else found
 
         values = te.compute([*shape, parts, steps, threads, vector], value, name=f"{name}_value")
         own = self._reduced(
@@ -242,11 +244,3 @@ def _in_a_row(load: TensorLoad, inner: Iterator) -> bool:
     """Whether steps of the innermost reduction are neighbours in memory."""
     form = linear(load.indices[-1])
     return form is not None and form.terms.get(inner.var) == 1
-
-
-def _neutral(stage: Stage) -> Any:
-    """What changes nothing in a reduction."""
-    dtype = str(stage.buffer.dtype)
-    if stage.combiner in ("sum", "prod"):
-        return tirx.const(int(stage.combiner == "prod"), dtype)
-    return tvm.tirx.min_value(dtype) if stage.combiner == "max" else tvm.tirx.max_value(dtype)

@@ -70,9 +70,10 @@ def shared_places(pitch: int) -> int:
 
 
 def transpose(sch: Any, block: Any, columns: int, target: Target) -> bool:
-    """Order the last loops of a block, over `columns` and a row, which copy a matrix by columns.
-    Where its rows lie so far apart that more of them share a place in the first cache than it has,
-    a few at a time, or every line would be fetched anew for each of its elements. True if so.
+    """Order the last loops of a block, over `columns` and a row, which copy a matrix by columns: in
+    vector registers, if that can be (`transposition.mark`). Else, where its rows lie so far apart
+    that more of them share a place in the first cache than it has, a few at a time, or every line
+    would be fetched anew for each of its elements. True if so.
 
     for x in 224, c in 32  ->  for co in 4, x in 224: unrolled(8)
     """

@@ -16,9 +16,10 @@ from typing import Any
 from tvm import te, tirx
 
 from flextensor.schedulers import loops
-from flextensor.schedulers.analysis import contiguous, points, unravel
+from flextensor.schedulers.analysis import contiguous, neutral, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import rewrite
+from flextensor.schedulers.layouts import unflatten
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, reduce
 from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.schedulers.spatial import FEW
@@ -49,13 +50,6 @@ class Cuts:
     def passes(self) -> int:
         """Vectors of the width over what is left."""
         return ceil_div(self.length - self.done, self.width)
-
-
-def _neutral(combiner: str, dtype: str) -> Any:
-    """What changes no sum, or no other extreme."""
-    if combiner == "sum":
-        return tirx.const(0, dtype)
-    return tirx.min_value(dtype) if combiner == "max" else tirx.max_value(dtype)
 
 
 class ReductionScheduler(Scheduler):
@@ -125,7 +119,9 @@ class ReductionSchedule(StageSchedule):
             at = dict.fromkeys((i.var for i in stage.reduction), 0)
             at |= {i.var: v for i, v in zip(stage.spatial, indices, strict=True)}
             at |= {i.var: a.var for i, a in zip(self.outer, others, strict=True)}
-            return rewrite(stage.value, at | unravel(k, self.inner), tensors.load)
+            ks = unflatten(k, [i.extent for i in self.inner])
+            at |= {i.var: v for i, v in zip(self.inner, ks, strict=True)}
+            return rewrite(stage.value, at, tensors.load)
 
         def axes(prefix: str) -> list[Any]:
             return [te.reduce_axis((0, i.extent), f"{prefix}{p}") for p, i in enumerate(self.outer)]
@@ -152,7 +148,7 @@ class ReductionSchedule(StageSchedule):
                 begin = cuts.done + last.var * cuts.width
                 k = tirx.min(begin, self.length - cuts.width) + at[-1]
                 value = term(at[:-1], again, k)
-                fresh = tirx.Select(k >= begin, value, _neutral(combiner, str(value.ty.dtype)))
+                fresh = tirx.Select(k >= begin, value, neutral(combiner, str(value.ty.dtype)))
                 return reduce(combiner, fresh, [*again, last])
 
             summed, rest = lanes, te.compute(shape, left, name=f"{name}_rest")
