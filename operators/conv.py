@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.errors import InputError
-from flextensor.operators import polyphase, winograd
+from flextensor.operators import minimal_filtering, polyphase, winograd
 from flextensor.operators.base import Operator, Tensors, register
 from flextensor.operators.stages import (
     convolve,
@@ -91,15 +91,16 @@ class Convolution(Operator):
         return self.stride
 
     def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
-        """``direct``; where a window slides over enough channels, also those by `winograd.tiles`
-        along one or two axes: ``winograd2`` and ``winograd4`` are F(2, 3) and F(4, 3) of a window
-        of three. A longer stride slides over its phases, see `flextensor.operators.polyphase`. In
-        float32 only, for what they transform would overflow and cancel in half of the bits."""
+        """``direct``; where a window slides over enough channels, also those by minimal
+        filtering along one or two axes (`minimal_filtering.schemes`), by the outputs of a tile:
+        ``winograd2`` and ``winograd4`` are F(2, 3) and F(4, 3) of a window of three. A longer
+        stride slides over its phases, see `flextensor.operators.polyphase`. In float32 only, for
+        what they transform would overflow and cancel in half of the bits."""
         found: dict[str, Callable[[], Tensors]] = {"direct": self.compute}
         channels = min(self.phase_channels) // self.groups
         slides = self.kernel >= 3 and (self.stride == 1 or self.dilation == 1)
         if slides and channels >= 8 and self.dtype == "float32":
-            for tile in winograd.worthwhile(self.kernel, self.stride, len(self.size)):
+            for tile in minimal_filtering.worthwhile(self.kernel, self.stride, len(self.size)):
                 found[f"winograd{tile}"] = functools.partial(self.compute_winograd, tile)
         return found
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flextensor.operators import Workload, parse
-from flextensor.operators.winograd import (
+from flextensor.operators.minimal_filtering import (
     GAIN,
     MOST_POINTS,
     Matrix,
     matrices,
-    tiles,
+    schemes,
     worthwhile,
 )
 
@@ -64,15 +64,31 @@ def test_the_error_is_bounded(
     assert np.isfinite(error) and error < bound
 
 
+@pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("window", range(3, 15))
-def test_every_tile_saves_products(window: int) -> None:
-    """Of a window in one part, or in parts as long as the tile."""
-    assert tiles(window)
-    for tile, taps in tiles(window).items():
-        parts = -(-window // taps)
-        assert taps == window or taps == tile
-        assert tile + taps - 1 <= MOST_POINTS
-        assert (tile + taps - 1) * parts / tile * GAIN <= window
+def test_every_tile_saves_products(window: int, axes: int) -> None:
+    """Of a window in one part, in parts as long as the tile, or in tiles of such tiles."""
+    least = Fraction(window)
+    for tile, scheme in schemes(window, axes).items():
+        assert scheme.tile == tile and scheme.taps * scheme.parts >= window
+        assert all(m + r - 1 <= MOST_POINTS for m, r in scheme.levels)
+        assert len(scheme.levels) <= 3 - axes
+        m, r = scheme.levels[-1]
+        assert r in (m, window)
+        assert scheme.products == Fraction(scheme.points * scheme.parts, tile)
+        assert scheme.products * GAIN <= least
+        least = scheme.products
+    assert least < window
+
+
+def test_a_window_along_one_axis_is_nested() -> None:
+    def found(window: int, axes: int) -> list[tuple[tuple[tuple[int, int], ...], int]]:
+        return [(s.levels, s.parts) for s in schemes(window, axes).values()]
+
+    assert found(3, 1) == found(3, 2) == [(((2, 3),), 1), (((4, 3),), 1)]
+    assert found(9, 2) == [(((3, 3),), 3)]
+    assert found(9, 1) == [(((3, 3),), 3), (((2, 3), (3, 3)), 1), (((4, 3), (3, 3)), 1)]
+    assert schemes(9, 1)[12].products == Fraction(5, 2)
 
 
 WIDE = {
@@ -83,7 +99,8 @@ WIDE = {
     "dilated_conv2d": {"height": "19", "width": "21", "kernel": "5"},
     "group_conv2d": {"height": "14", "width": "11", "groups": "2", "kernel": "7"},
 }
-"""Kernels in parts: nine taps are three parts, seven are two, of which one has a tap of zero."""
+"""Kernels in parts: nine taps are three parts, seven are two, of which one has a tap of zero; along
+one axis also nested."""
 
 
 @pytest.mark.parametrize("name", WIDE)
@@ -93,10 +110,25 @@ def test_the_error_of_a_window_in_parts_is_bounded(
     channels = {"in_channels": "32", "out_channels": "16", "padding": "1"}
     workload = Workload(parse(name, {**channels, **WIDE[name]}))
     fast = [f for f in workload.formulations if f.startswith("winograd")]
-    assert fast == [f"winograd{tile}" for tile in tiles(int(WIDE[name]["kernel"]))]
+    found = schemes(int(WIDE[name]["kernel"]), 1 if name.endswith("1d") else 2)
+    assert fast == [f"winograd{tile}" for tile in found]
     for formulation in fast:
         error = error_of(workload, formulation)
         assert np.isfinite(error) and error < 5e-5, formulation
+
+
+@pytest.mark.parametrize("kernel", [*range(6, 15), 20, 31])
+@pytest.mark.parametrize("name", ["conv1d", "conv_transpose1d"])
+def test_the_error_of_a_nested_window_is_bounded(
+    name: str, kernel: int, error_of: Callable[[Workload, str], float]
+) -> None:
+    fields = {"in_channels": "24", "out_channels": "17", "length": "83", "padding": "2"}
+    workload = Workload(parse(name, {**fields, "kernel": str(kernel), "stride": "1"}))
+    nested = [tile for tile, s in schemes(kernel, 1).items() if len(s.levels) == 2]
+    assert nested
+    for tile in nested:
+        error = error_of(workload, f"winograd{tile}")
+        assert np.isfinite(error) and error < 5e-5, tile
 
 
 STRIDED = {

@@ -54,6 +54,9 @@ CASES = {name: (name, fields) for name, fields in FIELDS.items()} | {
             "kernel": "4", "stride": "2", "padding": "1", "relu": "true",
         },
     ),
+    "nested": (
+        "conv1d", {"in_channels": "9", "out_channels": "16", "length": "40", "kernel": "9"}
+    ),
 }  # fmt: skip
 """One of every operator, and layers that have formulations which the small ones have not."""
 

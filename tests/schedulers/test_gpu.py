@@ -43,6 +43,8 @@ CASES: list[tuple[Operator, str]] = [
     (parse("conv2d", {**SMALL, "batch": "2"}), "direct"),
     (parse("conv_transpose2d", {**SMALL, "stride": "2"}), "subpixel"),
     (parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}), "winograd4"),
+    (parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37", "kernel": "9"}),
+     "winograd6"),
     (parse("depthwise_conv2d", {"channels": "5", "height": "9", "width": "11"}), "direct"),
     (parse("einsum", {"equation": "abc,cd->adb", "a": "3", "b": "5", "c": "9", "d": "18"}),
      "direct"),

@@ -228,6 +228,7 @@ def operators() -> list[Operator]:
         parse("conv2d", {**layer, "in_channels": "13", "out_channels": "27", "relu": "true"}),
         parse("dilated_conv2d", {**layer, "padding": "2"}),
         parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}),
+        parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "39", "kernel": "9"}),
         parse("conv3d", {**layer, "depth": "5", "padding": "1"}),
         parse("conv2d", {**layer, "batch": "2", "padding": "1"}),
         parse("conv2d", {**layer, "width": "3"}),
