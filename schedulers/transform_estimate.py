@@ -38,11 +38,12 @@ def source_cycles(
 
 
 def store_cycles(elements: int, tasks: float, target: Target) -> float:
-    """Cycles that one core waits to store tiles, all of them before others read them, or what each
-    of so many `tasks` reads itself: the more of the last cache is filled, the more leaves it."""
+    """Cycles that one core waits to store tiles: all of them before others read them, when the more
+    of the last cache is filled, the more leaves it; or what each of so many `tasks` reads itself,
+    which leaves it once half of it is full of what the tasks of all cores have."""
     size = elements * BYTES / max(tasks, 1)
     if level(size, target) is None:
         return 0.0
-    held = size * target.cores if tasks else size
-    left = min(2 * held / max(target.l3_bytes, 1), 1.0)
+    held = 2 * (size * target.cores if tasks else size) / max(target.l3_bytes, 1)
+    left = min(max(held - 1, 0.0) if tasks else held, 1.0)
     return left * elements * 2 * BYTES / FETCHED["memory"]

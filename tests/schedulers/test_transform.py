@@ -14,6 +14,7 @@ from flextensor.operators import parse
 from flextensor.operators.workload import Workload
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.space import Config, Space
+from flextensor.schedulers.transform_estimate import store_cycles
 from flextensor.targets import lookup
 
 MACHINE = MACHINES["llvm-avx2"]
@@ -177,6 +178,15 @@ def test_an_estimate_counts_tiles_that_leave_the_caches() -> None:
         for at in ("consumer", "root")
     )
     assert far > 1.5 * near / 2 ** found.features(seed)["conv2d_data0.repeats"]
+
+
+def test_tiles_that_a_task_reads_itself_stay_in_the_last_cache() -> None:
+    """36 x 512 x 1024 values are 72 MiB, beside 32 MiB: 2.3 in each of 32 tasks, two at a time."""
+    values = 36 * 512 * 1024
+    whole = store_cycles(values, 0, MACHINE)
+    assert store_cycles(values, 32, MACHINE) == 0
+    assert 0 < store_cycles(values, 6, MACHINE) < whole
+    assert store_cycles(values, 4, MACHINE) == whole
 
 
 def test_every_seed_computes_the_layer() -> None:
