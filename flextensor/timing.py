@@ -36,11 +36,11 @@ SLOW_SECONDS = 0.05
 """Two calls a turn are enough when each takes this long: one to warm up, the other is timed."""
 LONG_SECONDS = 0.3
 """Two repeats are enough when they took this long: a long call is its own average."""
-UNSTEADY, MORE_SECONDS = 0.2, 10.0
+UNSTEADY = 0.2
 """While the interquartile range of anything that is timed in turns is above this share of its
-median there are more rounds, where a caller allows them, but none after so many seconds."""
+median there are more rounds, where a caller allows them."""
 FEW_ROUNDS, ROUNDS_SECONDS = 3, 10.0
-"""So few rounds are enough when they took so many seconds, for the sake of calls that are long."""
+"""After so many seconds there is no other round, scattered or not, but for so few of long calls."""
 
 PEER_TOLERANCE = 1e-3
 """Relative error of a peer's result above which it does not compute the operator, unless its
@@ -129,10 +129,9 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in clocks}
     names, start = list(clocks), time.perf_counter()
     for turn in range(max(rounds, most)):
-        spent = time.perf_counter() - start
-        if turn >= FEW_ROUNDS and spent > ROUNDS_SECONDS:
+        if turn >= FEW_ROUNDS and time.perf_counter() - start > ROUNDS_SECONDS:
             break
-        if turn >= rounds and (all(map(steady, times.values())) or spent > MORE_SECONDS):
+        if turn >= rounds and all(map(steady, times.values())):
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
