@@ -1,8 +1,8 @@
 """HOW: (program, target) -> Space; (program, target, config) -> scheduled IRModule.
 
-A program is scheduled stage by stage: producers that only move data are inlined, each remaining
-stage goes to the first scheduler that takes it, and elementwise consumers are fused into it. The
-spaces of the stages are joined and searched together.
+A program is scheduled stage by stage: producers that only move data, or map it by cheap arithmetic,
+are inlined, each remaining stage goes to the first scheduler that takes it, and elementwise
+consumers are fused into it. The spaces of the stages are joined and searched together.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from flextensor.schedulers.expression import (
     split_variable,
     variables,
 )
-from flextensor.schedulers.program import Iterator, Program, Stage, movable, reindexed, steps
+from flextensor.schedulers.program import Iterator, Program, Stage, inlinable, reindexed, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def contiguous(program: Program, stage: Stage) -> tuple[tuple[Iterator, ...], tu
             if not all(step in (0, 1) and at == step * points(inner) for step, at in own):
                 break
             inner = (axis, *inner)
-            if any(p and movable(program, p) and not reindexed(program, p) for p in producers):
+            if any(p and inlinable(program, p) and not reindexed(program, p) for p in producers):
                 break  # padding asks where each of them is
     return tuple(i for i in stage.reduction if i.extent > 1 and i not in inner), inner
 

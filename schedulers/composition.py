@@ -23,7 +23,7 @@ from flextensor.schedulers.gpu_reduction import GpuReductionScheduler
 from flextensor.schedulers.gpu_spatial import GpuSpatialScheduler
 from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
 from flextensor.schedulers.prepack import constants, split
-from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable, read, unread
+from flextensor.schedulers.program import Program, Stage, Tensors, fusable, inlinable, read, unread
 from flextensor.schedulers.reduction import ReductionScheduler
 from flextensor.schedulers.space import Config, Later, Space, Value, join, share
 from flextensor.schedulers.spatial import SpatialScheduler
@@ -79,7 +79,7 @@ class Composition:
         parts: list[tuple[StageSchedule, Stage]] = []
         done: set[str] = set()
         for stage in program.stages:
-            if stage.name in done or movable(program, stage):
+            if stage.name in done or inlinable(program, stage):
                 continue
             part = next(t for s in SCHEDULERS if (t := s.take(program, stage, target)))
             final = part.last

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.contraction_estimate import BYTES, features
 from flextensor.schedulers.layouts import Cut, Side
-from flextensor.schedulers.program import Iterator, Program, fusable, movable, reindexed
+from flextensor.schedulers.program import Iterator, Program, fusable, inlinable, reindexed
 from flextensor.schedulers.space import Config, Knob, Later, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import is_transform
 from flextensor.schedulers.units import VECTORS, Unit
@@ -147,7 +147,7 @@ def layouts(program: Program, side: Side) -> tuple[str, ...]:
     options = []
     if side.operand.access is not None and not side.group:
         producer = program.producer(side.operand.buffer)
-        if producer is None or not movable(program, producer) or reindexed(program, producer):
+        if producer is None or not inlinable(program, producer) or reindexed(program, producer):
             options.append("inline")
     words = side.group is not None and side.group.part > 0
     if side.slides is not None and (not words or any(s.taps.terms for s in side.slides)):

@@ -20,7 +20,7 @@ from tvm.ir.expr import TensorLoad
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_tensor_core_operands import run
 from flextensor.schedulers.layouts import Side
-from flextensor.schedulers.program import Program, movable
+from flextensor.schedulers.program import Program, inlinable
 
 MOST_BYTES = 16
 DTYPES = {"float32": 4, "float64": 8}
@@ -49,9 +49,9 @@ def copy_of(program: Program, side: Side) -> Copy:
 
 
 def _inlined(program: Program, buffer: Any, indices: list[Any]) -> Any:
-    """What is loaded where a schedule reads a buffer: nothing holds what only moves data."""
+    """What is loaded where a schedule reads a buffer: nothing holds what is inlined."""
     stage = program.producer(buffer)
-    if stage is None or not movable(program, stage):
+    if stage is None or not inlinable(program, stage):
         return tirx.BufferLoad(buffer, indices)
     return stage.at(indices, lambda *load: _inlined(program, *load))
 

@@ -104,7 +104,7 @@ class Program:
         return [s for s in self.stages if any(b.source.same_as(stage.buffer) for b in s.loads)]
 
 
-def movable(program: Program, stage: Stage) -> bool:
+def inlinable(program: Program, stage: Stage) -> bool:
     """Whether a stage moves data of the inputs, or maps it by cheap arithmetic, and so is inlined
     where it is read.
 
@@ -118,7 +118,7 @@ def movable(program: Program, stage: Stage) -> bool:
         return False
     for load in read:
         producer = program.producer(load.source)
-        if producer is not None and not movable(program, producer):
+        if producer is not None and not inlinable(program, producer):
             return False
     divided = [n.a for n in stage.nodes if isinstance(n, (tirx.FloorDiv, tirx.FloorMod))]
     if any(isinstance(n, TensorLoad) for value in divided for n in walk(value)):

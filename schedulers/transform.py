@@ -25,7 +25,7 @@ from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.contraction_estimate import BYTES, CLOCK
 from flextensor.schedulers.expression import Load
 from flextensor.schedulers.permuted import moved_last, permuted
-from flextensor.schedulers.program import Program, Stage, Tensors, fusable, movable
+from flextensor.schedulers.program import Program, Stage, Tensors, fusable, inlinable
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import Spread, chain, rows, stepped, summed
 from flextensor.schedulers.transform_estimate import (
@@ -65,8 +65,8 @@ class TransformSchedule(StageSchedule):
         self.rows = {s.spatial.index(r) for s in stages for r in rows(s)}
         source = stages[0].loads[0].source
         producer = program.producer(source)
-        movable_source = producer is None or movable(program, producer)
-        self.source = source if movable_source else None
+        inlinable_source = producer is None or inlinable(program, producer)
+        self.source = source if inlinable_source else None
         self.plain = producer is None or isinstance(producer.value, TensorLoad)
         """Whether elements of the source are nothing but read from somewhere."""
         written = self.spread or fusable(program, stages[-1])

@@ -24,7 +24,7 @@ from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import iterators, points, split_groups
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import Linear, Load, linear, loads, rewrite, variables
-from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, movable, reduce
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, inlinable, reduce
 from flextensor.schedulers.space import Config, Space, Value, choice, sizes
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div, round_up
@@ -119,7 +119,7 @@ class WindowScheduler(Scheduler):
         if found is None or points(found.filters) > MOST_FILTERS:
             return None
         producer = program.producer(found.data)
-        if producer is not None and not movable(program, producer):
+        if producer is not None and not inlinable(program, producer):
             return None
         return WindowSchedule(program, stage, found, target)
 
