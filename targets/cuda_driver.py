@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextensor.errors import DeviceError
 from flextensor.targets.cuda_program import CudaProgram
-from flextensor.targets.device_function import DeviceFunction
+from flextensor.targets.device_function import DeviceBuffer, DeviceFunction
 from flextensor.targets.launches import Function
 from flextensor.targets.runtime import Runtime
 
@@ -179,13 +179,14 @@ class CudaRuntime(Runtime):
         return self._events
 
 
-class CudaBuffer:
+class CudaBuffer(DeviceBuffer):
     """Memory of a card, freed with the object."""
 
     def __init__(
         self, runtime: CudaRuntime, size: int, shape: tuple[int, ...] = (), dtype: Any = "uint8"
     ) -> None:
-        self._runtime, self.size, self._shape, self._dtype = runtime, size, shape, dtype
+        super().__init__(size, shape, dtype)
+        self._runtime = runtime
         self.pointer = ctypes.c_uint64()
         try:
             runtime.ask("cuMemAlloc_v2", ctypes.byref(self.pointer), ctypes.c_size_t(max(size, 1)))
@@ -196,32 +197,14 @@ class CudaBuffer:
         if self.pointer.value:
             self._runtime.cuda.cuMemFree_v2(self.pointer)
 
-    def numpy(self) -> Array:
-        """A copy in the memory of the host."""
-        import numpy as np
-
-        array: Array = np.empty(self._shape, self._dtype)
-        self.copyto(array)
-        return array
-
-    def copyto(self, array: Array) -> None:
-        """Overwrite an array of the host."""
-        import numpy as np
-
-        whole = array if array.flags.c_contiguous else np.empty(self._shape, self._dtype)
-        host = ctypes.c_void_p(whole.ctypes.data)
+    def read(self, array: Array) -> None:
+        """Copy all of it to a contiguous array of the host."""
+        host = ctypes.c_void_p(array.ctypes.data)
         self._runtime.ask("cuMemcpyDtoH_v2", host, self.pointer, ctypes.c_size_t(self.size))
-        if whole is not array:
-            np.copyto(array, whole)
 
-    def copyfrom(self, array: Array) -> None:
-        """Overwrite it with an array of the same shape and dtype."""
-        import numpy as np
-
-        if (array.shape, array.dtype) != (self._shape, self._dtype):
-            raise ValueError(f"cannot copy {array.dtype}{array.shape} to {self._shape}")
-        whole = np.ascontiguousarray(array)
-        host = ctypes.c_void_p(whole.ctypes.data)
+    def write(self, array: Array) -> None:
+        """Copy a contiguous array of the host, all of it, here."""
+        host = ctypes.c_void_p(array.ctypes.data)
         self._runtime.ask("cuMemcpyHtoD_v2", self.pointer, host, ctypes.c_size_t(self.size))
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from flextensor.errors import DeviceError
 from flextensor.targets.cuda_compiler import body
 from flextensor.targets.cuda_program import CudaProgram
-from flextensor.targets.device_function import DeviceFunction
+from flextensor.targets.device_function import DeviceBuffer, DeviceFunction
 from flextensor.targets.launches import Function, Launch
 from flextensor.targets.runtime import Runtime
 
@@ -172,16 +172,16 @@ class EmulatedRuntime(Runtime):
         """Calls return when they are done."""
 
 
-class HostBuffer:
+class HostBuffer(DeviceBuffer):
     """A copy of an array between two guards, in which nothing may be written; what is read from
     there is NaN. Aligned to 64 bytes."""
 
     def __init__(self, array: Array) -> None:
+        super().__init__(array.nbytes, array.shape, array.dtype)
         self._whole, start = _guarded(array.nbytes)
         own = self._whole[start : start + array.nbytes]
         self.array: Array = own.view(array.dtype).reshape(array.shape)
         self.array[...] = array
-        self.size = array.nbytes
         self._outside = (self._whole[:start], self._whole[start + array.nbytes :])
 
     @classmethod
@@ -196,16 +196,12 @@ class HostBuffer:
         """Whether nothing was written beside the array."""
         return all(bool((guard == 0xFF).all()) for guard in self._outside)
 
-    def numpy(self) -> Array:
-        """A copy."""
-        return self.array.copy()
-
-    def copyto(self, array: Array) -> None:
-        """Overwrite an array of the host."""
+    def read(self, array: Array) -> None:
+        """Copy all of it to an array of the host."""
         array[...] = self.array
 
-    def copyfrom(self, array: Array) -> None:
-        """Overwrite it with an array of the same shape and dtype."""
+    def write(self, array: Array) -> None:
+        """Copy an array of the host, all of it, here."""
         self.array[...] = array
 
 

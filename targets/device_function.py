@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flextensor.targets.launches import Function
 
@@ -12,14 +12,42 @@ if TYPE_CHECKING:
     from flextensor.targets.runtime import Array
 
 
-class DeviceBuffer(Protocol):
-    """Memory of a device that holds an array."""
+class DeviceBuffer(ABC):
+    """Memory of a device that holds an array of `size` bytes."""
 
-    size: int
-    """Bytes."""
+    def __init__(self, size: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self.size, self._shape, self._dtype = size, shape, dtype
+
+    @abstractmethod
+    def read(self, array: Array) -> None:
+        """Copy all of it to a contiguous array of the host."""
+
+    @abstractmethod
+    def write(self, array: Array) -> None:
+        """Copy a contiguous array of the host, all of it, here."""
+
+    def numpy(self) -> Array:
+        """A copy in the memory of the host."""
+        import numpy as np
+
+        array: Array = np.empty(self._shape, self._dtype)
+        self.read(array)
+        return array
 
     def copyto(self, array: Array) -> None:
         """Overwrite an array of the host."""
+        if array.flags.c_contiguous:
+            self.read(array)
+        else:
+            array[...] = self.numpy()
+
+    def copyfrom(self, array: Array) -> None:
+        """Overwrite it with an array of the same shape and dtype."""
+        import numpy as np
+
+        if (array.shape, array.dtype) != (self._shape, self._dtype):
+            raise ValueError(f"cannot copy {array.dtype}{array.shape} to {self._shape}")
+        self.write(np.ascontiguousarray(array))
 
 
 class DeviceFunction(ABC):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flextensor.errors import DeviceError
-from flextensor.targets.device_function import DeviceFunction
+from flextensor.targets.device_function import DeviceBuffer, DeviceFunction
 from flextensor.targets.launches import Function, Program
 from flextensor.targets.runtime import Runtime
 
@@ -74,41 +74,25 @@ class OpenCLRuntime(Runtime):
         return float(after.profile.end - before.profile.end) * 1e-9 / number
 
 
-class OpenCLBuffer:
+class OpenCLBuffer(DeviceBuffer):
     """An array in the memory of a device."""
 
     def __init__(self, runtime: OpenCLRuntime, array: Array) -> None:
-        self._runtime, self._shape, self._dtype = runtime, array.shape, array.dtype
-        self.memory = runtime.memory(array.nbytes)
-        self.size = int(self.memory.size)
+        self._runtime, self.memory = runtime, runtime.memory(array.nbytes)
+        super().__init__(int(self.memory.size), array.shape, array.dtype)
         self.copyfrom(array)
 
-    def numpy(self) -> Array:
-        """A copy in the memory of the host."""
-        import numpy as np
-
-        array: Array = np.empty(self._shape, self._dtype)
-        self.copyto(array)
-        return array
-
-    def copyto(self, array: Array) -> None:
-        """Overwrite an array of the host."""
-        import numpy as np
+    def read(self, array: Array) -> None:
+        """Copy all of it to a contiguous array of the host."""
         import pyopencl as cl
 
-        whole = array if array.flags.c_contiguous else np.empty(self._shape, self._dtype)
-        cl.enqueue_copy(self._runtime.queue, whole, self.memory)
-        if whole is not array:
-            np.copyto(array, whole)
+        cl.enqueue_copy(self._runtime.queue, array, self.memory)
 
-    def copyfrom(self, array: Array) -> None:
-        """Overwrite it with an array of the same shape and dtype."""
-        import numpy as np
+    def write(self, array: Array) -> None:
+        """Copy a contiguous array of the host, all of it, here."""
         import pyopencl as cl
 
-        if (array.shape, array.dtype) != (self._shape, self._dtype):
-            raise ValueError(f"cannot copy {array.dtype}{array.shape} to {self._shape}")
-        cl.enqueue_copy(self._runtime.queue, self.memory, np.ascontiguousarray(array))
+        cl.enqueue_copy(self._runtime.queue, self.memory, array)
 
 
 class OpenCLFunction(DeviceFunction):

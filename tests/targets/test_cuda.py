@@ -227,6 +227,15 @@ def test_the_emulation_computes_what_the_kernel_does(staged: launches.Program) -
     assert product(staged) < 1e-6
 
 
+def test_the_emulation_takes_no_other_array_than_a_card_would() -> None:
+    placed = EmulatedRuntime().place(np.zeros((2, 3), "float32"))
+    for other in (np.ones((2, 3)), np.ones(3, "float32")):
+        with pytest.raises(ValueError, match="cannot copy"):
+            placed.copyfrom(other)
+    placed.copyfrom(np.ones((3, 2), "float32").T)
+    assert (placed.numpy() == 1).all()
+
+
 @pytest.mark.parametrize("barrier", [0, 1])
 def test_a_dropped_barrier_is_caught(staged: launches.Program, barrier: int) -> None:
     places = [m.start() for m in re.finditer(r"__syncthreads\(\);", staged.source)]
