@@ -16,6 +16,7 @@ from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers.expression import (
     Linear,
+    address,
     divisors_used,
     linear,
     rewrite,
@@ -132,11 +133,7 @@ def _walk(program: Program, load: Any) -> dict[Any, int] | None:
     producer = program.producer(load.source)
     if producer is None or reindexed(program, producer):
         return steps(program, load.source, forms)
-    shape = [int(n) for n in load.source.shape]
-    flat = Linear({})
-    for dimension, form in enumerate(forms):
-        flat = flat.plus(form, math.prod(shape[dimension + 1 :]))
-    return dict(flat.terms)
+    return dict(address(forms, load.source.shape).terms)
 
 
 def neutral(combiner: str, dtype: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -140,6 +140,10 @@ class Linear:
         kept = {v: c for v, c in terms.items() if c}
         return Linear(kept, self.constant + scale * other.constant)
 
+    def at(self, values: Mapping[Any, Any]) -> Any:
+        """What it is where its variables have such values."""
+        return sum((c * values[v] for v, c in self.terms.items()), self.constant)
+
 
 def linear(expr: Any) -> Linear | None:
     """An integer expression as a linear form of its variables, or None when it is not one."""
@@ -161,6 +165,17 @@ def linear(expr: Any) -> Linear | None:
         form, factor = (a, b.constant) if a.terms else (b, a.constant)
         return Linear({}).plus(form, factor)
     return None
+
+
+def address(access: Sequence[Linear], shape: Sequence[Any]) -> Linear:
+    """Where an element lies among those of a tensor, row by row.
+
+    [i, j + 1] of shape (a, b)  ->  i * b + j + 1
+    """
+    flat = Linear({})
+    for form, extent in zip(access, shape, strict=True):
+        flat = form.plus(flat, int(extent))
+    return flat
 
 
 def divisors_used(expr: Any) -> dict[Any, set[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 
 from flextensor.schedulers.analysis import Contraction, Operand, operand_of, points
-from flextensor.schedulers.expression import Linear
+from flextensor.schedulers.expression import address
 from flextensor.schedulers.gpu_loops import flatten
 from flextensor.schedulers.layouts import Side, unflatten
 from flextensor.schedulers.program import Iterator
@@ -39,10 +39,9 @@ def run(operand: Operand, inputs: tuple[Any, ...], along: tuple[Iterator, ...]) 
     (0, 1) for what is no load of an input, and is gathered."""
     if operand.access is None or operand.buffer not in inputs:
         return 0, 1
-    flat, pitch = Linear({}), 1
-    for form, extent in zip(reversed(operand.access), reversed(operand.buffer.shape), strict=True):
-        flat, pitch = flat.plus(form, pitch), pitch * int(extent)
-    return walk(dict(flat.terms), [flat.constant, pitch], along)
+    shape = [int(n) for n in operand.buffer.shape]
+    flat = address(operand.access, shape)
+    return walk(dict(flat.terms), [flat.constant, math.prod(shape)], along)
 
 
 def along_k(side: Side) -> bool:
@@ -134,17 +133,12 @@ class Laid:
     def place(self, at: dict[Any, Any]) -> Any:
         """The row that iterators address."""
         assert self.operand.access is not None
-        forms = (self.operand.access[d] for d in self.outer)
-        indices = [sum((c * at[v] for v, c in f.terms.items()), f.constant) for f in forms]
-        return flatten(indices, self.shape)
+        return flatten([self.operand.access[d].at(at) for d in self.outer], self.shape)
 
     def together(self, own: tuple[Iterator, ...]) -> int:
         """How many of the last iterators of a side walk the rows as one would."""
         assert self.operand.access is not None
-        flat, pitch = Linear({}), 1
-        for dimension in reversed(self.outer):
-            flat = flat.plus(self.operand.access[dimension], pitch)
-            pitch *= int(self.operand.buffer.shape[dimension])
+        flat = address([self.operand.access[d] for d in self.outer], self.shape)
         return walk(dict(flat.terms), [], own)[0]
 
     def value(self, batch: dict[Any, Any], row: Any, along: Any, load: Any) -> Any:
@@ -154,8 +148,7 @@ class Laid:
         at, inside = self.along(along)
         at |= batch
         indices = [
-            places[d] if d in places else sum((c * at[v] for v, c in f.terms.items()), f.constant)
-            for d, f in enumerate(self.operand.access)
+            places[d] if d in places else form.at(at) for d, form in enumerate(self.operand.access)
         ]
         return inside, load(self.operand.buffer, indices)
 

@@ -20,7 +20,7 @@ from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 from flextensor.operators.workload import TERMS
 from flextensor.schedulers import prepack
-from flextensor.schedulers.expression import Linear, linear, rewrite, walk
+from flextensor.schedulers.expression import Linear, address, linear, rewrite, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +156,7 @@ def steps(program: Program, buffer: Any, access: Sequence[Linear]) -> dict[Any, 
                 place = place.plus(own[var], coefficient)
             inner.append(place)
         return steps(program, stage.value.source, inner)
-    shape = [int(n) for n in buffer.shape]
-    flat = Linear({})
-    for dimension, form in enumerate(access):
-        flat = flat.plus(form, math.prod(shape[dimension + 1 :]))
-    return dict(flat.terms)
+    return dict(address(access, buffer.shape).terms)
 
 
 def fusable(program: Program, stage: Stage) -> list[Stage]:
