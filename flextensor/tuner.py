@@ -171,10 +171,7 @@ class Tuning:
     def run(self, starts: Hints) -> Result:
         """Search, finish, verify, keep; once it is open."""
         try:
-            self.search.begin(starts)
-            while self.search.step():
-                pass
-            self.search.end()
+            self.search.run(starts)
             return self.end()
         except KeyboardInterrupt:
             raise Interrupted(self.partial()) from None
@@ -206,7 +203,7 @@ class Tuning:
     def end(self) -> Result:
         """Verify what the search found, keep it."""
         self.ended |= {"stopped": self.search.stopped, "shares": self._shares()}
-        return self._finish(self.measurer)
+        return self._finish()
 
     def _shares(self) -> dict[str, float]:
         """The shares of the wall time so far that went into builds, runs and the search itself."""
@@ -284,9 +281,9 @@ class Tuning:
         if not ranked:
             return None
         best = ranked[0]
-        return self._result(best, best.times, {}, best.error, False, self.measurer)
+        return self._result(best, best.times, {}, best.error, False)
 
-    def _finish(self, measurer: Measurer) -> Result:
+    def _finish(self) -> Result:
         """Time the best few again in turns, with PyTorch; verify the winner; keep the result.
 
         What is modelled or simulated gives the same time again, and was checked if it can be.
@@ -297,41 +294,41 @@ class Tuning:
             reason = f", most often: {reasons[0][0]}" if reasons else ""
             raise DeviceError(f"{self.workload.key}: no candidate worked{reason}")
         if self.target.measured != "run":
-            return self._kept(self._unrun(ranked, measurer))
+            return self._kept(self._unrun(ranked))
         for group in finalists.groups(ranked):
-            result = self._timed(group, measurer)
+            result = self._timed(group)
             if result is not None:
                 return self._kept(result)
         raise DeviceError(f"{self.workload.key}: none of {len(ranked)} kernels verified")
 
-    def _timed(self, ranked: Sequence[Trial], measurer: Measurer) -> Result | None:
+    def _timed(self, ranked: Sequence[Trial]) -> Result | None:
         """The best that verifies of a few that are timed in turns, with PyTorch; None where none
         does: on other inputs, a kernel at the edge of the tolerance may be beyond it."""
-        assert isinstance(measurer, LocalMeasurer)
+        assert isinstance(self.measurer, LocalMeasurer)
         kernels = {str(i): Candidate(t.formulation, t.config) for i, t in enumerate(ranked)}
         peers = peers_of(self.workload) if self.peers else ()
         self._report("re-measure")
-        times, missing, died = finalists.in_turns(measurer, kernels, peers)
+        times, missing, died = finalists.in_turns(self.measurer, kernels, peers)
         self.ended |= {"missing": missing} if missing else {}
         for name, fault in died.items():
             self._fail(ranked[int(name)], fault)
         worked = [name for name in kernels if name in times]
         for name in sorted(worked, key=lambda n: statistics.median(times[n])):
-            reason, error = self._proven(ranked[int(name)], measurer)
+            reason, error = self._proven(ranked[int(name)])
             if reason is None:
                 theirs = {p: times[p] for p in peers if p in times}
-                return self._result(ranked[int(name)], times[name], theirs, error, True, measurer)
+                return self._result(ranked[int(name)], times[name], theirs, error, True)
         return None
 
-    def _unrun(self, ranked: Sequence[Trial], measurer: Measurer) -> Result:
+    def _unrun(self, ranked: Sequence[Trial]) -> Result:
         """The best of what did not run on the device, proven where that can be done; a proof may
         take minutes: after `finalists.MOST` without an answer it is for the next run to go on."""
         self._report("verify")
         reasons, silent = list[str](), 0
         for trial in ranked:
-            reason, error = self._proven(trial, measurer)
+            reason, error = self._proven(trial)
             if reason is None:
-                return self._result(trial, trial.times, {}, error, error is not None, measurer)
+                return self._result(trial, trial.times, {}, error, error is not None)
             reasons.append(reason)
             silent += error is None
             if silent == finalists.MOST:
@@ -339,10 +336,10 @@ class Tuning:
         none = f"none of the best {len(reasons)} kernels verified"
         raise DeviceError(f"{self.workload.key}: {none}, the last: {reasons[-1]}")
 
-    def _proven(self, trial: Trial, measurer: Measurer) -> tuple[str | None, float | None]:
+    def _proven(self, trial: Trial) -> tuple[str | None, float | None]:
         """Why a trial that worked does not verify, None where it does; its error, if it has one."""
         try:
-            error = measurer.proven(trial)
+            error = self.measurer.proven(trial)
         except DeviceError as fault:
             self._fail(trial, fault)
             return str(fault), None
@@ -362,7 +359,6 @@ class Tuning:
         peers: Mapping[str, Sequence[float]],
         error: float | None,
         verified: bool,
-        measurer: Measurer,
     ) -> Result:
         values = {
             "workload": self.workload.key,
@@ -387,6 +383,6 @@ class Tuning:
             "reused": False,
             "verified": verified,
             "max_rel_error": error,
-            **measurer.details(trial),
+            **self.measurer.details(trial),
         }
         return Result(values, self.workload, self.target)
