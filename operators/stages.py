@@ -107,7 +107,7 @@ def result_dtype(dtype: str) -> str:
     return "int32" if dtype == "int8" else dtype
 
 
-def epilogue(out: Any, axis: int, bias: Any | None, relu: bool, dtype: str = "float32") -> Any:
+def epilogue(out: Any, axis: int, bias: Any | None, relu: bool, dtype: str) -> Any:
     """`out` plus `bias` along `axis` (stage ``bias_add``), then its positive part (``relu``), in
     the dtype of `out`; at the end rounded to `result_dtype`, once (stage ``narrow``)."""
     from tvm import te, tirx

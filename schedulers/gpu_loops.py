@@ -10,7 +10,6 @@ import tvm
 from tvm import sym, tirx
 
 from flextensor.schedulers.expression import loads, rewrite
-from flextensor.schedulers.program import Stage
 
 MOST_BLOCKS = 65535
 """Along the second and third side of a grid; the first may be longer."""
@@ -22,11 +21,6 @@ def flatten(values: Sequence[Any], extents: Sequence[int]) -> Any:
     for value, extent in zip(values, extents, strict=True):
         index = index * extent + value
     return index
-
-
-def outputs(stage: Stage) -> int:
-    """Elements that a stage writes."""
-    return math.prod(stage.shape)
 
 
 def bind_blocks(sch: Any, batch: Sequence[Any], y: Any, x: Any) -> None:

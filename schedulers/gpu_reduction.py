@@ -20,8 +20,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.ir.expr import TensorLoad
 
-from flextensor.schedulers import gpu_loops
-from flextensor.schedulers.analysis import neutral
+from flextensor.schedulers.analysis import neutral, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.expression import linear, rewrite
 from flextensor.schedulers.layouts import unflatten
@@ -52,11 +51,11 @@ class GpuReductionScheduler(Scheduler):
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a device with thread blocks, when threads may share a reduction."""
-        length = math.prod(i.extent for i in stage.reduction)
+        length = points(stage.reduction)
         blocks = target.threads_per_block and stage.spatial
         if not blocks or not stage.combiner or length < SHORTEST:
             return None
-        few = gpu_loops.outputs(stage) < OUTPUTS * target.cores
+        few = points(stage.spatial) < OUTPUTS * target.cores
         if not few and not any(_in_a_row(load, stage.reduction[-1]) for load in stage.loads):
             return None
         return GpuReductionSchedule(stage, target)
@@ -69,8 +68,8 @@ class GpuReductionSchedule(StageSchedule):
 
     def __init__(self, stage: Stage, target: Target) -> None:
         self.stage, self.target = stage, target
-        self.length = math.prod(i.extent for i in stage.reduction)
-        self.outputs = gpu_loops.outputs(stage)
+        self.length = points(stage.reduction)
+        self.outputs = points(stage.spatial)
         row = stage.reduction[-1].extent
         # the dimension of the output whose neighbours are neighbouring threads
         self.cut = max((d for d, n in enumerate(stage.shape) if n > 1), default=0)

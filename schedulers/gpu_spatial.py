@@ -14,7 +14,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from flextensor.schedulers import gpu_estimate, gpu_loops
+from flextensor.schedulers import gpu_estimate
+from flextensor.schedulers.analysis import points
 from flextensor.schedulers.base import Scheduler, StageSchedule
 from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Space, Value, choice, sizes
@@ -36,7 +37,7 @@ class GpuSpatialSchedule(StageSchedule):
 
     def __init__(self, stage: Stage, target: Target) -> None:
         self.stage, self.target = stage, target
-        outputs = gpu_loops.outputs(stage)
+        outputs = points(stage.spatial)
         small = bool(stage.reduction) and stage.reduction[-1].extent <= 16
         threads = [t for t in THREADS if t <= min(target.threads_per_block, 2 * outputs)]
         self.space = Space(
@@ -60,8 +61,8 @@ class GpuSpatialSchedule(StageSchedule):
         """`estimate` is a guess in seconds on a device of 1 GHz."""
         stage = self.stage
         seconds = gpu_estimate.spatial_seconds(
-            gpu_loops.outputs(stage), stage.points // gpu_loops.outputs(stage),
-            len(stage.loads), int(config["threads"]) , self.target,
+            points(stage.spatial), points(stage.reduction),
+            len(stage.loads), int(config["threads"]), self.target,
         )  # fmt: skip
         return {"estimate": seconds, "log_estimate": math.log2(seconds)}
 

@@ -32,14 +32,14 @@ def fuse(sch: Any, loops: list[Any]) -> Any:
     return sch.fuse(*loops) if len(loops) > 1 else loops[0]
 
 
-def vectorize_inner(sch: Any, loops: list[Any], target: Target, dtype: str = "float32") -> None:
+def vectorize_inner(sch: Any, loops: list[Any], target: Target) -> None:
     """Vectorise the innermost loop where whole vectors fill it; else leave it to LLVM.
 
     for x in 48  ->  for xo in 3: vectorized(16)
     """
     if not loops:
         return
-    inner, lanes = loops[-1], target.lanes(dtype)
+    inner, lanes = loops[-1], target.lanes()
     length = extent(sch, inner)
     if length % lanes == 0:
         sch.vectorize(sch.split(inner, [None, lanes])[1])

@@ -61,7 +61,7 @@ def bram18(engine: Engine) -> int:
     )
 
 
-def luts(engine: Engine, lut_inputs: int = 6) -> int:
+def luts(engine: Engine, lut_inputs: int) -> int:
     """Lookup tables: control and addresses, adder trees, accumulators up to the store."""
     accumulators = engine.pe_m * engine.pe_n * 8 * SUM_BYTES[engine.dtype]
     adders = accumulators * (engine.pe_k - 1)
