@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from flextensor.buffers import relative_error
 from flextensor.operators import Workload
-from flextensor.targets import launches
+from flextensor.targets import CUDA, launches
+from flextensor.targets.cuda_architectures import ARCHITECTURES
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
+
+
+def card(arch: str, emulated: bool = False) -> CUDA:
+    """A card of an architecture, the same whether or not this machine has one."""
+    return dataclasses.replace(CUDA._of(ARCHITECTURES[arch]), emulated=emulated)
 
 
 def error(workload: Workload, program: launches.Program, source: str = "") -> float:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 from sample_programs import rms_norm
 
 from flextensor.buffers import relative_error
 from flextensor.operators import FunctionOperator, Workload, parse, registry
 from flextensor.schedulers import schedule, space
-from flextensor.targets import CUDA, Target, launches
+from flextensor.targets import Target, launches
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 
 IMAGE = {"in_channels": "4", "out_channels": "6", "height": "7", "width": "9", "padding": "1"}
@@ -63,7 +63,7 @@ CASES = {name: (name, fields) for name, fields in FIELDS.items()} | {
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    return card("sm_80", emulated=True)
 
 
 def configs(func: Any, target: Target) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 
 import flextensor
 from flextensor.buffers import relative_error
@@ -20,7 +20,7 @@ from flextensor.schedulers.composition import Composition
 from flextensor.schedulers.gpu_contraction import GpuContractionScheduler
 from flextensor.schedulers.gpu_tensor_core import GpuTensorCoreScheduler
 from flextensor.schedulers.space import Config
-from flextensor.targets import CUDA, Target, launches
+from flextensor.targets import Target, launches
 from flextensor.targets.cuda_compiler import compile_cuda, ptx
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 from flextensor.targets.launches import Launch
@@ -39,10 +39,6 @@ PRODUCT = "wmma.mma.sync.aligned.row.{}.m16n16k16.f32.bf16.bf16.f32"
 
 def brain(name: str, fields: dict[str, str]) -> Workload:
     return Workload(parse(name, {**fields, "dtype": "bfloat16"}))
-
-
-def card(arch: str, emulated: bool = False) -> CUDA:
-    return dataclasses.replace(CUDA._of(CUDA.from_spec(f"cuda:{arch}").data), emulated=emulated)
 
 
 GEMM = brain("gemm", {"m": "96", "n": "104", "k": "152"})

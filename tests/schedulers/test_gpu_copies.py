@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from emulated_programs import error
+from emulated_programs import card, error
 from tvm import te
 
 from flextensor.errors import IllegalConfigError
@@ -15,7 +15,7 @@ from flextensor.operators import FunctionOperator, Workload, parse
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.composition import Composition
 from flextensor.schedulers.gpu_contraction import GpuContractionSchedule
-from flextensor.targets import CUDA, Target, launches, lookup
+from flextensor.targets import Target, launches, lookup
 from flextensor.targets.cuda_compiler import body, compile_cuda
 
 IMAGE = {"in_channels": "5", "out_channels": "6", "height": "8", "width": "9", "padding": "1"}
@@ -37,7 +37,7 @@ ONE_SIDE = {"k_tile": 1, "pad": 0}
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    return card("sm_80", emulated=True)
 
 
 def config(workload: Workload, **changes: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 
 from flextensor.buffers import relative_error
 from flextensor.cost_models import gpu_work
@@ -18,7 +19,7 @@ from flextensor.schedulers.gpu_tensor_core_plan import WAYS
 from flextensor.schedulers.gpu_tensor_core_units import UNITS
 from flextensor.schedulers.lane_intrinsics import PLACES
 from flextensor.schedulers.space import Config
-from flextensor.targets import CUDA, launches
+from flextensor.targets import launches
 from flextensor.targets.cuda_architectures import Architecture
 from flextensor.targets.cuda_compiler import compile_cuda
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
@@ -38,10 +39,6 @@ CASES = {
 TILE: Config = {
     "y_warps": 2, "y_fragments": 2, "x_warps": 2, "x_fragments": 1, "k_steps": 2, "unit": "mma",
 }  # fmt: skip
-
-
-def card(arch: str) -> CUDA:
-    return CUDA._of(CUDA.from_spec(f"cuda:{arch}").data)
 
 
 def work(name: str, fields: dict[str, str], dtype: str = "float16") -> Workload:

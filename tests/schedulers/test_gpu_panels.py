@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulated_programs import error
+from emulated_programs import card, error
 
 from flextensor.buffers import relative_error
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import Workload, parse
 from flextensor.schedulers import schedule, space
-from flextensor.targets import CUDA, OpenCL, Target, launches, lookup
+from flextensor.targets import OpenCL, Target, launches, lookup
 from flextensor.targets.cuda_compiler import compile_cuda
 
 IMAGE = {"in_channels": "5", "out_channels": "6", "height": "8", "width": "9", "padding": "1"}
@@ -33,7 +33,7 @@ TILE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    return card("sm_80", emulated=True)
 
 
 def config(workload: Workload, **changes: Any) -> dict[str, Any]:

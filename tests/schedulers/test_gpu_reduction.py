@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 from tvm import te
 
 from flextensor.buffers import relative_error
@@ -16,7 +16,7 @@ from flextensor.errors import IllegalConfigError
 from flextensor.operators import FunctionOperator, Workload, parse
 from flextensor.schedulers import schedule, space
 from flextensor.schedulers.composition import Composition
-from flextensor.targets import CUDA, Target, launches, lookup
+from flextensor.targets import Target, launches, lookup
 from flextensor.targets.cuda_compiler import compile_cuda
 from flextensor.targets.cuda_emulation import EmulatedFunction, compiled
 
@@ -61,7 +61,7 @@ CHANGES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def cuda() -> Target:
-    return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    return card("sm_80", emulated=True)
 
 
 def config(workload: Workload, target: Target, changes: dict[str, Any]) -> dict[str, Any]:

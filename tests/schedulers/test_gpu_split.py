@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 
 from flextensor.buffers import relative_error
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import Workload, parse
 from flextensor.schedulers import schedule, space
-from flextensor.targets import CUDA, Target, launches, lookup
+from flextensor.targets import Target, launches, lookup
 
 IMAGE = {"in_channels": "25", "out_channels": "6", "height": "7", "width": "8", "padding": "1"}
 WORKLOADS = {
@@ -32,7 +33,7 @@ TILE: dict[str, Any] = {
 
 
 def emulated() -> Target:
-    return dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    return card("sm_80", emulated=True)
 
 
 def scheduled(workload: Workload, target: Target, **changes: int | str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 
 from flextensor.buffers import relative_error
 from flextensor.cost_models import gpu
@@ -38,10 +39,6 @@ CASES = {
 
 def half(name: str, fields: dict[str, str]) -> Operator:
     return parse(name, {**fields, "dtype": "float16"})
-
-
-def card(arch: str, emulated: bool = False) -> CUDA:
-    return dataclasses.replace(CUDA._of(CUDA.from_spec(f"cuda:{arch}").data), emulated=emulated)
 
 
 @pytest.mark.parametrize("case", CASES)

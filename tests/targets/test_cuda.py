@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_programs import card
 
 from flextensor import targets
 from flextensor.buffers import relative_error
@@ -210,7 +211,7 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             DeviceError, match="no CUDA compiler found: pip install nvidia-cuda-nvrtc"
         ):
             attempt()
-    target = dataclasses.replace(CUDA.from_spec("cuda:sm_80"), emulated=True)
+    target = card("sm_80", emulated=True)
     with pytest.raises(DeviceError, match=r"emulating CUDA needs g\+\+"):
         target.check()
 
