@@ -23,7 +23,7 @@ from flextensor.cost_models import gpu_work
 from flextensor.cost_models.gpu_memory import SECTOR
 from flextensor.cost_models.gpu_work import Work
 from flextensor.errors import IllegalConfigError
-from flextensor.schedulers.gpu_estimate import together as together
+from flextensor.schedulers.gpu_estimate import together, waves
 from flextensor.targets import cuda_compiler, launches
 from flextensor.targets.cuda import CUDA
 from flextensor.targets.cuda_architectures import (
@@ -143,21 +143,6 @@ def occupancy(block: int, kernel: Resources, data: Architecture, dynamic: int = 
     limits.append(REGISTERS // max(registers, 1))
     limits.append(data.shared_bytes // shared if shared else data.most_blocks)
     return min(limits)
-
-
-def waves(blocks: int, resident: int, busy: float, latency: float) -> float:
-    """Cycles of a multiprocessor that gets `blocks`, of which `resident` share it at a time.
-
-    n blocks side by side take together(n x busy, busy + latency): either a part of the
-    multiprocessor is never idle, or the chain of one block's waits is longer. What is left over is
-    a wave of its own, however few it is.
-    """
-
-    def wave(count: int) -> float:
-        return together(count * busy, busy + latency) if count else 0.0
-
-    full, rest = divmod(blocks, resident)
-    return full * wave(resident) + wave(rest)
 
 
 def predict(

@@ -56,6 +56,21 @@ def together(*times: float) -> float:
     return most * sum((t / most) ** ORDER for t in times) ** (1 / ORDER) if most else 0.0
 
 
+def waves(blocks: int, resident: int, busy: float, latency: float) -> float:
+    """Cycles of a core that gets `blocks`, of which `resident` share it at a time.
+
+    n blocks side by side take together(n x busy, busy + latency): either a part of the core is
+    never idle, or the chain of one block's waits is longer. What is left over is a wave of its own,
+    however few it is.
+    """
+
+    def wave(count: int) -> float:
+        return together(count * busy, busy + latency) if count else 0.0
+
+    full, rest = divmod(blocks, resident)
+    return full * wave(resident) + wave(rest)
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
     """What a block takes: cycles that it keeps its core busy, cycles of its chain of waits,
@@ -69,13 +84,9 @@ class Block:
 
     def seconds(self, blocks: int, target: Target) -> float:
         """A kernel of so many blocks: waves of those that a core holds, on the busiest core."""
-        full, rest = divmod(ceil_div(blocks, target.cores), self._resident(target.warp))
-        cycles = full * self._wave(self._resident(target.warp)) + self._wave(rest)
+        share = ceil_div(blocks, target.cores)
+        cycles = waves(share, self._resident(target.warp), self.busy, self.latency)
         return cycles / CLOCK + LAUNCH_SECONDS
-
-    def _wave(self, blocks: int) -> float:
-        """Cycles of blocks side by side: their core is never idle, or one's chain is longer."""
-        return together(blocks * self.busy, self.busy + self.latency) if blocks else 0.0
 
     def _resident(self, warp: int) -> int:
         threads = round_up(self.threads, warp)

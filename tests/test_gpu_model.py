@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from flextensor.cost_models import gpu, gpu_memory, gpu_work
-from flextensor.cost_models.gpu import Busy, Prediction, occupancy, together, waves
+from flextensor.cost_models.gpu import Busy, Prediction, occupancy
 from flextensor.errors import IllegalConfigError
 from flextensor.operators import Gemm, Workload, parse
 from flextensor.schedulers import schedule, space
+from flextensor.schedulers.gpu_estimate import together, waves
 from flextensor.targets import CUDA, launches, lookup
 from flextensor.targets.cuda_architectures import ARCHITECTURES
 from flextensor.targets.cuda_compiler import Resources
