@@ -1,10 +1,11 @@
-"""Measurers that need no worker: recorded trials, and functions."""
+"""Measurers that need no worker: what they have in common, and functions; records of trials are of
+`flextensor.replay`."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flextensor.measure import Candidate, OnTrial, ignore
@@ -39,33 +40,6 @@ class Answers:
 
     def close(self) -> None:
         """Nothing to stop."""
-
-
-class ReplayMeasurer(Answers):
-    """Answers from recorded trials: explorers are compared without a device.
-
-    A candidate that was never measured is ``illegal``, with a message that says so.
-    """
-
-    def __init__(self, trials: Iterable[Trial], on_trial: OnTrial = ignore) -> None:
-        super().__init__(on_trial)
-        self._trials = {config_key(trial): trial for trial in trials}
-
-    def measure(
-        self, candidates: Sequence[Candidate], best_seconds: float = math.inf
-    ) -> list[Trial]:
-        """The recorded trial of every candidate, in order."""
-        found = [self._trials.get(config_key(c)) or unrecorded(c) for c in candidates]
-        for trial in found:
-            self.on_trial(trial)
-        return found
-
-
-def unrecorded(candidate: Candidate) -> Trial:
-    """The answer of a replay to a candidate that was never measured."""
-    return Trial(
-        candidate.formulation, candidate.config, Status.ILLEGAL, message="not among the records"
-    )
 
 
 class FunctionMeasurer(Answers):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flextensor import buffers, targets, timing
-from flextensor.answers import FunctionMeasurer, ReplayMeasurer
+from flextensor.answers import FunctionMeasurer
 from flextensor.builders import MOST, Builders
 from flextensor.errors import DeviceError
 from flextensor.folders import private_folder, remove
@@ -287,18 +287,6 @@ def test_no_temporary_folder_is_one_clear_line(
     workload, target = increment(), targets.lookup("llvm")
     with pytest.raises(DeviceError, match="cannot build the kernel: .*No usable temporary dir"):
         compile_kernel(workload, target, {"formulation": "direct", "config": {}})
-
-
-def test_replay_answers_from_records() -> None:
-    trial = Trial("direct", {"tile": [4, 8], "unroll": 2}, Status.OK, (1.0,))
-    seen: list[Trial] = []
-    replay = ReplayMeasurer([trial], seen.append)
-    known, unknown = replay.measure(
-        [Candidate("direct", {"unroll": 2, "tile": (4, 8)}), Candidate("direct", {})]
-    )
-    assert known is trial
-    assert (unknown.status, unknown.message) == (Status.ILLEGAL, "not among the records")
-    assert seen == [known, unknown]
 
 
 def test_a_function_is_a_landscape() -> None:
