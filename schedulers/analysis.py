@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -64,7 +65,7 @@ class Contraction:
         return slides(self.a, self.m, self.k) or slides(self.b, self.n, self.k)
 
 
-def points(iterators: tuple[Iterator, ...]) -> int:
+def points(iterators: Sequence[Iterator]) -> int:
     """Iterations of a loop nest over `iterators`."""
     return math.prod(i.extent for i in iterators)
 

@@ -6,10 +6,10 @@ image of C -> the contraction's output -> (stages that move data) -> the program
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flextensor.schedulers.analysis import points
 from flextensor.schedulers.engine_layout import Layout, Roles
 from flextensor.schedulers.expression import Linear
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors
@@ -93,7 +93,7 @@ class Packing:
 
         layout = self.layout
         shape = [axis.extent for axis in layout.axes]
-        inside = math.prod(i.extent for i in layout.inside)
+        inside = points(layout.inside)
         whole = np.broadcast_to(value[self._gather()], (*shape, inside))
         padded = np.zeros((*shape, layout.words * layout.lanes), whole.dtype)
         padded[..., :inside] = whole
@@ -156,7 +156,7 @@ class Packing:
         digits: dict[Any, tuple[int, Array]] = {}
         for place, nest in enumerate(nests):
             digits |= {var: (place, steps) for var, steps in _digits(nest).items()}
-        counts = [math.prod(i.extent for i in nest) for nest in nests]
+        counts = [points(nest) for nest in nests]
         indices = tuple(_sum(form, digits, 4) for form in roles.found.b.access or ())
         whole = np.broadcast_to(value[indices], counts)
         if roles.depthwise:
@@ -198,16 +198,15 @@ class Packing:
         places = {i.var: place for place, i in enumerate(order)}
         outputs = roles.found.outputs
         value = value.transpose([places[i.var] for parts in outputs for i in parts])
-        return value.reshape([math.prod(i.extent for i in parts) for parts in outputs])
+        return value.reshape([points(parts) for parts in outputs])
 
 
 def _digits(nest: Sequence[Iterator]) -> dict[Any, Array]:
     """The values of each iterator as all of them run, the last one innermost."""
     import numpy as np
 
-    count = math.prod(i.extent for i in nest)
     found: dict[Any, Array] = {}
-    inner = count
+    count = inner = points(nest)
     for iterator in nest:
         inner //= iterator.extent
         found[iterator.var] = np.arange(count) // inner % iterator.extent

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flextensor.schedulers.analysis import Contraction
+from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.expression import Linear
 from flextensor.schedulers.program import Iterator
 from flextensor.targets.engine import Digits
@@ -57,7 +57,7 @@ class Layout:
     @property
     def words(self) -> int:
         """Words for one index of all axes."""
-        return ceil_div(math.prod(i.extent for i in self.inside), self.lanes)
+        return ceil_div(points(self.inside), self.lanes)
 
     def digits(self, iterators: Sequence[Iterator], words: bool = False) -> Digits:
         """Counters of some iterators, with their strides in words; `words` adds those within."""
