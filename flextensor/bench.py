@@ -107,8 +107,9 @@ def run(
             if values.get("reused") and not peers:  # nothing was measured now
                 values = _newest(values, done.get(case.full_name))
             if "failure" in values:
-                code = 1
-            said = values.get("failure") and f"failed: {values['failure']}" or summary(values)
+                code, said = 1, f"failed: {values['failure']}"
+            else:
+                said = summary(values)
             print(f"{label:24s}{said}", file=sys.stderr, flush=True)
             done[case.full_name] = values
             data["cases"] = [done[name] for name in order if name in done]
