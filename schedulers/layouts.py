@@ -128,7 +128,7 @@ class Slide:
 
     def offset(self, at: dict[Any, Any]) -> tuple[Any, Any]:
         """(whole steps, phase within a step) of a tap."""
-        taps: Any = sum((c * at[v] for v, c in self.taps.terms.items()), self.taps.constant)
+        taps = self.taps.at(at)
         if self.stride == 1:
             return taps, 0
         return tirx.floordiv(taps, self.stride), tirx.floormod(taps, self.stride)
@@ -366,10 +366,9 @@ class Side:
                         within.append(here[r.var] < r.extent)
                 assert self.operand.access is not None
                 indices = [
-                    placed[d] if d in placed
-                    else sum((c * here[v] for v, c in form.terms.items()), form.constant)
+                    placed[d] if d in placed else form.at(here)
                     for d, form in enumerate(self.operand.access)
-                ]  # fmt: skip
+                ]
                 read = tensors.load(self.operand.buffer, indices)
                 return guarded(within, self._stored(read, here))
 
