@@ -204,7 +204,8 @@ def _check_tensors(name: str, tensors: Any) -> None:
     from tvm import te, tirx
 
     if not isinstance(tensors, list | tuple) or not tensors:
-        what = type(tensors).__name__ if tensors else "nothing"
+        nothing = tensors is None or isinstance(tensors, list | tuple)  # a tensor has no truth
+        what = "nothing" if nothing else type(tensors).__name__
         raise InputError(f"{name} must return a list of TVM tensors, got {what}")
     for tensor in tensors:
         if not isinstance(tensor, te.Tensor):

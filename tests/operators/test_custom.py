@@ -62,6 +62,7 @@ def raises(n: int = 1):
 
 def nothing(): pass
 def numbers(): return [1, 2]
+def bare(): return te.placeholder((3,), name="a")
 def only_input(): return [te.placeholder((3,), name="a")]
 def forgets():
     a = te.placeholder((3,), name="a")
@@ -160,6 +161,7 @@ def test_files_register_nothing(ops: Path) -> None:
         ("raises", {}, "{file}:42: RuntimeError: first"),
         ("nothing", {}, "nothing must return a list of TVM tensors, got nothing"),
         ("numbers", {}, "numbers returned a int among its tensors"),
+        ("bare", {}, "bare must return a list of TVM tensors, got Tensor"),
         ("only_input", {}, "the last tensor, a, is an input, not the output"),
         ("forgets", {}, "forgets uses the input a but does not return it"),
         ("computed_input", {}, "b is computed; only the last tensor may be"),
