@@ -58,6 +58,12 @@ class EngineScheduler(Scheduler):
             return EngineSchedule(program, roles, target)
         if roles is None and others and _moves(stage):
             return HostSchedule(stage)
+        dtype = program.output.dtype
+        if dtype != "float32":
+            raise UnsupportedError(
+                f"no FPGA engine computes {stage.name} with {dtype} outputs: leave the operator in "
+                f"float32 and name the type with the part, as fpga:{target.part},dtype=int16"
+            )
         why = "one of several sums of products" if roles else "no sum of two products, nor a move"
         raise UnsupportedError(f"no FPGA engine computes {stage.name}: it is {why}")
 

@@ -165,6 +165,8 @@ def test_what_cannot_be_built_has_a_reason() -> None:
     [
         ("gemm", {"bias": "true"}, "no FPGA engine computes bias_add"),
         ("mttkrp", {}, "no FPGA engine computes"),
+        ("gemm", {"dtype": "int8"}, "int32 outputs: leave the operator in float32 and name"),
+        ("gemm", {"dtype": "float16"}, "the type with the part, as fpga:vu9p,dtype=int16"),
     ],
 )
 def test_what_no_engine_computes_is_refused(
