@@ -57,8 +57,8 @@ class Workload:
     """An operator and its parameters: key, arithmetic, inputs, reference, formulations.
 
     `prepacked` says that its weights are packed once, and not at every call. Raises
-    `UnsupportedError` when it has none, or when a tensor of the plain formulation does not fit this
-    machine.
+    `UnsupportedError` when it has none, or when a tensor of the plain formulation, or all inputs
+    with the reference, do not fit this machine.
     """
 
     operator: Operator
@@ -79,6 +79,13 @@ class Workload:
                 )
             if math.prod(spec.shape) >= 2**31:
                 raise UnsupportedError(f"{what} has more than 2**31 - 1 elements")
+        *inputs, output = self.buffers
+        whole = sum(b.nbytes for b in inputs) + 8 * math.prod(output.shape)
+        if whole > memory:
+            raise UnsupportedError(
+                f"{self.operator.name}: inputs and the float64 reference need "
+                f"{whole / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f} GiB"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Workload, (self.operator, self.prepacked)  # programs are rebuilt, not pickled

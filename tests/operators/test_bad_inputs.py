@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flextensor.errors import InputError
+from flextensor.errors import InputError, UnsupportedError
 from flextensor.operators import (
     BlockCirculant,
     Conv1d,
@@ -79,6 +79,14 @@ def test_more_elements_than_an_index_counts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("os.sysconf", lambda name: 2**30)
     with pytest.raises(InputError, match=r"more than 2\*\*31 - 1 elements"):
         Workload(Gemv(50_000, 50_000))
+
+
+def test_inputs_and_reference_that_fit_only_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = {"SC_PAGE_SIZE": 2**20, "SC_PHYS_PAGES": 15}
+    monkeypatch.setattr("flextensor.operators.workload.os.sysconf", room.__getitem__)
+    with pytest.raises(UnsupportedError, match="^gemm: inputs and the float64 reference need 0.0"):
+        Workload(Gemm(m=1024, n=1024, k=1024))  # 4 + 4 + 8 MiB
+    Workload(Gemm(m=1024, n=1024, k=512))
 
 
 def test_a_name_is_taken_once() -> None:
