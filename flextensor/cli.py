@@ -13,7 +13,7 @@ import typer
 
 from flextensor import __version__
 from flextensor.cli_bundle import bundle
-from flextensor.cli_db import DbOption, JsonOption, db_app
+from flextensor.cli_db import DbOption, JsonOption, db_app, existing
 from flextensor.cli_export import export
 from flextensor.cli_options import (
     CaseOption,
@@ -270,9 +270,11 @@ def show(
 
     import_tvm()
     ((label, operator),) = workloads_of(what, fields, einsum, case, None)
-    result = results.load(
-        operator, target=target, threads=threads, db=db, prepacked=prepacked, measure=measure
-    )
+    with existing(db) as database:
+        result = results.load(
+            operator, target=target, threads=threads, db=database, prepacked=prepacked,
+            measure=measure,
+        )  # fmt: skip
     found = results.show(result)
     if not (source or tir):
         report.table(label, found["result"])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flextensor.cli_db import DbOption
+from flextensor.cli_db import DbOption, existing
 from flextensor.cli_options import (
     CaseOption,
     EinsumOption,
@@ -39,6 +39,7 @@ def export(
 
     import_tvm()
     ((_, operator),) = workloads_of(what, fields, einsum, case, None)
-    result = load(operator, target=target, db=db, measure=measure)
+    with existing(db) as database:
+        result = load(operator, target=target, db=database, measure=measure)
     for path in writer.write(result, out):
         print(path)

@@ -257,11 +257,20 @@ def test_bad_options_are_one_line_and_make_no_database(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["ls", "stats", "prune"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("db", "ls"),
+        ("db", "stats"),
+        ("db", "prune"),
+        ("show", "gemm"),
+        ("export", "gemm", "--out", "design"),
+    ],
+)
 def test_a_database_that_is_named_and_missing_is_not_made(
-    command: str, call: Call, tmp_path: Path
+    command: tuple[str, ...], call: Call, tmp_path: Path
 ) -> None:
-    code, out, err = call("db", command, "--db", tmp_path / "typo.db")
+    code, out, err = call(*command, "--db", tmp_path / "typo.db")
     assert (code, out) == (2, "")
     assert "no such database" in err
     assert not (tmp_path / "typo.db").exists()
