@@ -31,7 +31,7 @@ from fractions import Fraction
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 MOST_POINTS = 7
-"""Points of a tile along an axis, at most: rounding errors grow with each."""
+"""Points of a level, at most: rounding errors grow with each."""
 GAIN = Fraction(5, 4)
 """How many times fewer products per output one more formulation must need."""
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
@@ -40,8 +40,8 @@ POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """How a window along one axis is computed: by F(m, r) of each pair of `levels`, the outermost
-    first, and in `parts` that are summed."""
+    """How a window along one axis is computed: by F(m, r) of each pair (m, r) of `levels`, the
+    outermost first, and in `parts` that are summed."""
 
     levels: tuple[tuple[int, int], ...]
     parts: int = 1

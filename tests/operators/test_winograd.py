@@ -118,11 +118,20 @@ def test_the_error_of_a_window_in_parts_is_bounded(
 
 
 @pytest.mark.parametrize("kernel", [*range(6, 15), 20, 31])
-@pytest.mark.parametrize("name", ["conv1d", "conv_transpose1d"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("conv1d", {}),
+        ("conv1d", {"dilation": "2", "batch": "2"}),
+        ("conv1d", {"groups": "2", "out_channels": "18", "relu": "true"}),
+        ("conv_transpose1d", {}),
+    ],
+    ids=["plain", "gaps", "groups", "transposed"],
+)
 def test_the_error_of_a_nested_window_is_bounded(
-    name: str, kernel: int, error_of: Callable[[Workload, str], float]
+    name: str, more: dict[str, str], kernel: int, error_of: Callable[[Workload, str], float]
 ) -> None:
-    fields = {"in_channels": "24", "out_channels": "17", "length": "83", "padding": "2"}
+    fields = {"in_channels": "24", "out_channels": "17", "length": "83", "padding": "2", **more}
     workload = Workload(parse(name, {**fields, "kernel": str(kernel), "stride": "1"}))
     nested = [tile for tile, s in schemes(kernel, 1).items() if len(s.levels) == 2]
     assert nested
