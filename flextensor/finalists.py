@@ -72,6 +72,12 @@ def in_turns(
     return times, missing, failed
 
 
+def spread(times: Sequence[float]) -> float:
+    """Interquartile range over the median; 0 of a single time."""
+    low, high = quartiles(times)
+    return (high - low) / statistics.median(times)
+
+
 def quartiles(times: Sequence[float]) -> tuple[float, float]:
     """The first and the third."""
     if len(times) < 2:

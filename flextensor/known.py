@@ -72,16 +72,17 @@ def timed(
     peers: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
     """What a result says of the seconds per call of its kernel, and of its peers."""
-    best, (low, high) = statistics.median(times), finalists.quartiles(times)
+    best = statistics.median(times)
     share, bound = roofline(workload, target, best, formulation)
     medians = {peer: statistics.median(own) for peer, own in peers.items()}
     return {
         "best_seconds": best,
-        "spread": (high - low) / best,
+        "spread": finalists.spread(times),
         "gflops": workload.flops / best / 1e9,
         "peak_fraction": share,
         "bound": bound,
         "peers": medians,
+        "peer_spreads": {peer: finalists.spread(own) for peer, own in peers.items()},
         "speedup": min(medians.values()) / best if medians else None,
     }
 

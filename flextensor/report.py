@@ -102,20 +102,17 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     roof = "peak FLOP/s" if values["bound"] == "compute" else "memory bandwidth"
     if values.get("measured", "run") == "run":
         roof = f"measured {roof}"
-    torch = min(values["peers"].values(), default=None)
     ahead = ", weights packed ahead" if values.get("prepacked") else ""
     failures = ", ".join(f"{n} {kind}" for kind, n in values["failures"].items()) or "0 failed"
     twins = f", {values['twins']} of known programs" if values.get("twins") else ""
     error = values["max_rel_error"]
-    why = "".join(f": {reason}" for reason in set(values.get("missing", {}).values()))
-    speedup = f"{values['speedup']:.2f}x ({duration(torch)})" if torch else f"not measured{why}"
     return [
         ("workload", values["workload"]),
         ("device", values["device"]),
         ("latency", f"{duration(values['best_seconds'])}, spread {values['spread']:.1%}"),
         ("speed", f"{values['gflops']:.1f} GFLOP/s"),
         (f"share of {roof}", f"{values['peak_fraction']:.1%}"),
-        (f"speed-up over PyTorch{ahead}", speedup),
+        (f"speed-up over PyTorch{ahead}", _speedup(values)),
         ("largest error", "not checked" if error is None else f"{error:.1e}"),
         ("verified", _verified(values)),
         ("formulation", values["formulation"]),
@@ -125,6 +122,17 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         *([("modelled, not measured", values["modelled"])] if "modelled" in values else []),
         *design(values.get("design")),
     ]
+
+
+def _speedup(values: Mapping[str, Any]) -> str:
+    """Over the fastest method, with its time and how that scattered; or why there is none."""
+    peers, spreads = values["peers"], values.get("peer_spreads", {})
+    if not peers:
+        why = "".join(f": {reason}" for reason in set(values.get("missing", {}).values()))
+        return f"not measured{why}"
+    fastest = min(peers, key=lambda peer: peers[peer])
+    scatter = f", spread {spreads[fastest]:.1%}" if fastest in spreads else ""
+    return f"{values['speedup']:.2f}x ({duration(peers[fastest])}{scatter})"
 
 
 def _verified(values: Mapping[str, Any]) -> str:

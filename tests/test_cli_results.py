@@ -88,6 +88,16 @@ def test_options_reach_the_tuner(call: Call, monkeypatch: pytest.MonkeyPatch) ->
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_speed_up_says_how_far_the_time_of_pytorch_scattered() -> None:
+    peers = {"torch compiled": 5e-3, "torch": 4e-3}
+    spreads = {"torch compiled": 0.01, "torch": 0.3}
+    values = {**VALUES, "peers": peers, "peer_spreads": spreads}
+    assert ("speed-up over PyTorch", "2.00x (4 ms, spread 30.0%)") in report.rows(values)
+    assert ("speed-up over PyTorch", "2.00x (4 ms)") in report.rows(VALUES)  # kept by older code
+    alone = {**VALUES, "peers": {}, "peer_spreads": {}, "speedup": None, "missing": {"t": "none"}}
+    assert ("speed-up over PyTorch", "not measured: none") in report.rows(alone)
+
+
 def test_json_stays_pure_when_a_users_operator_prints(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -22,7 +22,8 @@ from flextensor.targets.process import WorkerDied
 KEYS = {
     "workload", "operator", "params", "target", "device", "formulation", "config", "best_seconds",
     "spread", "gflops", "peak_fraction", "bound", "intensity", "trials", "failures",
-    "tuning_seconds", "reused", "verified", "max_rel_error", "peers", "speedup", "prepacked",
+    "tuning_seconds", "reused", "verified", "max_rel_error", "peers", "peer_spreads", "speedup",
+    "prepacked",
     "measured", "stopped", "shares", "twins", "asked", "date", "session",
 }  # fmt: skip
 GEMM = Gemm(m=37, n=53, k=29)
@@ -40,7 +41,7 @@ def test_tune_verifies_keeps_reuses_and_continues(tmp_path: Path) -> None:
     assert set(values["shares"]) == {"build", "run", "search"}
     assert sum(values["shares"].values()) == pytest.approx(1)
     assert all(share > 0 for share in values["shares"].values())
-    assert values["peers"]["torch"] > 0
+    assert values["peers"]["torch"] > 0 and values["peer_spreads"]["torch"] >= 0
     again = flextensor.tune(GEMM, trials=6, db=db).json()
     assert again == {**values, "reused": True}
     more = flextensor.tune(GEMM, trials=10, db=db, peers=False).json()
@@ -66,7 +67,10 @@ def test_an_answer_from_the_database_is_measured_beside_peers_once(
     values = flextensor.tune(GEMM, db=db).json()
     assert values["reused"] and values["peers"]["torch"] > 0
     assert values["speedup"] == values["peers"]["torch"] / values["best_seconds"]
-    timing = {"best_seconds", "spread", "gflops", "peak_fraction", "bound", "peers", "speedup"}
+    timing = {
+        "best_seconds", "spread", "gflops", "peak_fraction", "bound", "peers", "peer_spreads",
+        "speedup",
+    }  # fmt: skip
     assert set(values) == KEYS | {"missing"} and values["missing"] == {}
     same = KEYS - timing - {"reused", "date"}
     assert {name: values[name] for name in same} == {name: alone[name] for name in same}
