@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flextensor.answers import config_key
@@ -70,17 +69,3 @@ def in_turns(
         except DeviceError as error:
             failed[name] = error
     return times, missing, failed
-
-
-def spread(times: Sequence[float]) -> float:
-    """Interquartile range over the median; 0 of a single time."""
-    low, high = quartiles(times)
-    return (high - low) / statistics.median(times)
-
-
-def quartiles(times: Sequence[float]) -> tuple[float, float]:
-    """The first and the third."""
-    if len(times) < 2:
-        return times[0], times[0]
-    low, _, high = statistics.quantiles(times, n=4)
-    return low, high

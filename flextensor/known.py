@@ -17,6 +17,7 @@ from flextensor.peers import methods
 from flextensor.result import Result, answers, current, roofline
 from flextensor.results import now
 from flextensor.targets import Status, Target, Trial
+from flextensor.timing import spread
 
 
 def kept(
@@ -77,12 +78,12 @@ def timed(
     medians = {peer: statistics.median(own) for peer, own in peers.items()}
     return {
         "best_seconds": best,
-        "spread": finalists.spread(times),
+        "spread": spread(times),
         "gflops": workload.flops / best / 1e9,
         "peak_fraction": share,
         "bound": bound,
         "peers": medians,
-        "peer_spreads": {peer: finalists.spread(own) for peer, own in peers.items()},
+        "peer_spreads": {peer: spread(own) for peer, own in peers.items()},
         "speedup": min(medians.values()) / best if medians else None,
     }
 

@@ -76,14 +76,16 @@ class Clock:
 
 
 def spread(times: Sequence[float]) -> float:
-    """Interquartile range over the median."""
+    """Interquartile range over the median; 0 of a single time."""
+    if len(times) < 2:
+        return 0.0
     low, median, high = statistics.quantiles(times, n=4)
     return (high - low) / median
 
 
 def steady(times: Sequence[float]) -> bool:
     """Whether times scatter so little that their median means something; a single one may not."""
-    return len(times) < 2 or spread(times) <= UNSTEADY
+    return spread(times) <= UNSTEADY
 
 
 def slower(times: Sequence[float], best: float) -> bool:
