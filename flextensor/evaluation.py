@@ -1,11 +1,11 @@
 """How well the cost model guesses what it has not seen: other shapes, other families.
 
-    python -m flextensor.evaluation [results/cost-model [llvm-avx512]]
+    python -m flextensor.evaluation [results/cost-model [znver4]]
 
-The trials are those that the package ships for CPUs of a breed, this one's if none is named. A
-shape is held out; the model learns from the four nearest other shapes of its operator and from
-other operators, as a search does before its first trial, or from other operators alone; then it
-ranks what was measured of the shape. Other models stand beside it:
+The trials are those that the package ships of a chip, this CPU if none is named. A shape is held
+out; the model learns from the four nearest other shapes of its operator and from other operators,
+as measured on every chip of the breed, as a search does before its first trial, or from a part of
+that; then it ranks what was measured of the shape. Other models stand beside it:
 `flextensor.evaluation_objectives`.
 """
 
@@ -22,7 +22,7 @@ from flextensor import cost_models, lessons
 from flextensor import evaluation_objectives as objectives
 from flextensor.database_records import distance
 from flextensor.errors import InputError, exit_code
-from flextensor.experience import FOLDER, NEAREST, by_formulation, shipped
+from flextensor.experience import NEAREST, by_formulation, chips, shipped
 from flextensor.operators import Workload, lookup
 from flextensor.ranking import regret, spearman
 from flextensor.results import header, make, write
@@ -80,37 +80,49 @@ def kin(sample: Sample, every: Sequence[Sample]) -> list[Sample]:
     return [same[place] for _, place in sorted((g, p) for g, p in gaps if g)][:NEAREST]
 
 
-def evaluate(folder: Path, target: Target) -> list[dict[str, Any]]:
-    """Scores of every sample, by what the model learned from."""
-    every = list(samples(folder, target))
+def taught(
+    sample: Sample, every: Mapping[Path, Sequence[Sample]], aliases: bool = False
+) -> objectives.Lessons:
+    """What a model may learn of a sample's formulation from the folders of chips."""
+    what = sample.operator, sample.formulation, sample.flops
+    others = lessons.foreign(*what, list(every), aliases)
+    near = [shape for own in every.values() for shape in kin(sample, own)]
+    return objectives.Lessons(
+        [lesson.examples for lesson in others],
+        [(shape.space, shape.points, shape.seconds) for shape in near],
+    )
+
+
+def evaluate(machine: Target) -> list[dict[str, Any]]:
+    """Scores of every sample of a machine's chip, by what the model learned from."""
+    every = {
+        folder: list(samples(folder, machine)) for folder in chips(machine.breed, machine.chip)
+    }
+    (first, own), *rest = every.items()
     rows = []
-    for number, sample in enumerate(every):
-        what = sample.operator, sample.formulation, sample.flops, target.breed
-        others, named = (
-            [lesson.examples for lesson in lessons.foreign(*what, aliases=kept)]
-            for kept in (False, True)
-        )
-        near = [(other.space, other.points, other.seconds) for other in kin(sample, every)]
+    for number, sample in enumerate(own):
+        both = taught(sample, every)
+        learned = {
+            "none": objectives.Lessons([], []),
+            "shapes": objectives.Lessons([], both.near),
+            "operators": objectives.Lessons(both.foreign, []),
+            "both": both,
+            "aliases": taught(sample, every, aliases=True),
+            "chip": taught(sample, {first: own}),
+            "chips": taught(sample, dict(rest)),
+        }
         scores = {}
-        for learned, foreign, shapes in (
-            ("none", [], []), ("shapes", [], near), ("operators", others, []),
-            ("both", others, near), ("aliases", named, near),
-        ):  # fmt: skip
-            model = cost_models.create("xgboost", sample.space)
-            for taught in foreign:
-                model.study(taught)
-            for shape in shapes:
-                model.recall(*shape)
-            scores[learned] = score(model.predict(sample.points), sample.seconds)
+        for name, known in learned.items():
+            model = known.teach(cost_models.create("xgboost", sample.space))
+            scores[name] = score(model.predict(sample.points), sample.seconds)
         row = {
             "operator": sample.operator, "params": dict(sample.params),
             "formulation": sample.formulation, "points": len(sample.points), "scores": scores,
         }  # fmt: skip
         if len(sample.points) >= objectives.FEWEST:
             row["objectives"] = objectives.judged(
-                sample.space, sample.points, sample.seconds,
-                objectives.Lessons(others, near), score, number,
-            )  # fmt: skip
+                sample.space, sample.points, sample.seconds, both, score, number
+            )
         rows.append(row)
         print(f"{sample.operator} {sample.formulation}: {scores}", file=sys.stderr)
     return rows
@@ -122,6 +134,8 @@ LESSONS = {
     "operators": "other operators",
     "both": "both",
     "aliases": "both, with aliases",
+    "chip": "both, of this chip alone",
+    "chips": "both, of other chips alone",
 }
 """What a model learned from."""
 
@@ -136,13 +150,15 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"`{data['command']}`, {data['date']}. {len(rows)} formulations of"
         f" {len({(r['operator'], json.dumps(r['params'])) for r in rows})} shapes,"
         f" {sum(r['points'] for r in rows)} measured points: what the package ships for"
-        f" `{data['breed']}` and worked, where a formulation has {FEWEST} of them."
+        f" `{data['chip']}` and worked, where a formulation has {FEWEST} of them."
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator,"
-        f" from {lessons.SHAPES} shapes of every other operator, and from both. Aliases are shapes"
+        f" from {lessons.SHAPES} shapes of every other operator, and from both, as measured on"
+        " every chip of the breed, and, in the last columns, on this one or on the others alone (on none"
+        " where there is no other). Aliases are shapes"
         " of other operators with exactly as many operations, among them the same computation under"
         " another name (a 1x1 convolution is one with any dilation); a search learns from them"
-        " where there are any, a new shape has none, and they are left out but for the last column."
+        " where there are any, a new shape has none, and they are left out but for one column."
         " rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
         " pick, and of the best of the first eight, as a share of the fastest point; medians. Half"
         " the shipped points of a shape are its fastest ones, which are the hard ones to rank.",
@@ -161,17 +177,17 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m flextensor.evaluation [OUT [BREED]]``."""
+    """``python -m flextensor.evaluation [OUT [CHIP]]``."""
     out = Path(arguments[0]) if arguments else Path("results/cost-model")
     target = target_of("llvm")
-    breed = arguments[1] if len(arguments) > 1 else target.breed
-    if breed not in lessons.MACHINES:
+    chip = arguments[1] if len(arguments) > 1 else target.chip
+    if chip not in lessons.MACHINES:
         known = ", ".join(lessons.MACHINES)
-        raise InputError(f"no trials of {breed} are shipped; there are those of {known}")
+        raise InputError(f"no trials of {chip} are shipped; there are those of {known}")
     make(out)
     command = ["python", "-m", "flextensor.evaluation", *arguments]
-    rows = evaluate(FOLDER / breed, lessons.MACHINES[breed])
-    data = {**header(target, command), "breed": breed, "rows": rows}
+    rows = evaluate(lessons.MACHINES[chip])
+    data = {**header(target, command), "chip": chip, "rows": rows}
     write(out / "data.json", json.dumps(data) + "\n")
     write(out / "README.md", markdown(data))
 

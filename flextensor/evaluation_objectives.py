@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flextensor.cost_models import Example
+from flextensor.cost_models import CostModel, Example
 from flextensor.cost_models.ensemble import MEMBERS, Ensemble
 from flextensor.cost_models.learned import Learned
 from flextensor.cost_models.ranked import Ranked
@@ -27,7 +27,7 @@ FEWEST = 28
 """Points of a shape, below which too few are left to rank."""
 
 
-MODELS: Mapping[str, Callable[[Space], Any]] = {
+MODELS: Mapping[str, Callable[[Space], CostModel]] = {
     "squared error of log time": Learned,
     "pairwise ranking": Ranked,
     f"squared error, mean of {MEMBERS}": functools.partial(Ensemble, boldness=0.0),
@@ -42,6 +42,14 @@ class Lessons:
 
     foreign: Sequence[Sequence[Example]]
     near: Sequence[tuple[Space, Sequence[Point], Sequence[float]]]
+
+    def teach(self, model: CostModel) -> CostModel:
+        """The model, when it has learned them."""
+        for lesson in self.foreign:
+            model.study(lesson)
+        for shape in self.near:
+            model.recall(*shape)
+        return model
 
 
 def judged(
@@ -61,11 +69,7 @@ def judged(
         found[when] = {}
         for name, create in MODELS.items():
             begun = time.process_time()
-            model = create(space)
-            for lesson in taught.foreign:
-                model.study(lesson)
-            for shape in taught.near:
-                model.recall(*shape)
+            model = taught.teach(create(space))
             if learned:
                 model.fit([points[i] for i in learned], [seconds[i] for i in learned])
             guesses = model.rank([points[i] for i in rest])

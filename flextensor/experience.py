@@ -1,11 +1,13 @@
 """What other shapes of an operator taught: trials from the database, or shipped with the package.
 
-The shipped trials are one file per breed of device and operator, made from any database by
+The shipped trials are a folder for every breed of devices (`Target.breed`), in it one for every
+chip (`Target.chip`), and in that a file for every operator, made from any database by
 
     python -m flextensor.experience TRIALS.db [TARGET]
 
-They guide a search on every device of the breed (`Target.breed`): ratios between schedules travel
-further than seconds. The shape that is tuned itself is never among them.
+Those of all chips guide a search on a device of the breed, for ratios between schedules travel
+further than seconds: what one chip taught alone misleads on another, and what both taught is on
+each as good as its own. The shape that is tuned itself is never among them.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import itertools
 import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,36 +61,51 @@ class Experience:
 
 
 def near(database: Database | None, workload: Workload, target: Target) -> list[Experience]:
-    """Up to `NEAREST` other shapes, nearest first: those of this device, if there is a database,
-    then shipped ones."""
-    name, params = workload.operator.name, plain(workload.params)
-    if name not in registry():
+    """Up to `NEAREST` other shapes: those of this device, nearest first, if there is a database;
+    where that has fewer, the nearest others of every chip, the device's own chip first."""
+    if workload.operator.name not in registry():
         return []
-    found: dict[str, Experience] = {}
+    own = _measured(database, workload, target)[:NEAREST] if database is not None else []
+    known = {one.workload.key for one in own}
+    taught = list(own)
+    for folder in chips(target.breed, target.chip):
+        others = (one for one in _shipped(workload, folder) if one.workload.key not in known)
+        taught += itertools.islice(others, NEAREST - len(own))
+    return taught
+
+
+def _measured(database: Database, workload: Workload, target: Target) -> list[Experience]:
+    """Other shapes with what this device measured of them, nearest first."""
+    name, params, ahead = workload.operator.name, plain(workload.params), workload.prepacked
 
     def same_mode(key: str, theirs: Params) -> bool:
-        other = _workload(name, theirs, workload.prepacked)
+        other = _workload(name, theirs, ahead)
         return other is not None and other.key == key
 
-    def add(theirs: Params, trials: Callable[[str], Sequence[Trial]], packs: bool = False) -> None:
-        other = _workload(name, theirs, workload.prepacked)
-        if len(found) < NEAREST and other is not None and other.key not in found:
-            if own := tuple(trials(other.key)):
-                found[other.key] = Experience(other, own, packs)
+    rows = database.neighbours(name, params, target.fingerprint, among=same_mode)
+    shapes = filter(None, (_workload(name, theirs, ahead) for theirs, _ in rows))
+    sound = ((other, database.sound(other.key, target.fingerprint)) for other in shapes)
+    return [Experience(other, tuple(trials)) for other, trials in sound if trials]
 
-    if database is not None:
-        for theirs, _ in database.neighbours(name, params, target.fingerprint, among=same_mode):
-            add(theirs, lambda key: database.sound(key, target.fingerprint))
-    others = shipped(name, FOLDER / target.breed)
+
+def _shipped(workload: Workload, folder: Path) -> Iterator[Experience]:
+    """Other shapes with what a chip's folder has of them, nearest first."""
+    name, params, ahead = workload.operator.name, plain(workload.params), workload.prepacked
+    others = shipped(name, folder)
     gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
     for _, place in sorted((gap, place) for gap, place in gaps if gap):
-        shape, own = others[place]
-        add(shape, lambda key, own=own: own, workload.prepacked)  # type: ignore[misc]
-    return list(found.values())
+        theirs, trials = others[place]
+        if (other := _workload(name, theirs, ahead)) is not None:
+            yield Experience(other, trials, packs=ahead)
+
+
+def chips(breed: str, first: str = "") -> list[Path]:
+    """The folders of a breed's chips of which trials are shipped, by name, this chip's `first`."""
+    return sorted((FOLDER / breed).glob("*"), key=lambda folder: (folder.name != first, folder))
 
 
 def hints(others: Sequence[Experience]) -> dict[str, list[Mapping[str, Any]]]:
-    """The best configs of other shapes by formulation, those of the nearest shape first."""
+    """The best configs of other shapes by formulation, in the order of the shapes."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for other in others:
         for formulation, config in other.best.items():
@@ -134,8 +152,8 @@ def by_formulation(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
 
 
 def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]:
-    """Write what is worth keeping of every trial of a database that was measured on a target's
-    kind of device, into a folder of its breed's name; the number of lines by operator.
+    """Write what is worth keeping of every trial of a database that a target's chip measured into
+    the chip's folder, in that of its breed; the number of lines by operator.
 
     Trials that this version's spaces do not know are left out, and those with weights packed
     ahead too, whose packing costs nothing.
@@ -146,7 +164,8 @@ def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]
     device = target(spec)
     lines: dict[str, list[str]] = defaultdict(list)
     for row in database.workloads():
-        if not row.target.startswith(f"{device.kind}/") or "/model" in row.target:
+        parts = row.target.split("/")
+        if parts[0] != device.kind or device.chip not in parts or "/model" in row.target:
             continue
         workload = workload_of(row)
         if workload is None or workload.prepacked:
@@ -161,17 +180,18 @@ def ship(database: Database, folder: Path, spec: str = "llvm") -> dict[str, int]
                 seconds = float(f"{trial.seconds:.4g}") if trial.ok else None
                 entry = [plain(workload.params), formulation, dict(trial.config), seconds]
                 lines[row.operator].append(json.dumps(entry, separators=(",", ":")))
-    (folder / device.breed).mkdir(parents=True, exist_ok=True)
+    out = folder / device.breed / device.chip
+    out.mkdir(parents=True, exist_ok=True)
     for operator, own_lines in lines.items():
         text = "\n".join(sorted(own_lines)) + "\n"
         data = gzip.compress(text.encode(), mtime=0)
-        (folder / device.breed / f"{operator}.jsonl.gz").write_bytes(data)
+        (out / f"{operator}.jsonl.gz").write_bytes(data)
     return {operator: len(own_lines) for operator, own_lines in lines.items()}
 
 
 def main(arguments: Sequence[str]) -> None:
     """``python -m flextensor.experience TRIALS.db [TARGET]``: renew the shipped trials of a
-    target's breed, by default of this CPU's."""
+    target's chip, by default of this CPU."""
     from flextensor.database import Database
 
     if len(arguments) not in (1, 2):

@@ -15,34 +15,43 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flextensor.cost_models import Example
 from flextensor.cost_models.learned import examples
-from flextensor.experience import FOLDER, Experience, shipped
+from flextensor.experience import FOLDER, Experience, chips, shipped
 from flextensor.operators import Workload, lookup
 from flextensor.search import Lane
 from flextensor.targets import Target
 from flextensor.targets.llvm import LLVM
 
+if TYPE_CHECKING:
+    from flextensor.schedulers import Space
+
 FILE = "lessons.npz"
 MACHINES = {
-    cpu.breed: cpu
+    cpu.chip: cpu
     for cpu in (
         LLVM(
             cores=2, vector_bits=512, vector_registers=32, l1_bytes=48 << 10, l2_bytes=2 << 20,
-            l3_bytes=480 << 20, max_unroll=512,
+            l3_bytes=480 << 20, max_unroll=512, mcpu="sapphirerapids",
+        ),
+        LLVM(
+            cores=2, vector_bits=512, vector_registers=32, l1_bytes=32 << 10, l2_bytes=1 << 20,
+            l3_bytes=32 << 20, max_unroll=512, mcpu="znver4",
         ),
         LLVM(
             cores=2, vector_bits=256, vector_registers=16, l1_bytes=32 << 10, l2_bytes=512 << 10,
-            l3_bytes=32 << 20, max_unroll=512,
+            l3_bytes=32 << 20, max_unroll=512, mcpu="znver3",
         ),
     )
 }  # fmt: skip
-"""The CPUs that the shipped trials come from, by breed, in so far as schedulers ask."""
+"""The CPUs that the shipped trials come from, by chip, in so far as schedulers ask."""
 SHAPES = 2
-"""Shapes of every other operator that a search learns from: those nearest in arithmetic."""
+"""Shapes of every other operator that a search learns from, of each chip: those nearest in
+arithmetic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,24 +65,23 @@ class Lesson:
 
 
 def foreign(
-    operator: str, formulation: str, flops: int, breed: str, aliases: bool = True
+    operator: str, formulation: str, flops: int, folders: Sequence[Path], aliases: bool = True
 ) -> list[Lesson]:
-    """What a formulation may learn from other operators on a breed of devices.
+    """What a formulation may learn from other operators, of what the folders of chips hold.
 
     Another operator may be the same computation under another name: a 1x1 convolution is one with
     any dilation, and the same matrix product in one, two and three dimensions. An experiment that
     is to say what a new shape may hope for leaves such `aliases` out, all shapes with exactly as
     many `flops`.
     """
-    path = FOLDER / breed / FILE
-    others = [o for o in load(path) if o.formulation == formulation and o.operator != operator]
-    others = [o for o in others if aliases or o.flops != flops]
-    others.sort(key=lambda lesson: abs(math.log(max(lesson.flops, 1) / max(flops, 1))))
-    return [
-        lesson
-        for name in dict.fromkeys(lesson.operator for lesson in others)
-        for lesson in [o for o in others if o.operator == name][:SHAPES]
-    ]
+    chosen = []
+    for folder in folders:
+        others = [o for o in load(folder / FILE) if o.formulation == formulation]
+        others = [o for o in others if o.operator != operator and (aliases or o.flops != flops)]
+        others.sort(key=lambda lesson: abs(math.log(max(lesson.flops, 1) / max(flops, 1))))
+        for name in dict.fromkeys(lesson.operator for lesson in others):
+            chosen += [o for o in others if o.operator == name][:SHAPES]
+    return chosen
 
 
 def teach(
@@ -93,14 +101,17 @@ def teach(
 
     for lane in lanes:
         if not workload.prepacked:
-            name, breed = workload.operator.name, target.breed
-            for lesson in foreign(name, lane.name, workload.flops, breed, aliases):
+            name, folders = workload.operator.name, chips(target.breed)
+            for lesson in foreign(name, lane.name, workload.flops, folders, aliases):
                 lane.study(lesson.examples)
+        opened: dict[str, Space] = {}
         for other in (o for o in others if not o.packs):
             own = [t for t in other.trials if t.formulation == lane.name]
             if own and other.workload.has(lane.name):
-                theirs = space(other.workload.prim_func(lane.name), target)
-                lane.recall(theirs, [t for t in own if theirs.has(t.config)])
+                key = other.workload.key
+                if key not in opened:
+                    opened[key] = space(other.workload.prim_func(lane.name), target)
+                lane.recall(opened[key], [t for t in own if opened[key].has(t.config)])
 
 
 def made(folder: Path, target: Target) -> Iterator[Lesson]:
@@ -166,12 +177,11 @@ def load(path: Path) -> Sequence[Lesson]:
 
 def main() -> None:
     """``python -m flextensor.lessons``: renew what is shipped, after a change of the spaces."""
-    for breed, machine in MACHINES.items():
-        folder = FOLDER / breed
-        folder.mkdir(parents=True, exist_ok=True)
+    for chip, machine in MACHINES.items():
+        folder = FOLDER / machine.breed / chip
         lessons = list(made(folder, machine))
         save(lessons, folder / FILE)
-        print(f"{folder.name}: {sum(len(lesson.examples) for lesson in lessons)} examples")
+        print(f"{chip}: {sum(len(lesson.examples) for lesson in lessons)} examples")
 
 
 if __name__ == "__main__":

@@ -238,6 +238,11 @@ class Target(ABC):
         breed guides searches on another."""
         return self.kind
 
+    @property
+    def chip(self) -> str:
+        """The chip in its compiler's words: what is shipped of a breed is kept by chip."""
+        return self.kind
+
     @abstractmethod
     def runtime(self) -> Runtime:
         """What loads and calls in this process what `build` wrote; `DeviceError` without device."""

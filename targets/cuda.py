@@ -124,6 +124,11 @@ class CUDA(Target):
         return f"{self.name} ({self.arch}){absent}"
 
     @property
+    def chip(self) -> str:
+        """The architecture, e.g. ``sm_90``."""
+        return self.arch
+
+    @property
     def fingerprint(self) -> str:
         """Architecture, product, multiprocessors, TVM's version, and how it is measured."""
         version = importlib.metadata.version("apache-tvm")

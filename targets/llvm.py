@@ -82,6 +82,11 @@ class LLVM(Target):
         return "llvm-avx512" if self.vector_registers >= 32 else "llvm-avx2"
 
     @property
+    def chip(self) -> str:
+        """LLVM's name of the CPU, e.g. ``znver4``."""
+        return self.mcpu or "generic"
+
+    @property
     def device(self) -> str:
         """The device in words."""
         return f"{self.model}, {self.cores} thread{'s' if self.cores > 1 else ''}"

@@ -68,9 +68,9 @@ def test_a_bold_ensemble_prefers_what_its_members_disagree_on() -> None:
     assert difference == pytest.approx(spread) and spread.max() > 0
 
 
-def test_a_breed_of_which_nothing_is_shipped_is_said() -> None:
-    with pytest.raises(InputError, match=r"no trials of llvm-neon are shipped; .*llvm-avx2"):
-        evaluation.main(["out", "llvm-neon"])
+def test_a_chip_of_which_nothing_is_shipped_is_said() -> None:
+    with pytest.raises(InputError, match=r"no trials of skylake are shipped; .*znver3"):
+        evaluation.main(["out", "skylake"])
 
 
 def test_only_points_that_were_not_learned_are_ranked() -> None:

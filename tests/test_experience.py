@@ -15,6 +15,7 @@ from flextensor.schedulers import space
 from flextensor.targets import Status, Target, Trial, lookup
 
 TARGET = lookup("llvm", 2)
+ANOTHER = f"llvm/another/{TARGET.chip}/of this chip"
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_nearest_shapes_of_this_device_come_first_and_the_own_never(database: Da
     here = TARGET.fingerprint
     for size in (64, 96, 512):
         add(database, Gemm(m=size, n=64, k=64), here, [1e-3, 5e-4, math.inf])
-    add(database, Gemm(m=65, n=64, k=64), "llvm/another", [1e-3])
+    add(database, Gemm(m=65, n=64, k=64), ANOTHER, [1e-3])
     found = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
     assert [one.workload.params["m"] for one in found] == [96, 512]
     assert [t.seconds for t in found[0].trials] == [1e-3, 5e-4, math.inf]
@@ -64,7 +65,7 @@ def test_what_was_refuted_guides_nobody(database: Database, tmp_path: Path) -> N
     assert [t.seconds for t in found.trials] == [1e-3, math.inf]
     assert found.best == {"direct": found.trials[0].config} != {"direct": fast.config}
     assert experience.ship(database, tmp_path / "shipped") == {"gemm": 2}
-    ((_, shipped),) = experience.shipped("gemm", tmp_path / "shipped" / TARGET.breed)
+    ((_, shipped),) = experience.shipped("gemm", tmp_path / "shipped" / TARGET.breed / TARGET.chip)
     assert sorted(t.seconds for t in shipped) == [1e-3, math.inf]
 
 
@@ -101,7 +102,7 @@ def test_a_far_shape_of_the_mode_is_seen_behind_many_of_the_other(database: Data
 def test_shipped_trials_say_where_a_prepacked_search_begins_and_not_how_fast(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    add(database, Gemm(m=96, n=64, k=64), "llvm/another", [2e-3])
+    add(database, Gemm(m=96, n=64, k=64), ANOTHER, [2e-3])
     experience.ship(database, tmp_path / "shipped")
     monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
     prepacked(database, 80)
@@ -141,27 +142,51 @@ def test_a_users_own_operator_has_no_others(database: Database) -> None:
 def test_what_is_shipped_is_read_back(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    add(database, Gemm(m=96, n=64, k=64), "llvm/another", [2e-3, math.inf, 1e-3])
-    add(database, Gemm(m=64, n=64, k=64), "llvm/another", [1e-3])
+    add(database, Gemm(m=96, n=64, k=64), ANOTHER, [2e-3, math.inf, 1e-3])
+    add(database, Gemm(m=64, n=64, k=64), ANOTHER, [1e-3])
     stranger = Trial("direct", {"an old": "knob"}, Status.OK, (1e-6,))
     odd = Workload(Gemm(m=96, n=64, k=64))
-    database.add(odd.key, "gemm", odd.params, "llvm/another", stranger)
-    database.add("x", "no operator", {}, "llvm/another", stranger)
-    add(database, Gemm(m=32, n=64, k=64), "another kind/of device", [1e-3])
+    database.add(odd.key, "gemm", odd.params, ANOTHER, stranger)
+    database.add("x", "no operator", {}, ANOTHER, stranger)
+    add(database, Gemm(m=32, n=64, k=64), f"another kind/{TARGET.chip}", [1e-3])
+    add(database, Gemm(m=32, n=64, k=64), "llvm/another/chip", [1e-3])
     assert experience.ship(database, tmp_path / "shipped") == {"gemm": 4}
-    first = (tmp_path / "shipped" / TARGET.breed / "gemm.jsonl.gz").read_bytes()
+    shipped = tmp_path / "shipped" / TARGET.breed / TARGET.chip
+    first = (shipped / "gemm.jsonl.gz").read_bytes()
     experience.ship(database, tmp_path / "shipped")
-    assert (tmp_path / "shipped" / TARGET.breed / "gemm.jsonl.gz").read_bytes() == first
+    assert (shipped / "gemm.jsonl.gz").read_bytes() == first
     monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
     (found,) = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
     assert found.workload == odd
     assert sorted(t.seconds for t in found.trials) == [1e-3, 2e-3, math.inf]
 
 
+def test_chips_of_a_breed_teach_together_the_devices_own_first(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As many shapes of each chip, but for those that the device itself knows."""
+    chips = ("a chip", TARGET.chip)
+    for number, chip in enumerate(chips, 1):
+        for size in (65, 66, 67, 68, 69):
+            add(database, Gemm(m=size, n=64, k=64), f"llvm/another/{chip}", [number * 1e-3])
+        monkeypatch.setattr(type(TARGET), "chip", chip)
+        experience.ship(database, tmp_path / "shipped")
+    monkeypatch.setattr(experience, "FOLDER", tmp_path / "shipped")
+
+    def found() -> list[tuple[int, float]]:
+        near = experience.near(database, Workload(Gemm(m=64, n=64, k=64)), TARGET)
+        return [(int(one.workload.params["m"]), one.trials[0].seconds) for one in near]
+
+    assert found() == [(m, s) for s in (2e-3, 1e-3) for m in (65, 66, 67, 68)]
+    add(database, Gemm(m=66, n=64, k=64), TARGET.fingerprint, [5e-4])
+    assert found() == [(66, 5e-4), *((m, s) for s in (2e-3, 1e-3) for m in (65, 67, 68))]
+
+
 @pytest.mark.parametrize("machine", lessons.MACHINES.values(), ids=list(lessons.MACHINES))
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_what_the_package_ships_fits_this_versions_spaces(name: str, machine: Target) -> None:
-    for params, trials in experience.shipped(name, experience.FOLDER / machine.breed)[:2]:
+    folder = experience.FOLDER / machine.breed / machine.chip
+    for params, trials in experience.shipped(name, folder)[:2]:
         workload = Workload(registry()[name](**params))
         for formulation, own in experience.by_formulation(trials).items():
             found = space(workload.prim_func(formulation), machine)
@@ -172,5 +197,5 @@ def test_what_the_package_ships_fits_this_versions_spaces(name: str, machine: Ta
 
 @pytest.mark.parametrize("machine", lessons.MACHINES.values(), ids=list(lessons.MACHINES))
 def test_most_operators_have_shipped_trials(machine: Target) -> None:
-    folder = experience.FOLDER / machine.breed
+    folder = experience.FOLDER / machine.breed / machine.chip
     assert sum(bool(experience.shipped(name, folder)) for name in registry()) >= 10

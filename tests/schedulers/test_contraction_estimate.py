@@ -16,7 +16,7 @@ from flextensor.schedulers import schedule, space
 from flextensor.schedulers.space import Space, Value
 from flextensor.targets import Target, lookup
 
-MACHINE = MACHINES["llvm-avx2"]
+MACHINE = MACHINES["znver3"]
 DEEP = {
     "in_channels": "1024", "out_channels": "1024", "height": "14", "width": "14", "padding": "1",
 }  # fmt: skip
@@ -57,9 +57,9 @@ def test_panels_that_come_while_tiles_multiply_cost_nothing_and_wider_vectors_wa
     """Panels of lanes, 4 MB in all, that pass again for every tile of rows, beside tiles of rows
     that pass for every panel: vectors of twice the width want twice the bytes in as many cycles."""
     waits = []
-    for breed in "llvm-avx2", "llvm-avx512":
+    for chip in "znver3", "sapphirerapids":
         func = Workload(parse("gemm", {"m": "512", "n": "1024", "k": "1024"})).prim_func()
-        found = space(func, MACHINES[breed])
+        found = space(func, MACHINES[chip])
         cost = []
         for order in "m", "n":
             wanted: dict[str, Value] = {
@@ -126,11 +126,11 @@ def test_products_of_a_task_that_fit_the_second_cache_are_cheaper() -> None:
     assert at["consumer"] < at["blocks"] < at["root"]
 
 
-@pytest.mark.parametrize("breed", MACHINES)
+@pytest.mark.parametrize("chip", MACHINES)
 def test_seeds_of_a_deep_reduction_have_panels_that_fit_the_second_cache(
-    breed: str,
+    chip: str,
 ) -> None:
-    machine = MACHINES[breed]
+    machine = MACHINES[chip]
     fields = {**DEEP, "in_channels": "8192"}
     found = space(Workload(parse("conv2d", fields)).prim_func(), machine)
     blocked = [s for s in found.seeds if int(s["conv2d.k_parts"]) > 1]
@@ -141,9 +141,9 @@ def test_seeds_of_a_deep_reduction_have_panels_that_fit_the_second_cache(
     ]
 
 
-@pytest.mark.parametrize("breed", MACHINES)
-def test_some_seeds_have_panels_that_fit_the_first_cache(breed: str) -> None:
-    machine = MACHINES[breed]
+@pytest.mark.parametrize("chip", MACHINES)
+def test_some_seeds_have_panels_that_fit_the_first_cache(chip: str) -> None:
+    machine = MACHINES[chip]
     deep = space(Workload(parse("conv2d", {**DEEP, "in_channels": "256"})).prim_func(), machine)
     first, *_ = deep.seeds
     assert panels(first, 256 * 9, machine) > machine.l1_bytes

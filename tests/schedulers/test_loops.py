@@ -14,7 +14,7 @@ from flextensor.operators import Workload, parse
 from flextensor.schedulers import schedule, space
 from flextensor.targets import lookup
 
-MACHINE = MACHINES["llvm-avx2"]
+MACHINE = MACHINES["znver3"]
 GEMM = {"m": "48", "n": "64", "k": "1024"}
 EINSUM = {"equation": "km,kn->mn", "m": "2048", "n": "48", "k": "64"}
 

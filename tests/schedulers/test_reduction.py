@@ -17,7 +17,7 @@ from flextensor.schedulers.analysis import contiguous, points
 from flextensor.schedulers.composition import Composition
 from flextensor.schedulers.program import read
 
-MACHINE = MACHINES["llvm-avx512"]
+MACHINE = MACHINES["sapphirerapids"]
 
 
 def parts(workload: Workload) -> list[str]:

@@ -14,7 +14,7 @@ from flextensor.lessons import MACHINES
 from flextensor.operators import FunctionOperator, Workload, parse
 from flextensor.schedulers import schedule, space
 
-MACHINE = MACHINES["llvm-avx512"]
+MACHINE = MACHINES["sapphirerapids"]
 
 
 def circulant(rows: int, cols: int, block: int) -> Workload:

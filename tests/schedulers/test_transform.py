@@ -17,7 +17,7 @@ from flextensor.schedulers.space import Config, Space
 from flextensor.schedulers.transform_estimate import store_cycles
 from flextensor.targets import lookup
 
-MACHINE = MACHINES["llvm-avx2"]
+MACHINE = MACHINES["znver3"]
 LAYER = {
     "in_channels": "64", "out_channels": "64", "height": "56", "width": "56", "padding": "1",
 }  # fmt: skip

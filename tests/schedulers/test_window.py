@@ -14,7 +14,7 @@ from flextensor.operators import FunctionOperator, Workload, parse
 from flextensor.schedulers import Space, space
 from flextensor.targets import Target
 
-MACHINE = MACHINES["llvm-avx512"]
+MACHINE = MACHINES["sapphirerapids"]
 
 
 def fir(length: int = 4096, taps: int = 5, stride: int = 1) -> list[Any]:
