@@ -154,14 +154,14 @@ def markdown(data: Mapping[str, Any]) -> str:
         " The model ranks the points of a shape that it has not seen: by the schedulers'"
         f" estimate alone, after learning from the {NEAREST} nearest other shapes of the operator,"
         f" from {lessons.SHAPES} shapes of every other operator, and from both, as measured on"
-        " every chip of the breed, and, in the last columns, on this one or on the others alone (on none"
-        " where there is no other). Aliases are shapes"
-        " of other operators with exactly as many operations, among them the same computation under"
-        " another name (a 1x1 convolution is one with any dilation); a search learns from them"
-        " where there are any, a new shape has none, and they are left out but for one column."
-        " rho: Spearman's rank correlation, mean. Top 1, top 8: the speed of the first"
-        " pick, and of the best of the first eight, as a share of the fastest point; medians. Half"
-        " the shipped points of a shape are its fastest ones, which are the hard ones to rank.",
+        " every chip of the breed, and, in the last columns, on this one or on the others alone"
+        " (nothing where there is no other). Aliases are shapes of other operators with exactly as"
+        " many operations, among them the same computation under another name (a 1x1 convolution"
+        " is one with any dilation); a search learns from them where there are any, a new shape has"
+        " none, and they are left out but for one column. rho: Spearman's rank correlation, mean."
+        " Top 1, top 8: the speed of the first pick, and of the best of the first eight, as a share"
+        " of the fastest point; medians. Half the shipped points of a shape are its fastest ones,"
+        " which are the hard ones to rank.",
         "",
         f"| operator | n | {head} |",
         "| --- | ---: |" + " ---: |" * len(LESSONS),
