@@ -60,19 +60,22 @@ def split(func: Any, positions: Sequence[int]) -> Any:
 
 
 def _buffers(stmt: Any) -> tuple[set[Any], set[Any]]:
-    """What a statement reads, and what it writes; of what was tensorized, its blocks say so."""
+    """What a statement reads, and what it writes; of what was tensorized, its blocks say so, and
+    the names that it gives to parts of buffers do not count."""
     read: set[Any] = set()
     written: set[Any] = set()
+    names: set[Any] = set()
 
     def matched(block: Any) -> None:
         if block.match_buffers:
             read.update(region.source for region in block.reads)
             written.update(region.source for region in block.writes)
+            names.update(part.buffer for part in block.match_buffers)
 
     tvm_ffi.structural_walk(stmt, (tvm.s_tir.SBlock, matched))
     tvm_ffi.structural_walk(stmt, (TensorLoad, lambda load: read.add(load.source)))
     tvm_ffi.structural_walk(stmt, (tirx.BufferStore, lambda store: written.add(store.buffer)))
-    return read, written
+    return read - names, written - names
 
 
 def _function(name: str, params: list[Any], own: list[Any], nests: list[Any]) -> Any:

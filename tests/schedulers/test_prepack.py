@@ -62,6 +62,21 @@ def test_what_is_computed_from_weights_alone_leaves_main() -> None:
     assert len(schedule(plain, TARGET, config).functions) == 1
 
 
+@pytest.mark.parametrize("layout", ["panel", "flat"])
+@pytest.mark.parametrize("channels", [64, 60])
+def test_a_copy_of_weights_leaves_main_however_it_is_made(channels: int, layout: str) -> None:
+    """Sixty-four rows of weights become columns in registers, sixty one by one."""
+    conv = Conv2d(in_channels=32, out_channels=channels, height=8, width=8, kernel=3)
+    func = Workload(conv, prepacked=True).prim_func()
+    config = space(func, TARGET).seeds[0] | {
+        "conv2d.lanes": "n", "conv2d.vectors": 1, "conv2d.rows": 4,
+        "conv2d.n_layout": layout, "conv2d.n_at": "root", "conv2d.n_parts": 1,
+    }  # fmt: skip
+    main, pack = (schedule(func, TARGET, config)[name].script() for name in ("main", "pack"))
+    assert "conv2d_lanes[" in pack and "weight[" not in main
+    assert ("Shuffle" in pack) == (layout == "panel" and channels == 64)
+
+
 def test_weights_packed_ahead_cost_nothing_in_the_estimate() -> None:
     plain, ahead = (Workload(CONV, p).prim_func("winograd4") for p in (False, True))
     config = space(ahead, TARGET).seeds[0]
