@@ -60,6 +60,12 @@ class Contraction:
     b: Operand
 
     @property
+    def reuses(self) -> bool:
+        """Whether both sides have something to hold in registers, or a window slides."""
+        reuse = min(points(self.m), points(self.n))
+        return bool(self.k) and (reuse > 1 or self.windows)
+
+    @property
     def windows(self) -> bool:
         """Whether an operand slides: a dimension addressed by both an M or N and a K iterator."""
         return slides(self.a, self.m, self.k) or slides(self.b, self.n, self.k)

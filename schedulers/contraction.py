@@ -40,10 +40,7 @@ class ContractionScheduler(Scheduler):
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage when both sides have something to hold in registers, or a window slides."""
         found = contraction(stage)
-        if found is None or not found.k:
-            return None
-        reuse = min(points(found.m), points(found.n))
-        if reuse < 2 and not found.windows:
+        if found is None or not found.reuses:
             return None
         return ContractionSchedule(program, found, target)
 

@@ -10,6 +10,7 @@ from flextensor.schedulers.analysis import Contraction, points
 from flextensor.schedulers.contraction_estimate import BYTES, features
 from flextensor.schedulers.layouts import Cut, Side
 from flextensor.schedulers.program import Iterator, Program, fusable, inlinable, reindexed
+from flextensor.schedulers.reduction import holds
 from flextensor.schedulers.space import Config, Knob, Later, Space, Value, choice, sizes
 from flextensor.schedulers.transform_analysis import is_transform
 from flextensor.schedulers.units import VECTORS, Unit
@@ -174,7 +175,7 @@ def contraction_space(
         sizes("unroll_windows", range(min(len(windows), 2) + 1)),
         choice("blocks_order", ("m", "n")),
         choice("tiles_order", ("m", "n")),
-        choice("output_at", _outputs(program, found)),
+        choice("output_at", _outputs(program, found, target)),
     ]
     for name, side in sides.items():
         first = side.extents[0] if side.extents else 1
@@ -284,13 +285,14 @@ def _seeds(
     return tuple(picks.values())
 
 
-def _outputs(program: Program, found: Contraction) -> tuple[str, ...]:
-    """Where the output may be written; an intermediate one that nobody is fused to, nowhere."""
+def _outputs(program: Program, found: Contraction, target: Target) -> tuple[str, ...]:
+    """Where the output may be written; an intermediate one that nobody is fused to, nowhere, and
+    only what has tasks of its own to hold it may have it in them."""
     stage = found.stage
     if stage.buffer.same_as(program.output) or fusable(program, stage):
         return "block", "root"
     after = program.consumers(stage)
-    if len(after) == 1 and is_transform(after[0]):
+    if len(after) == 1 and (is_transform(after[0]) or holds(program, after[0], target)):
         return "consumer", "blocks", "block", "root"
     return "blocks", "block", "root"
 

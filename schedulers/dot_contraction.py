@@ -25,7 +25,6 @@ from flextensor.schedulers.analysis import (
     Operand,
     contraction,
     operand_of,
-    points,
     slides,
 )
 from flextensor.schedulers.base import Scheduler, StageSchedule
@@ -47,9 +46,7 @@ class DotContractionScheduler(Scheduler):
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage, on a CPU that sums groups of such products at a time."""
         found = contraction(stage)
-        if found is None or not found.k or target.threads_per_block:
-            return None
-        if min(points(found.m), points(found.n)) < 2 and not found.windows:
+        if found is None or not found.reuses or target.threads_per_block:
             return None
         dtype = narrow(found)
         if not dtype or not target.dot_group(dtype):

@@ -3,28 +3,37 @@
     out[i] = sum over k of f(i, k)   ->   part[i, v] = sum over k of f(i, k * lanes + v)
                                           out[i]     = sum over v of part[i, v] + rest[i, v]
 
-What gemv and row-wise sums need: a reduction that LLVM may not reorder by itself.
+What gemv and row-wise sums need: a reduction that LLVM may not reorder by itself. The tasks of one
+may hold the stage that makes what is summed, as a bilinear form's, which is then read from a cache:
+
+    t[n, m, k] = sum over j of z[n, j] * w[m, k, j]        for m in parallel:
+    out[n, m]  = sum over k of t[n, m, k] * x[n, k]   ->       t[:, m, :] = ...
+                                                               for n:  out[n, m] = ...
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
 
 from flextensor.schedulers import loops
-from flextensor.schedulers.analysis import contiguous, neutral, points
+from flextensor.schedulers.analysis import contiguous, contraction, neutral, points
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.expression import rewrite
+from flextensor.schedulers.expression import linear, rewrite
 from flextensor.schedulers.layouts import unflatten
-from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, reduce
+from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, inlinable, reduce
 from flextensor.schedulers.space import Config, Space, Value, sizes
 from flextensor.schedulers.spatial import FEW
 from flextensor.targets.base import Target
 from flextensor.targets.rounding import ceil_div
+
+HELD = 2
+"""Of the knob `parallel`, beside 0 (no task) and 1 (a task of the outputs for every core): a task
+for every tile of rows, which may hold what is summed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,27 +66,76 @@ class ReductionScheduler(Scheduler):
 
     def take(self, program: Program, stage: Stage, target: Target) -> StageSchedule | None:
         """The stage when vectors of its last reduction axes are the natural ones."""
-        lanes = target.lanes(str(stage.buffer.dtype))
-        if stage.combiner not in ("sum", "max", "min"):
+        axes = _axes(program, stage, target)
+        if axes is None:
             return None
-        outer, inner = contiguous(program, stage)
-        if points(inner) < 2 * lanes:
-            return None
-        return ReductionSchedule(stage, outer, inner, target)
+        return ReductionSchedule(stage, *axes, target, _held(program, stage))
+
+
+def _axes(
+    program: Program, stage: Stage, target: Target
+) -> tuple[tuple[Iterator, ...], tuple[Iterator, ...]] | None:
+    """The outer reduction axes, and those that lanes walk along; None when these are too few."""
+    if stage.combiner not in ("sum", "max", "min"):
+        return None
+    outer, inner = contiguous(program, stage)
+    short = points(inner) < 2 * target.lanes(str(stage.buffer.dtype))
+    return None if short else (outer, inner)
+
+
+def _row(stage: Stage) -> int:
+    """Where among the spatial iterators the one is whose neighbours are computed together."""
+    wide = [p for p, i in enumerate(stage.spatial) if i.extent > 1]
+    return wide[-1] if wide else len(stage.spatial) - 1
+
+
+def _held(program: Program, stage: Stage) -> tuple[Iterator | None, ...] | None:
+    """The iterator of each dimension of what tasks of a reduction may hold, a tensor that another
+    stage computes for it alone, of which every row has elements of its own; None for a dimension
+    of one element. None where the reduction reads no such tensor."""
+    own = {i.var: i for i in (*stage.spatial, *stage.reduction)}
+    for load in stage.loads:
+        producer = program.producer(load.source)
+        if producer is None or inlinable(program, producer) or len(program.consumers(producer)) > 1:
+            continue
+        forms = [linear(index) for index in load.indices]
+        plain = [f for f in forms if f is not None and f.constant == 0 and len(f.terms) < 2]
+        reads = [other for other in stage.loads if other.source.same_as(load.source)]
+        if len(plain) < len(forms) or len(reads) > 1:
+            continue
+        found = [next((own[v] for v, c in f.terms.items() if c == 1), None) for f in plain]
+        known = [i for i in found if i is not None]
+        named = sum(len(f.terms) for f in plain) == len(known) == len({id(i) for i in known})
+        if named and stage.spatial and stage.spatial[_row(stage)] in known:
+            return tuple(found)
+    return None
+
+
+def holds(program: Program, stage: Stage, target: Target) -> bool:
+    """Whether tasks of a stage that reads what another computes may hold it: a reduction along
+    lanes, and no product of matrices."""
+    found = contraction(stage)
+    if found is not None and found.reuses:
+        return False
+    return _axes(program, stage, target) is not None and _held(program, stage) is not None
 
 
 class ReductionSchedule(StageSchedule):
     """One reduction along lanes."""
 
     def __init__(
-        self, stage: Stage, outer: tuple[Iterator, ...], inner: tuple[Iterator, ...], target: Target
+        self,
+        stage: Stage,
+        outer: tuple[Iterator, ...],
+        inner: tuple[Iterator, ...],
+        target: Target,
+        held: Sequence[Iterator | None] | None = None,
     ) -> None:
         self.stage, self.outer, self.inner, self.target = stage, outer, inner, target
+        self.held = held
         self.lanes = target.lanes(str(stage.buffer.dtype))
         self.length = points(inner)
-        wide = [p for p, i in enumerate(stage.spatial) if i.extent > 1]
-        self.row = wide[-1] if wide else len(stage.spatial) - 1
-        """Where among the spatial iterators the one is whose neighbours are computed together."""
+        self.row = _row(stage)
         rows = stage.spatial[self.row].extent if stage.spatial else 1
         seeds: list[Config] = [
             {"vectors": v, "rows": r, "parallel": p}
@@ -90,7 +148,7 @@ class ReductionSchedule(StageSchedule):
             (
                 sizes("vectors", [v for v in (1, 2, 4, 8) if v * self.lanes <= self.length]),
                 sizes("rows", [r for r in (1, 2, 4, 8, 16) if rows % r == 0]),
-                sizes("parallel", (0, 1)),
+                sizes("parallel", (0, 1, HELD) if held else (0, 1)),
             ),
             (self._illegal,),
             tuple(seeds[:6]),
@@ -100,6 +158,20 @@ class ReductionSchedule(StageSchedule):
         wanted = int(config["vectors"]) * int(config["rows"]) + int(config["vectors"]) + 1
         has = self.target.vector_registers
         return f"tile needs {wanted} vector registers, has {has}" if wanted > has else None
+
+    def elements(self, config: Mapping[str, Value], dimension: int) -> int:
+        if self.held is None or int(config["parallel"]) != HELD:
+            return 0
+        iterator = self.held[dimension]
+        if iterator is self.stage.spatial[self.row]:
+            return int(config["rows"])
+        return iterator.extent if iterator else 1
+
+    def variants(self, holds: bool) -> tuple[Config, ...]:
+        """Tasks of some rows around what they hold."""
+        rows = next(knob.values for knob in self.space.knobs if knob.name == "rows")
+        few: list[Config] = [{"parallel": HELD, "rows": r} for r in (1, 2, 4) if r in rows]
+        return tuple(few) if holds else ({},)
 
     def _cuts(self, config: Mapping[str, Value]) -> Cuts:
         """The walk of a config. One sum alone is cut for the cores, in no more parts than steps of
@@ -177,12 +249,10 @@ class ReductionSchedule(StageSchedule):
             at = self.row if cuts.parts == 1 else 0
             outer, row = sch.split(spatial[at], [None, int(config["rows"])])
             around = [*spatial[:at], outer, *spatial[at + 1 :]]
+            if int(config["parallel"]) == HELD:
+                around.insert(0, around.pop(at))
             sch.reorder(*around, row, over, vector)
-            task = loops.fuse(sch, around)
-            tasks = min(self.target.cores, loops.extent(sch, task))
-            if int(config["parallel"]) and tasks > 1:
-                chunk, task = sch.split(task, [tasks, None])
-                sch.parallel(chunk)
+            task = self._tasks(config, sch, around)
             for block in sums:
                 sch.compute_at(block, task, preserve_unit_loops=True)
             if cuts.parts == 1:
@@ -195,6 +265,19 @@ class ReductionSchedule(StageSchedule):
             sums += [sch.get_sblock(f"{name}_{other}") for other in others]
         for block in sums:
             self._accumulate(sch, block)
+
+    def _tasks(self, config: Mapping[str, Value], sch: Any, around: list[Any]) -> Any:
+        """The loops over outputs as one, in parallel as `parallel` says; what is left of it within
+        a task."""
+        if int(config["parallel"]) == HELD:
+            sch.parallel(around[0])
+            return loops.fuse(sch, around[1:]) if around[1:] else around[0]
+        task = loops.fuse(sch, around)
+        tasks = min(self.target.cores, loops.extent(sch, task))
+        if int(config["parallel"]) and tasks > 1:
+            chunk, task = sch.split(task, [tasks, None])
+            sch.parallel(chunk)
+        return task
 
     def _accumulate(self, sch: Any, block: Any) -> None:
         """Rows and lanes of a sum inside its steps: row in 4, v in 32, k in 8  ->  for k in 8, row

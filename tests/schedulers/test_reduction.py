@@ -145,3 +145,45 @@ def test_a_short_sum_alone_is_left_to_one_core() -> None:
     for config in every_config(workload, MACHINE):
         assert not any("parallel" in loop for loop in loops_of(workload, MACHINE, config))
         check(workload, MACHINE, config)
+
+
+def form(n: int = 24, m: int = 8, j: int = 48, k: int = 20) -> list[Any]:
+    """Rows of a product of matrices, each summed with a vector of its own."""
+    x, w = te.placeholder((n, j), name="x"), te.placeholder((m, j, k), name="w")
+    z = te.placeholder((n, k), name="z")
+    inner, along = te.reduce_axis((0, k), "k"), te.reduce_axis((0, j), "j")
+    t = te.compute(
+        (n, m, j), lambda a, b, c: te.sum(z[a, inner] * w[b, c, inner], axis=inner), name="t"
+    )
+    out = te.compute(
+        (n, m), lambda a, b: te.sum(x[a, along] * t[a, b, along], axis=along), name="form"
+    )
+    return [x, w, z, out]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sums"),
+    [({}, 8), ({"n": 7, "m": 10, "j": 37, "k": 9}, 10), ({"m": 1}, 24), ({"j": 64}, 8)],
+)
+def test_tasks_hold_what_they_sum(sizes: dict[str, int], sums: int) -> None:
+    """The product is made in the tasks that sum it, as much of it as each sums."""
+    workload = Workload(FunctionOperator(form, sizes))
+    found = space(workload.prim_func(), MACHINE)
+    inside = [seed for seed in found.seeds if seed.get("t.output_at") == "consumer"]
+    assert inside
+    for config in inside[::4]:
+        text = schedule(workload.prim_func(), MACHINE, config).script()
+        tasks = re.findall(r"^ {8}for .* in T.parallel\((\d+)\):$.*?^ {12}\w", text, re.M | re.S)
+        assert str(sums // int(config["form.rows"])) in tasks
+        *_, last = re.split(r"^ {8}(?=\w)", text, flags=re.M)
+        assert 'T.sblock("t_acc' in last and 'T.sblock("form' in last
+        check(workload, MACHINE, config)
+
+
+def test_a_product_that_fits_no_task_is_not_held() -> None:
+    """Where tasks are chunks of all outputs, or it is cut into blocks of more rows than a task."""
+    found = space(Workload(FunctionOperator(form, {})).prim_func(), MACHINE)
+    inside = next(seed for seed in found.seeds if seed["t.output_at"] == "consumer")
+    reason = found.reason(inside | {"form.parallel": 1})
+    assert reason is not None and "a task of 0" in reason
+    assert found.reason(inside | {"form.rows": 1, "t.n_parts": 2}) is not None
