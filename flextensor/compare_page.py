@@ -28,8 +28,8 @@ SHARES = (0.90, 0.95, 0.99)
 
 STARTS = ("shipped", "warm")
 """What a search may know of other shapes when it begins, e.g. ``flextensor/warm``: what the package
-ships, as with an empty database; or the trials of a database, and what is shipped where it has too
-few shapes. In both, what is shipped of other operators, and never a trial of the workload's own."""
+ships, as with an empty database; or also the trials of a database. In both, what is shipped of
+other operators, and never a trial of the workload's own."""
 
 FIRST = (1, 8, 16)
 """Trials after which starts are compared."""
@@ -117,12 +117,12 @@ def _starts(data: Mapping[str, Any]) -> list[str]:
         "## What a start is worth",
         "",
         f"Share of the best known after {', '.join(map(str, FIRST))} trials, and trials to"
-        f" {AIM:.0%}; medians over seeds. /shipped: the four nearest other shapes that the package"
-        " ships give their trials to the model and their best configs to the search, as in a"
-        " `tune` with an empty database. On the machine that they come from, that is a warm"
-        f" start too. /warm: those of a database of this device{holds}, and shipped ones where it"
-        " has fewer than four. Both also learn from other operators, by shipped trials. No search"
-        " is given a trial of its own workload, by any of these ways.",
+        f" {AIM:.0%}; medians over seeds. /shipped: the four nearest other shapes of each chip that"
+        " the package ships give their trials to the model and their best configs to the search,"
+        " as in a `tune` with an empty database. On the machine that they come from, that is a"
+        f" warm start too. /warm: also those of a database of this device{holds}, instead of its"
+        " chip's where they are nearer. Both also learn from other operators, by shipped trials."
+        " No search is given a trial of its own workload, by any of these ways.",
         "",
         "| workload | " + " | ".join(runs) + " |",
         "| --- |" + " ---: |" * len(runs),

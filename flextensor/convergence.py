@@ -137,8 +137,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         "# How soon a search is near the best",
         "",
         f"`{data['command']}` on {machine['device']}, {data['date']}. {len(runs)} workloads, one"
-        " search each, as a user's: it knows what the database had of other shapes by then, and"
-        " where these are fewer than four the trials that the package ships."
+        " search each, as a user's: it knows what the database had of other shapes by then, and the"
+        " trials of others that the package ships."
         f"{_left_out(data)} The best known kernel"
         " of a workload is the fastest trial in these databases; trials are medians of short runs,"
         " on a machine where one differs from the next by a few per cent, so that the fastest of"

@@ -12,6 +12,7 @@ that; then it ranks what was measured of the shape. Other models stand beside it
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,12 +96,11 @@ def taught(
 
 def evaluate(machine: Target) -> list[dict[str, Any]]:
     """Scores of every sample of a machine's chip, by what the model learned from."""
-    every = {
-        folder: list(samples(folder, machine)) for folder in chips(machine.breed, machine.chip)
-    }
-    (first, own), *rest = every.items()
+    every = {folder: list(samples(folder, machine)) for folder in chips(machine.breed)}
+    rest = dict(every)
+    own = {folder: rest.pop(folder) for folder in every if folder.name == machine.chip}
     rows = []
-    for number, sample in enumerate(own):
+    for number, sample in enumerate(itertools.chain(*own.values())):
         both = taught(sample, every)
         learned = {
             "none": objectives.Lessons([], []),
@@ -108,8 +108,8 @@ def evaluate(machine: Target) -> list[dict[str, Any]]:
             "operators": objectives.Lessons(both.foreign, []),
             "both": both,
             "aliases": taught(sample, every, aliases=True),
-            "chip": taught(sample, {first: own}),
-            "chips": taught(sample, dict(rest)),
+            "chip": taught(sample, own),
+            "chips": taught(sample, rest),
         }
         scores = {}
         for name, known in learned.items():

@@ -15,12 +15,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
-import itertools
 import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,47 +60,56 @@ class Experience:
 
 
 def near(database: Database | None, workload: Workload, target: Target) -> list[Experience]:
-    """Up to `NEAREST` other shapes: those of this device, nearest first, if there is a database;
-    where that has fewer, the nearest others of every chip, the device's own chip first."""
+    """Other shapes: the `NEAREST` of what this device measured, if there is a database, or its
+    chip, as the package has it, nearest first; then those of every other chip of the breed."""
     if workload.operator.name not in registry():
         return []
-    own = _measured(database, workload, target)[:NEAREST] if database is not None else []
-    known = {one.workload.key for one in own}
-    taught = list(own)
-    for folder in chips(target.breed, target.chip):
-        others = (one for one in _shipped(workload, folder) if one.workload.key not in known)
-        taught += itertools.islice(others, NEAREST - len(own))
-    return taught
+    own = {} if database is None else _measured(database, workload, target)
+    others = []
+    for folder in chips(target.breed):
+        theirs = _shipped(workload, folder)
+        if folder.name == target.chip:
+            own = theirs | own  # what the device itself knows of a shape takes the place
+        else:
+            others += _nearest(workload, theirs)
+    return [*_nearest(workload, own), *others]
 
 
-def _measured(database: Database, workload: Workload, target: Target) -> list[Experience]:
-    """Other shapes with what this device measured of them, nearest first."""
+def _nearest(workload: Workload, found: Mapping[str, Experience]) -> list[Experience]:
+    """The `NEAREST` of other shapes, nearest first."""
+    params = plain(workload.params)
+    gaps = {key: distance(params, plain(one.workload.params)) for key, one in found.items()}
+    usable = sorted((gap, key) for key, gap in gaps.items() if gap)
+    return [found[key] for _, key in usable[:NEAREST]]
+
+
+def _measured(database: Database, workload: Workload, target: Target) -> dict[str, Experience]:
+    """Other shapes by their keys, with what this device measured of them."""
     name, params, ahead = workload.operator.name, plain(workload.params), workload.prepacked
 
     def same_mode(key: str, theirs: Params) -> bool:
         other = _workload(name, theirs, ahead)
         return other is not None and other.key == key
 
-    rows = database.neighbours(name, params, target.fingerprint, among=same_mode)
-    shapes = filter(None, (_workload(name, theirs, ahead) for theirs, _ in rows))
-    sound = ((other, database.sound(other.key, target.fingerprint)) for other in shapes)
-    return [Experience(other, tuple(trials)) for other, trials in sound if trials]
+    found = {}
+    for theirs, _ in database.neighbours(name, params, target.fingerprint, among=same_mode):
+        other = _workload(name, theirs, ahead)
+        if other is not None and (trials := database.sound(other.key, target.fingerprint)):
+            found[other.key] = Experience(other, tuple(trials))
+    return found
 
 
-def _shipped(workload: Workload, folder: Path) -> Iterator[Experience]:
-    """Other shapes with what a chip's folder has of them, nearest first."""
-    name, params, ahead = workload.operator.name, plain(workload.params), workload.prepacked
-    others = shipped(name, folder)
-    gaps = [(distance(params, theirs), place) for place, (theirs, _) in enumerate(others)]
-    for _, place in sorted((gap, place) for gap, place in gaps if gap):
-        theirs, trials = others[place]
-        if (other := _workload(name, theirs, ahead)) is not None:
-            yield Experience(other, trials, packs=ahead)
+def _shipped(workload: Workload, folder: Path) -> dict[str, Experience]:
+    """Other shapes by their keys, with what a chip's folder has of them."""
+    ahead = workload.prepacked
+    every = shipped(workload.operator.name, folder)
+    made = ((_workload(workload.operator.name, theirs, ahead), trials) for theirs, trials in every)
+    return {o.key: Experience(o, own, packs=ahead) for o, own in made if o is not None}
 
 
-def chips(breed: str, first: str = "") -> list[Path]:
-    """The folders of a breed's chips of which trials are shipped, by name, this chip's `first`."""
-    return sorted((FOLDER / breed).glob("*"), key=lambda folder: (folder.name != first, folder))
+def chips(breed: str) -> list[Path]:
+    """The folders of a breed's chips of which trials are shipped."""
+    return sorted((FOLDER / breed).glob("*"))
 
 
 def hints(others: Sequence[Experience]) -> dict[str, list[Mapping[str, Any]]]:

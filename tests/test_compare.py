@@ -96,7 +96,7 @@ def test_a_warm_start_knows_other_shapes_and_never_its_own(tmp_path: Path) -> No
     nothing, shipped, guided = found["runs"]
     own, *others = (Workload(Gemm(m=33, n=n, k=37)).key for n in (35, 40, 64))
     assert "guides" not in nothing
-    assert guided["guides"][:2] == others and len(guided["guides"]) == 4
+    assert set(others) <= set(guided["guides"]) and len(guided["guides"]) >= 4
     assert len(shipped["guides"]) == 4 and not {own, *others} & set(shipped["guides"])
     assert own not in guided["guides"]
     with Database(warm, readonly=True) as database:
