@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from flextensor.schedulers.program import Program, Stage, Tensors
@@ -53,6 +53,18 @@ class StageSchedule(ABC):
         known."""
         return 1
 
+    def piece(
+        self,
+        config: Mapping[str, Value],
+        buffer: Any,
+        dimension: int,
+        consumer: StageSchedule | None = None,
+        theirs: Mapping[str, Value] | None = None,
+    ) -> int:
+        """Elements along a dimension of a buffer that is read in the tasks of the stage's own
+        `consumer`, for one of them; 0 when that is not known."""
+        return 0
+
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
         """Elements of a buffer that vectors of one tile read in place; 0 when none do."""
         return 0
@@ -74,6 +86,11 @@ class StageSchedule(ABC):
     ) -> dict[str, float]:
         """Those features of the space that the consumer's tasks change."""
         return {}
+
+    def same(self, config: Mapping[str, Value], pieces: Callable[[Any, int], int]) -> Config:
+        """The first of all configs that write the same program, where `pieces` of a buffer along a
+        dimension are read by one task of the consumer."""
+        return dict(config)
 
     def inside(self, config: Mapping[str, Value]) -> bool:
         """Whether the stage runs in its consumer's tasks."""

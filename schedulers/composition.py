@@ -131,9 +131,13 @@ def _joint(program: Program, parts: list[StageSchedule]) -> Space:
         consumer = next((c for c in parts if len(after) == 1 and c.covers[0] is after[0]), None)
         if consumer is not None:
             pairs.append((part, consumer))
-    own, features = space.seeds, functools.partial(_features, space, pairs)
-    misfits = tuple(functools.partial(_misfit, *pair) for pair in pairs)
-    space = dataclasses.replace(space, constraints=space.constraints + misfits, features=features)
+    own = space.seeds
+    space = dataclasses.replace(
+        space,
+        constraints=space.constraints + tuple(functools.partial(_misfit, *pair) for pair in pairs),
+        features=functools.partial(_features, space, pairs),
+        canonical=functools.partial(_canonical, space, pairs),
+    )
     return dataclasses.replace(space, seeds=Later(lambda: _seeds(space, own, parts, pairs)))
 
 
@@ -173,6 +177,20 @@ def _features(space: Space, pairs: list[Pair], config: Mapping[str, Value]) -> d
         theirs = share(config, consumer.stage.name)
         changed = part.beside(share(config, part.stage.name), consumer, theirs)
         found |= {f"{part.stage.name}.{name}": value for name, value in changed.items()}
+    return found
+
+
+def _canonical(space: Space, pairs: list[Pair], config: Mapping[str, Value]) -> Config:
+    """The first config that writes the same program: of each part alone, then beside its consumer,
+    whose tasks may be parts of that one's own consumer's."""
+    found = space.canonical(config)
+    after = {part.stage.name: consumer for part, consumer in pairs}
+    for part, consumer in pairs:
+        theirs, outer = share(found, consumer.stage.name), after.get(consumer.stage.name)
+        beyond = share(found, outer.stage.name) if outer else None
+        pieces = functools.partial(consumer.piece, theirs, consumer=outer, theirs=beyond)
+        same = part.same(share(found, part.stage.name), pieces)
+        found |= {f"{part.stage.name}.{knob}": value for knob, value in same.items()}
     return found
 
 

@@ -112,6 +112,25 @@ class ContractionSchedule(StageSchedule):
         side, cut = (plan.row_side, plan.rows) if rows else (plan.lane_side, plan.lanes)
         return cut.blocks / self._overlap(side, cut)
 
+    def piece(
+        self,
+        config: Mapping[str, Value],
+        buffer: Any,
+        dimension: int,
+        consumer: StageSchedule | None = None,
+        theirs: Mapping[str, Value] | None = None,
+    ) -> int:
+        if not self.inside(config) or consumer is None or theirs is None:
+            return 0
+        for name, side in self.sides.items():
+            access = side.operand.access
+            if access is None or config[f"{name}_layout"] != "inline" or not side.reads(buffer):
+                continue
+            for first in side.iterators[:1]:
+                if dict(access[dimension].terms) == {first.var: 1}:
+                    return consumer.elements(theirs, self._dimension(first))
+        return 0
+
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
         plan = self.plan(config)
         inline = plan.lane_layout == "inline" and self.sides[plan.lane_side].reads(buffer)

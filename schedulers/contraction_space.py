@@ -198,7 +198,8 @@ def _canonical(
     config: Mapping[str, Value], knobs: list[Knob], plan: Plan, sides: Mapping[str, Side]
 ) -> Config:
     """The first of all configs of the same plan: where nothing is packed it matters not where,
-    numbers of parts may round to the same blocks, and a single block or tile has no order."""
+    numbers of parts may round to the same blocks, and a single block or tile has no order, nor have
+    blocks in a consumer's tasks."""
     same, values = dict(config), {knob.name: knob.values for knob in knobs}
     for side, layout, cut in (
         (plan.row_side, plan.row_layout, plan.rows),
@@ -217,7 +218,7 @@ def _canonical(
         for p in values["k_parts"]
         if cut_reduction(plan.main.extent, int(p), plan.k_unroll) == (plan.k_blocks, plan.k_length)
     )
-    if 1 in (plan.rows.blocks, plan.lanes.blocks):
+    if 1 in (plan.rows.blocks, plan.lanes.blocks) or plan.output == "consumer":
         same["blocks_order"] = "m"
     if 1 in (plan.rows.tiles, plan.lanes.tiles):
         same["tiles_order"] = "m"

@@ -93,6 +93,7 @@ def _held(program: Program, stage: Stage) -> tuple[Iterator | None, ...] | None:
     """The iterator of each dimension of what tasks of a reduction may hold, a tensor that another
     stage computes for it alone, of which every row has elements of its own; None for a dimension
     of one element. None where the reduction reads no such tensor."""
+    row = stage.spatial[_row(stage)] if points(stage.spatial) > 1 else None
     own = {i.var: i for i in (*stage.spatial, *stage.reduction)}
     for load in stage.loads:
         producer = program.producer(load.source)
@@ -106,7 +107,7 @@ def _held(program: Program, stage: Stage) -> tuple[Iterator | None, ...] | None:
         found = [next((own[v] for v, c in f.terms.items() if c == 1), None) for f in plain]
         known = [i for i in found if i is not None]
         named = sum(len(f.terms) for f in plain) == len(known) == len({id(i) for i in known})
-        if named and stage.spatial and stage.spatial[_row(stage)] in known:
+        if named and row in known:
             return tuple(found)
     return None
 

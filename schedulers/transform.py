@@ -12,34 +12,29 @@ A row is an iterator that the value is chosen by; once it is a number the choice
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import loops, transposition
 from flextensor.schedulers.base import Scheduler, StageSchedule
-from flextensor.schedulers.contraction_estimate import BYTES, CLOCK
+from flextensor.schedulers.contraction_estimate import CLOCK
 from flextensor.schedulers.expression import Load
 from flextensor.schedulers.permuted import moved_last, permuted
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, inlinable
-from flextensor.schedulers.space import Config, Space, Value, choice, sizes
+from flextensor.schedulers.space import Config, Value
 from flextensor.schedulers.transform_analysis import Spread, chain, rows, stepped, summed
 from flextensor.schedulers.transform_estimate import (
     source_cycles,
     store_cycles,
     transform_cycles,
 )
+from flextensor.schedulers.transform_space import Tiles
 from flextensor.targets.base import Target
 
-SPREAD = (16, 64)
-"""Tiles in a task that spreads them, at least, of seeds: few leave the sums of a task in L2, many
-read operands of the sums less often."""
-RUN = 2048
-"""Bytes of a row that a task reads at a time, if it can: hardware fetches ahead along long ones."""
 BLOCKS = -2
 """Stands for the loop over blocks of lanes where loops are numbered by dimension."""
 
@@ -77,80 +72,13 @@ class TransformSchedule(StageSchedule):
         after = program.consumers(stages[-1]) if self.stored else []
         self.summed = summed(stages[-1], after)
         alone = len(after) == 1
-        self.space = self._space(alone)
+        self.tiles = Tiles(self.chain, self.spread, self.rows, self.source, target)
+        self.space = self.tiles.space(alone, self._features)
 
-    def _space(self, alone: bool) -> Space:
-        """All decisions. The source is copied with its lanes last, what a task needs or all of it,
-        or read in place; only an `alone` consumer may have the tiles in its tasks."""
-        spatial = self.chain[-1].spatial
-        lanes = [p for p in range(len(spatial)) if self._width(p) > 1]
-        lanes = sorted(lanes, key=self._lane_cost) or [-1]
-        places: tuple[str, ...] = ("inline",)
-        if self.source is not None:
-            places = ("task", "copy", "inline")
-        space = Space(
-            (
-                choice("lanes", lanes),
-                choice("block", (32, 16, 64, 128, 0)),
-                sizes("tiles", _divisors(spatial[self._first(lanes[0])].extent)),
-                choice("source", places),
-                choice("tasks", ("points", "lanes")),
-                choice("order", ("inner", "outer")),
-                choice("at", ("root", "consumer") if alone else ("root",)),
-            ),
-            (self._illegal,),
-            features=self._features,
-        )
-        return dataclasses.replace(space, seeds=(self._seed(lanes[0], places[0]),))
-
-    def _first(self, lane: int) -> int:
-        """The outermost dimension of tiles with more than one, which is cut into tasks."""
-        spatial = self.chain[-1].spatial
-        wide = [p for p in self._points(lane) if spatial[p].extent > 1]
-        return (wide or self._points(lane))[0]
-
-    def _cut(self, config: Mapping[str, Value]) -> int:
-        """Outermost tiles in a task: `tiles`, or as many more as it takes to read rows of vectors,
-        `RUN` bytes of each, where a task copies its source to have the lanes last, its rows."""
-        lane, cut = int(config["lanes"]), int(config["tiles"])
-        first = self._first(lane)
-        if config["source"] != "task" or first == lane:
-            return cut
-        assert self.source is not None
-        shape = [int(n) for n in self.source.shape]
-        row, column = (stepped(self.stage, d) for d in (lane, first))
-        width = transposition.width(int(config["block"]) or shape[row], self.target)
-        if not 0 <= row < column or not width:
-            return cut
-        extent, step = self.chain[-1].spatial[first].extent, math.prod(shape[column + 1 :])
-        more = math.lcm(cut, width // math.gcd(width, step))
-        while more * step * BYTES < RUN and extent % (2 * more) == 0:
-            more *= 2
-        return cut if extent % more else more
-
-    def _points(self, lane: int) -> list[int]:
-        """Dimensions of the last transform that are neither rows nor lanes."""
-        found = [p for p in range(len(self.chain[-1].spatial)) if p not in {lane, *self.rows}]
-        return found or [lane]
-
-    def _seed(self, lane: int, source: str) -> Config:
-        """Blocks of two vectors; the smallest tasks of `SPREAD` where tiles are spread."""
-        config: Config = {
-            "lanes": lane, "block": 0, "tiles": self._cuts(lane)[0],
-            "source": source, "tasks": "points", "order": "inner", "at": "root",
-        }  # fmt: skip
-        options: list[Config] = [{**config, "block": block} for block in (32, 16)]
-        return next((c for c in options if self._illegal(c) is None), config)
-
-    def _cuts(self, lane: int) -> list[int]:
-        """Numbers of outermost tiles in a task: where tiles are spread, of `SPREAD` or more."""
-        if not self.spread:
-            return [1]
-        spatial, first = self.chain[-1].spatial, self._first(lane)
-        inner = math.prod(spatial[p].extent for p in self._points(lane) if p > first)
-        divisors = _divisors(spatial[first].extent)
-        cuts = (next((d for d in divisors if d * inner >= n), divisors[-1]) for n in SPREAD)
-        return list(dict.fromkeys(cuts))
+    def same(self, config: Mapping[str, Value], pieces: Callable[[Any, int], int]) -> Config:
+        lane = int(config["lanes"])
+        piece = pieces(self.chain[-1].buffer, lane) if self.inside(config) and lane >= 0 else 0
+        return self.tiles.same(config, piece)
 
     def inside(self, config: Mapping[str, Value]) -> bool:
         return config["at"] == "consumer"
@@ -165,7 +93,7 @@ class TransformSchedule(StageSchedule):
         blocks = dict.fromkeys((block, min(block, 16), 0))
         return tuple(
             {"tiles": cut, "block": block}
-            for cut in self._cuts(int(start["lanes"]))
+            for cut in self.tiles.cuts(int(start["lanes"]))
             for block in blocks
         )
 
@@ -183,36 +111,6 @@ class TransformSchedule(StageSchedule):
     def covers(self) -> tuple[Stage, ...]:
         return (*self.chain, self.spread.stage) if self.spread else self.chain
 
-    def _width(self, dimension: int) -> int:
-        """Vector lanes that a dimension of the tiles fills; 1 where none can be filled."""
-        extent = self.chain[-1].spatial[dimension].extent
-        if dimension < 0 or dimension in self.rows:
-            return 1
-        if self.spread and not self.spread.exact(dimension):
-            return 1
-        full = self.target.lanes(str(self.chain[-1].buffer.dtype))
-        return next((w for w in (full, full // 2, full // 4) if extent % w == 0), 1)
-
-    def _lane_cost(self, dimension: int) -> tuple[bool, int]:
-        """What makes a dimension worse for lanes. Spread tiles: being a digit, being short;
-        stored ones: being an outer dimension."""
-        if self.spread is None:
-            return False, -dimension
-        digit = self.spread.digits[dimension]
-        split = digit is not None and not digit.whole
-        return split, -self.chain[-1].spatial[dimension].extent
-
-    def _illegal(self, config: Mapping[str, Value]) -> str | None:
-        lane, block, cut = int(config["lanes"]), int(config["block"]), int(config["tiles"])
-        spatial = self.chain[-1].spatial
-        if block and (lane < 0 or spatial[lane].extent % block or block % self._width(lane)):
-            return f"the lanes have no whole blocks of {block}"
-        if spatial[self._first(lane)].extent % cut:
-            return f"{spatial[self._first(lane)].extent} tiles have no whole tasks of {cut}"
-        if self.inside(config) and cut > 1:
-            return "tiles are not cut into tasks inside another's"
-        return None
-
     def beside(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> dict[str, float]:
@@ -227,7 +125,7 @@ class TransformSchedule(StageSchedule):
     ) -> dict[str, float]:
         """`repeats`: how often a tile is transformed; `parts`: of the tiles, one for a task."""
         lane, source = int(config["lanes"]), self.source
-        width, repeats = self._width(lane), max(repeats, 1)
+        width, repeats = self.tiles.width(lane), max(repeats, 1)
         cycles = transform_cycles(self.chain, width, self.spread is not None)
         if source is not None:
             place, steps = str(config["source"]), stepped(self.stage, lane)
@@ -251,7 +149,7 @@ class TransformSchedule(StageSchedule):
         lane = int(config["lanes"])
         if dimension == lane:
             return int(config["block"]) or extent
-        return int(config["tiles"]) if dimension == self._first(lane) else extent
+        return int(config["tiles"]) if dimension == self.tiles.first(lane) else extent
 
     def _whole(self, lane: int) -> bool:
         """Whether every element along the lanes is wanted; not so where channels were grown."""
@@ -295,7 +193,9 @@ class TransformSchedule(StageSchedule):
             elif ends and self.out == stage.name:
                 last = -1
             if not self._whole(lane):
-                block = self._width(lane)  # an axis of its own, lest TVM shrinks it to what is read
+                block = self.tiles.width(
+                    lane
+                )  # an axis of its own, lest TVM shrinks it to what is read
             access = permuted(stage.buffer, last, value, stage.name, block)
             tensors.set(stage.buffer, access)
             load = tensors.load
@@ -326,17 +226,17 @@ class TransformSchedule(StageSchedule):
             sch.compute_at(out, around[0], preserve_unit_loops=True)
         nest = self._loops(sch, sch.get_loops(out)[len(around) :], lane, block)
         unrolled = [nest.pop(p) for p in sorted(self.rows) if p in nest]
-        first = self._first(lane)
+        first = self.tiles.first(lane)
         task, tile = [nest[p] for p in sorted(nest) if -1 < p < first and p != lane], []
         if first in nest and first != lane:
-            tile_tasks, within = sch.split(nest[first], [None, self._cut(config)])
+            tile_tasks, within = sch.split(nest[first], [None, self.tiles.cut(config)])
             task.append(tile_tasks)
             tile.append(within)
         tile += [nest[p] for p in sorted(nest) if p > first and p != lane]
         vector = []
-        if self._width(lane) > 1:
+        if self.tiles.width(lane) > 1:
             blocks = nest.get(BLOCKS)
-            loop, width = nest[lane], self._width(lane)
+            loop, width = nest[lane], self.tiles.width(lane)
             if blocks is None:
                 blocks, loop = sch.split(loop, [None, block]) if block else (None, loop)
             over, lanes = sch.split(loop, [None, width])
@@ -390,7 +290,3 @@ class TransformSchedule(StageSchedule):
                 sch.unroll(loop)
         if vector:
             sch.vectorize(nest[-1])
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sample_programs import extents
 
+from flextensor import compiled
 from flextensor.buffers import relative_error
 from flextensor.lessons import MACHINES
 from flextensor.operators import parse
 from flextensor.operators.workload import Workload
 from flextensor.schedulers import schedule, space
-from flextensor.schedulers.space import Config, Space
+from flextensor.schedulers.space import Config, Point, Space
 from flextensor.schedulers.transform_estimate import store_cycles
 from flextensor.targets import lookup
 
@@ -21,6 +23,10 @@ MACHINE = MACHINES["znver3"]
 LAYER = {
     "in_channels": "64", "out_channels": "64", "height": "56", "width": "56", "padding": "1",
 }  # fmt: skip
+
+
+TWINS = ("block", "tiles", "tasks", "order")
+"""Knobs of a transform of which several values may write the same program."""
 
 
 def layer(**fields: int) -> Workload:
@@ -218,3 +224,43 @@ def test_rows_that_share_places_in_the_cache_are_transposed_a_few_at_a_time(sour
         module, config = inside(fields, **changes)
         inner = extents(module, "conv2d_data0_source")[-2:]
         assert (inner == [side + 2, 8]) == few, (side, config)
+
+
+@pytest.mark.parametrize(
+    ("layer", "formulation"),
+    [
+        ("conv2d in_channels=32 out_channels=64 height=14 width=14 padding=1", "winograd4"),
+        ("conv1d in_channels=16 out_channels=32 length=64 kernel=9 padding=4", "winograd12"),
+        ("conv_transpose2d in_channels=16 out_channels=16 height=8 width=8 stride=2", "winograd2"),
+    ],
+)
+def test_points_of_one_representative_are_one_program(
+    layer: str, formulation: str, tmp_path: Path
+) -> None:
+    """Blocks of all lanes that a task needs are none, and so on: the same library."""
+    name, *fields = layer.split()
+    func = Workload(parse(name, dict(f.split("=") for f in fields))).prim_func(formulation)
+    target = lookup("llvm", 2)
+    found = space(func, target)
+    rng = np.random.default_rng(1)
+
+    def built(point: Point) -> str:
+        path = tmp_path / "-".join(map(str, point))
+        if not path.is_file():
+            compiled.build(func, target, found.config(point), path)
+        return compiled.digest(path)
+
+    apart = [p for p, knob in enumerate(found.knobs) if knob.name.split(".")[-1] in TWINS]
+    seeds = [found.representative(found.point(seed)) for seed in found.seeds]
+    others: list[Point] = []
+    while len(others) < 12:
+        point = seeds[rng.integers(len(seeds))]
+        values = {p: int(rng.integers(len(found.knobs[p].values))) for p in apart}
+        twin = tuple(values.get(p, index) for p, index in enumerate(point))
+        if found.legal(twin) and found.representative(twin) != twin:
+            others.append(twin)
+    for point in others:
+        representative = found.representative(point)
+        assert found.legal(representative)
+        assert found.representative(representative) == representative
+        assert built(representative) == built(point)
