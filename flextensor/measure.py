@@ -206,9 +206,12 @@ class LocalMeasurer:
         """Seconds per call of every candidate, of every kernel that others built (`libraries`),
         and of every method of `flextensor.peers` that has a way to compute the operator, timed in
         turns in one process on the same inputs, for `rounds` (fewer of long calls) and, while times
-        scatter, up to `most` of them; and why a method failed, by method. Raises `DeviceError` when
-        a candidate fails.
+        scatter, up to `most` of them; and why a method failed, by method. Where the times of one
+        are void, all are timed once more, in a fresh process. Raises `DeviceError` when a candidate
+        fails.
         """
+        from flextensor import timing
+
         paths = self.built(list(candidates.values()))
         kernels = {name: str(path) for name, path in zip(candidates, paths, strict=True)}
         kernels |= {name: str(path) for name, path in (libraries or {}).items()}
@@ -224,6 +227,9 @@ class LocalMeasurer:
         calls = TURN_CALLS * rounds * (len(kernels) + len(methods))
         limit = calls * self._run_limit(math.inf) + PREPARE_SECONDS * len(methods)
         reply = self._ask("interleave", payload, limit)
+        if any(map(timing.void, reply["times"].values())):
+            self._runner.kill()
+            reply = self._ask("interleave", payload, limit)
         return reply["times"], reply["missing"]
 
     def verify(self, candidate: Candidate, seed: int | None = None) -> float:

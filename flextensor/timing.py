@@ -39,6 +39,9 @@ LONG_SECONDS = 0.3
 UNSTEADY = 0.2
 """While the interquartile range of anything that is timed in turns is above this share of its
 median there are more rounds, where a caller allows them."""
+VOID = 1.0
+"""Above this share of their median times say nothing: threads of a library wait for each other, a
+thousand times as long as it computes, and do so in all rounds of a process or in none."""
 FEW_ROUNDS, ROUNDS_SECONDS = 3, 10.0
 """After so many seconds there is no other round, scattered or not, but for so few of long calls."""
 
@@ -86,6 +89,11 @@ def spread(times: Sequence[float]) -> float:
 def steady(times: Sequence[float]) -> bool:
     """Whether times scatter so little that their median means something; a single one may not."""
     return spread(times) <= UNSTEADY
+
+
+def void(times: Sequence[float]) -> bool:
+    """Whether times scatter so much that they are no times of what was called."""
+    return spread(times) > VOID
 
 
 def slower(times: Sequence[float], best: float) -> bool:

@@ -175,6 +175,28 @@ def test_compare_times_candidates_and_pytorch_in_turns(stubs: None) -> None:
     assert all(value > 0 for values in times.values() for value in values)
 
 
+@pytest.mark.parametrize("taken", [["stuck", "fine"], ["stuck", "stuck"], ["fine"]])
+def test_times_that_say_nothing_are_taken_once_more_in_a_fresh_process(
+    taken: list[str], stubs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a library whose threads wait for each other, in all rounds of a process or in none."""
+    times = {"stuck": [1.0, 9.0, 1.0, 9.0], "fine": [2.0] * 4}
+    asked: list[str] = []
+    killed: list[int] = []
+
+    def ask(method: str, *rest: object) -> dict[str, object]:
+        asked.append(taken[len(asked)])
+        return {"times": {"a": [1.0] * 4, "torch": times[asked[-1]]}, "missing": {}}
+
+    with measurer(increment()) as local:
+        monkeypatch.setattr(local, "built", lambda candidates: [])
+        monkeypatch.setattr(local, "_ask", ask)
+        monkeypatch.setattr(local._runner, "kill", lambda: killed.append(len(asked)))
+        found, _ = local.compare({}, ["torch"])
+        assert asked == taken and killed == [1] * (len(taken) - 1)
+    assert found["torch"] == times[taken[-1]]
+
+
 def test_a_missing_compiler_is_one_clear_error(
     stubs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
