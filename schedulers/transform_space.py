@@ -118,7 +118,7 @@ class Tiles:
         where blocks or tiles are but one, it matters not which of them is inside the other."""
         found, lane = dict(config), int(config["lanes"])
         first = self.first(lane)
-        if lane < 0 or first == lane:
+        if lane < 0 or first == lane or self._illegal(config) is not None:
             return found
         block, lanes = int(config["block"]), piece or self.extent(lane)
         if block and block % lanes == 0:

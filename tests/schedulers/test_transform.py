@@ -259,6 +259,9 @@ def test_points_of_one_representative_are_one_program(
         twin = tuple(values.get(p, index) for p, index in enumerate(point))
         if found.legal(twin) and found.representative(twin) != twin:
             others.append(twin)
+    for knobs in zip(*(rng.integers(len(k.values), size=500) for k in found.knobs), strict=True):
+        point = tuple(map(int, knobs))  # walks come by illegal points, too
+        assert found.legal(found.representative(point)) == found.legal(point)
     for point in others:
         representative = found.representative(point)
         assert found.legal(representative)
