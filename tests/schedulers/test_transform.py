@@ -232,6 +232,7 @@ def test_rows_that_share_places_in_the_cache_are_transposed_a_few_at_a_time(sour
         ("conv2d in_channels=32 out_channels=64 height=14 width=14 padding=1", "winograd4"),
         ("conv1d in_channels=16 out_channels=32 length=64 kernel=9 padding=4", "winograd12"),
         ("conv_transpose2d in_channels=16 out_channels=16 height=8 width=8 stride=2", "winograd2"),
+        ("conv_transpose2d in_channels=16 out_channels=3 height=8 width=8 stride=2", "winograd2"),
     ],
 )
 def test_points_of_one_representative_are_one_program(
