@@ -170,7 +170,7 @@ def test_a_replay_has_warm_starts(path: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     data = json.loads((tmp_path / "out" / "data.json").read_text())
     (run,) = data["runs"]
-    assert run["guides"][0] == other.key and workload.key not in run["guides"]
+    assert other.key in run["guides"] and workload.key not in run["guides"]
     assert data["replay"]["toy/G"]["fastest"] == run["trace"][0][1]  # the other's best comes first
     assert "known" not in data
 
