@@ -241,9 +241,8 @@ def _search(case: Case, variant: Variant, seed: int, setting: Setting) -> dict[s
     )  # fmt: skip
     if variant.start is not None:
         lessons.teach(own, workload, target, others, aliases=False)
-    found = {} if variant.start is None else {
-        "guides": list(dict.fromkeys(o.workload.key for o in others))
-    }  # fmt: skip
+    guides = list(dict.fromkeys(o.workload.key for o in others))
+    found = {} if variant.start is None else {"guides": guides}
     options = Options(
         seeds="no-seeds" not in variant.left_out,
         finish="no-finish" not in variant.left_out,

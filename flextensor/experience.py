@@ -6,8 +6,9 @@ chip (`Target.chip`), and in that a file for every operator, made from any datab
     python -m flextensor.experience TRIALS.db [TARGET]
 
 Those of all chips guide a search on a device of the breed, for ratios between schedules travel
-further than seconds: what one chip taught alone misleads on another, and what both taught is on
-each as good as its own. The shape that is tuned itself is never among them.
+further than seconds: what another chip taught alone may mislead, and together with the device's
+own it is as good as that (`flextensor.evaluation`). The shape that is tuned itself is never among
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import itertools
 import json
 import math
 import sys
@@ -65,22 +67,21 @@ def near(database: Database | None, workload: Workload, target: Target) -> list[
     if workload.operator.name not in registry():
         return []
     own = {} if database is None else _measured(database, workload, target)
-    others = []
+    others: list[Experience] = []
     for folder in chips(target.breed):
         theirs = _shipped(workload, folder)
         if folder.name == target.chip:
             own = theirs | own  # what the device itself knows of a shape takes the place
         else:
-            others += _nearest(workload, theirs)
-    return [*_nearest(workload, own), *others]
+            others += theirs.values()
+    gaps = {key: _gap(workload, one.workload.params) for key, one in own.items()}
+    nearest = sorted(own, key=lambda key: (gaps[key], key))[:NEAREST]
+    return [*(own[key] for key in nearest), *others]
 
 
-def _nearest(workload: Workload, found: Mapping[str, Experience]) -> list[Experience]:
-    """The `NEAREST` of other shapes, nearest first."""
-    params = plain(workload.params)
-    gaps = {key: distance(params, plain(one.workload.params)) for key, one in found.items()}
-    usable = sorted((gap, key) for key, gap in gaps.items() if gap)
-    return [found[key] for _, key in usable[:NEAREST]]
+def _gap(workload: Workload, theirs: Params) -> float:
+    """How far another shape is; infinite where it cannot guide this one, and of its own."""
+    return distance(plain(workload.params), plain(theirs)) or math.inf
 
 
 def _measured(database: Database, workload: Workload, target: Target) -> dict[str, Experience]:
@@ -100,11 +101,14 @@ def _measured(database: Database, workload: Workload, target: Target) -> dict[st
 
 
 def _shipped(workload: Workload, folder: Path) -> dict[str, Experience]:
-    """Other shapes by their keys, with what a chip's folder has of them."""
-    ahead = workload.prepacked
-    every = shipped(workload.operator.name, folder)
-    made = ((_workload(workload.operator.name, theirs, ahead), trials) for theirs, trials in every)
-    return {o.key: Experience(o, own, packs=ahead) for o, own in made if o is not None}
+    """The `NEAREST` other shapes by their keys, with what a chip's folder has of them."""
+    name, ahead = workload.operator.name, workload.prepacked
+    every = shipped(name, folder)
+    gaps = [(_gap(workload, theirs), place) for place, (theirs, _) in enumerate(every)]
+    usable = (every[place] for gap, place in sorted(gaps) if math.isfinite(gap))
+    made = ((_workload(name, theirs, ahead), trials) for theirs, trials in usable)
+    known = (Experience(other, own, packs=ahead) for other, own in made if other is not None)
+    return {one.workload.key: one for one in itertools.islice(known, NEAREST)}
 
 
 def chips(breed: str) -> list[Path]:

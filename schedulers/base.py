@@ -10,6 +10,11 @@ from flextensor.schedulers.program import Program, Stage, Tensors
 from flextensor.schedulers.space import Config, Space, Value
 from flextensor.targets.base import Target
 
+Extents = Callable[[int], int]
+"""Elements along a dimension of a stage's output that one task of its consumer needs."""
+Pieces = Callable[[Any, int], int]
+"""Elements along a dimension of a buffer that one task reads; 0 when that is not known."""
+
 
 class StageSchedule(ABC):
     """One stage of one program, or a few in a row, as one scheduler would run them on a target.
@@ -53,16 +58,9 @@ class StageSchedule(ABC):
         known."""
         return 1
 
-    def piece(
-        self,
-        config: Mapping[str, Value],
-        buffer: Any,
-        dimension: int,
-        consumer: StageSchedule | None = None,
-        theirs: Mapping[str, Value] | None = None,
-    ) -> int:
-        """Elements along a dimension of a buffer that is read in the tasks of the stage's own
-        `consumer`, for one of them; 0 when that is not known."""
+    def piece(self, config: Mapping[str, Value], wanted: Extents, buffer: Any, d: int) -> int:
+        """Elements along dimension `d` of a buffer that one task reads, of which the stage's own
+        consumer has so many of its output `wanted`; 0 when that is not known."""
         return 0
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
@@ -87,7 +85,7 @@ class StageSchedule(ABC):
         """Those features of the space that the consumer's tasks change."""
         return {}
 
-    def same(self, config: Mapping[str, Value], pieces: Callable[[Any, int], int]) -> Config:
+    def same(self, config: Mapping[str, Value], pieces: Pieces) -> Config:
         """The first of all configs that write the same program, where `pieces` of a buffer along a
         dimension are read by one task of the consumer."""
         return dict(config)

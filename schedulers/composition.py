@@ -186,9 +186,9 @@ def _canonical(space: Space, pairs: list[Pair], config: Mapping[str, Value]) -> 
     found = space.canonical(config)
     after = {part.stage.name: consumer for part, consumer in pairs}
     for part, consumer in pairs:
-        theirs, outer = share(found, consumer.stage.name), after.get(consumer.stage.name)
-        beyond = share(found, outer.stage.name) if outer else None
-        pieces = functools.partial(consumer.piece, theirs, consumer=outer, theirs=beyond)
+        outer = after.get(consumer.stage.name, consumer)  # itself is in nobody's tasks
+        wanted = functools.partial(outer.elements, share(found, outer.stage.name))
+        pieces = functools.partial(consumer.piece, share(found, consumer.stage.name), wanted)
         same = part.same(share(found, part.stage.name), pieces)
         found |= {f"{part.stage.name}.{knob}": value for knob, value in same.items()}
     return found

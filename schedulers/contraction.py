@@ -21,7 +21,7 @@ from tvm import te
 
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
-from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.base import Extents, Scheduler, StageSchedule
 from flextensor.schedulers.contraction_space import Plan, contraction_space
 from flextensor.schedulers.layouts import Cut, Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, steps
@@ -112,23 +112,16 @@ class ContractionSchedule(StageSchedule):
         side, cut = (plan.row_side, plan.rows) if rows else (plan.lane_side, plan.lanes)
         return cut.blocks / self._overlap(side, cut)
 
-    def piece(
-        self,
-        config: Mapping[str, Value],
-        buffer: Any,
-        dimension: int,
-        consumer: StageSchedule | None = None,
-        theirs: Mapping[str, Value] | None = None,
-    ) -> int:
-        if not self.inside(config) or consumer is None or theirs is None:
+    def piece(self, config: Mapping[str, Value], wanted: Extents, buffer: Any, d: int) -> int:
+        if not self.inside(config):
             return 0
         for name, side in self.sides.items():
             access = side.operand.access
             if access is None or config[f"{name}_layout"] != "inline" or not side.reads(buffer):
                 continue
             for first in side.iterators[:1]:
-                if dict(access[dimension].terms) == {first.var: 1}:
-                    return consumer.elements(theirs, self._dimension(first))
+                if dict(access[d].terms) == {first.var: 1}:
+                    return wanted(self._dimension(first))
         return 0
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers import loops, transposition
-from flextensor.schedulers.base import Scheduler, StageSchedule
+from flextensor.schedulers.base import Pieces, Scheduler, StageSchedule
 from flextensor.schedulers.contraction_estimate import CLOCK
 from flextensor.schedulers.expression import Load
 from flextensor.schedulers.permuted import moved_last, permuted
@@ -75,7 +75,7 @@ class TransformSchedule(StageSchedule):
         self.tiles = Tiles(self.chain, self.spread, self.rows, self.source, target)
         self.space = self.tiles.space(alone, self._features)
 
-    def same(self, config: Mapping[str, Value], pieces: Callable[[Any, int], int]) -> Config:
+    def same(self, config: Mapping[str, Value], pieces: Pieces) -> Config:
         lane = int(config["lanes"])
         piece = pieces(self.chain[-1].buffer, lane) if self.inside(config) and lane >= 0 else 0
         return self.tiles.same(config, piece)
@@ -193,9 +193,8 @@ class TransformSchedule(StageSchedule):
             elif ends and self.out == stage.name:
                 last = -1
             if not self._whole(lane):
-                block = self.tiles.width(
-                    lane
-                )  # an axis of its own, lest TVM shrinks it to what is read
+                # an axis of its own, lest TVM shrinks it to what is read
+                block = self.tiles.width(lane)
             access = permuted(stage.buffer, last, value, stage.name, block)
             tensors.set(stage.buffer, access)
             load = tensors.load
