@@ -22,7 +22,7 @@ from tvm import te
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Extents, Scheduler, StageSchedule
-from flextensor.schedulers.contraction_space import Plan, contraction_space
+from flextensor.schedulers.contraction_space import Plan, contraction_space, made, near
 from flextensor.schedulers.layouts import Cut, Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, steps
 from flextensor.schedulers.space import Config, Value
@@ -58,6 +58,7 @@ class ContractionSchedule(StageSchedule):
         self.target = target
         self.sides = self._sides(program)
         self.group = self.sides["m"].group
+        self.made = made(program, self.sides)
         self.space = contraction_space(program, self.found, self.sides, target, self._unit())
 
     def _sides(self, program: Program) -> dict[str, Side]:
@@ -110,7 +111,7 @@ class ContractionSchedule(StageSchedule):
         plan = self.plan(config)
         rows = self.sides[plan.row_side].reads(buffer)
         side, cut = (plan.row_side, plan.rows) if rows else (plan.lane_side, plan.lanes)
-        return cut.blocks / self._overlap(side, cut)
+        return cut.blocks / self._overlap(side, cut) * (plan.k_blocks if plan.k_outer else 1)
 
     def piece(self, config: Mapping[str, Value], wanted: Extents, buffer: Any, d: int) -> int:
         if not self.inside(config):
@@ -119,9 +120,13 @@ class ContractionSchedule(StageSchedule):
             access = side.operand.access
             if access is None or config[f"{name}_layout"] != "inline" or not side.reads(buffer):
                 continue
+            along = dict(access[d].terms)
             for first in side.iterators[:1]:
-                if dict(access[d].terms) == {first.var: 1}:
+                if along == {first.var: 1}:
                     return wanted(self._dimension(first))
+            plan = self.plan(config)
+            if plan.k_outer and along == {plan.main.var: 1}:
+                return plan.k_length // plan.k_blocks
         return 0
 
     def width(self, config: Mapping[str, Value], buffer: Any) -> int:
@@ -160,10 +165,18 @@ class ContractionSchedule(StageSchedule):
             for first in side.iterators[:1]:
                 wanted = consumer.elements(theirs, self._dimension(first)) or first.extent
                 found[f"{name}_parts"] = ceil_div(first.extent, wanted)
+        if found["blocks_order"] == "k":
+            whole = self.plan({**found, "k_parts": 1})
+            found["k_parts"] = near(whole, self.found, self.sides, self.made, self.target)
         found = self.space.config(self.space.project(found))
         if self.misfit(found, consumer, theirs) is not None:
             found["output_at"] = "blocks"
         return found
+
+    def variants(self, holds: bool) -> tuple[Config, ...]:
+        """Blocks of the reduction around a task, too, where transforms make what it reads."""
+        orders = next(k.values for k in self.space.knobs if k.name == "blocks_order")
+        return ({}, {"blocks_order": "k"}) if "k" in orders else ({},)
 
     def _dimension(self, iterator: Iterator) -> int:
         """The dimension of the output that an iterator belongs to."""
@@ -270,6 +283,7 @@ class ContractionSchedule(StageSchedule):
             sch.reorder(*batch, *order, rt, ri, lt, li)
             task = sch.fuse(*batch, *order)
             sch.parallel(task)
+        around = [*batch, ro, lo] if plan.k_outer else []
         acc, tile, k = self._inner(plan, sch, acc, [rt, ri, lt, li], k)
         for role, at, layout in (
             ("rows", plan.row_at, plan.row_layout),
@@ -291,7 +305,7 @@ class ContractionSchedule(StageSchedule):
                 loops.interleave(sch, block, columns)
             else:
                 loops.transpose(sch, block, columns, self.target)
-        self._tile(plan, sch, acc, tile, k)
+        self._tile(plan, sch, acc, tile, k, around)
 
     def _reductions(self, plan: Plan) -> int:
         """Reduction loops of the accumulators."""
@@ -327,13 +341,17 @@ class ContractionSchedule(StageSchedule):
         loops.vectorize_inner(sch, sch.get_loops(out)[1:], self.target)
         return task
 
-    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any]) -> None:
-        """ko, tiles, k..., then the unrolled register tile."""
+    def _tile(
+        self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any], around: list[Any]
+    ) -> None:
+        """ko, what is `around` the tiles, tiles, k..., then the unrolled register tile."""
         rt, ri, lt, li = tile
         lv, lane = sch.split(li, [None, plan.vector])
         tiles = [rt, lt] if plan.row_tiles_outer else [lt, rt]
         blocked = plan.k_blocks > 1
-        ko, group = self._order(plan, sch, tiles, k, [ri, lv, lane])
+        ko, group = self._order(plan, sch, [*around, *tiles], k, [ri, lv, lane])
+        if around:
+            sch.annotate(ko, loops.HOLDS, True)
         sch.unroll(ri)
         sch.unroll(lv)
         if not group:

@@ -163,6 +163,7 @@ def features(
         "row_tiles": log(plan.rows.tiles),
         "lane_tiles": log(plan.lanes.tiles),
         "k_blocks": plan.k_blocks,
+        "k_outer": plan.k_outer,
     }
 
 
@@ -187,7 +188,10 @@ def fetch_cycles(
     sums = rows.cut.tile * lanes.cut.tile * BYTES
     cycles = rows.strided(plan, target) + lanes.strided(plan, target)
     if plan.k_blocks > 1:
-        place = level(sums * rows.cut.tiles * lanes.cut.tiles, target)
+        tiles = rows.cut.tiles * lanes.cut.tiles
+        if plan.k_outer:
+            tiles *= points(found.batch) // task_batch(plan, found)
+        place = level(sums * tiles, target)
         steps = math.prod(plan.k_extent(i) for i in found.k) / plan.k_blocks
         cycles += 2 * sums / steps / FETCHED[place or "l3"]
     again = 0.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from flextensor.schedulers.analysis import Contraction, points
-from flextensor.schedulers.contraction_estimate import BYTES, features
+from flextensor.schedulers.contraction_estimate import BYTES, features, roles, task_batch
 from flextensor.schedulers.layouts import Cut, Side
 from flextensor.schedulers.program import Iterator, Program, fusable, inlinable, reindexed
 from flextensor.schedulers.reduction import holds
@@ -34,6 +34,9 @@ class Plan:
     lane_at: str
     row_blocks_outer: bool
     row_tiles_outer: bool
+    k_outer: bool
+    """Whether blocks of the reduction are around all of a consumer's task, so that what transforms
+    make for a task is made for one of them at a time, and stays near."""
     output: str
     """Where the output is written: per ``block``, in a pass at the ``root``, or never: the
     consumer then reads the accumulators where they lie, in ``blocks``, all of them at once or
@@ -107,6 +110,7 @@ class Plan:
             lane_at=str(c[f"{lane_side}_at"]),
             row_blocks_outer=(c["blocks_order"] == "m") == (row_side == "m"),
             row_tiles_outer=(c["tiles_order"] == "m") == (row_side == "m"),
+            k_outer=c["blocks_order"] == "k",
             output=str(c["output_at"]),
             vector=vector,
             vectors=vectors,
@@ -141,6 +145,26 @@ def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
     return blocks, blocks * length
 
 
+def near(
+    whole: Plan,
+    found: Contraction,
+    sides: Mapping[str, Side],
+    made: Collection[str],
+    target: Target,
+) -> int:
+    """Parts of the reduction, of those that divide it, in each of which half of L2 holds what a
+    task reads in place of the sides that are `made` by transforms, if no more than two tasks do;
+    of a plan whose reduction is not cut."""
+    rows, lanes = roles(whole, sides)
+    size = 0.0
+    for name, role, other in ((whole.row_side, rows, lanes), (whole.lane_side, lanes, rows)):
+        if name in made and role.layout == "inline" and other.cut.blocks <= 2:
+            size += points(found.batch) / task_batch(whole, found) * role.whole(whole)
+            size /= role.cut.blocks
+    exact = [p for p in PARTS if whole.main.extent % p == 0]
+    return next((p for p in exact if size / p <= target.l2_bytes / 2), exact[-1])
+
+
 def layouts(program: Program, side: Side) -> tuple[str, ...]:
     """The layouts that fit a side; a buffer whose producer would be inlined is `inline` only if
     that renames the elements of an input, and words in which no window slides are never `flat`: a
@@ -173,7 +197,7 @@ def contraction_space(
         sizes("k_unroll", (1, 2, 4, 8)),
         sizes("k_parts", [p for p in PARTS if p <= max(main.extent // unit.block, 1)]),
         sizes("unroll_windows", range(min(len(windows), 2) + 1)),
-        choice("blocks_order", ("m", "n")),
+        choice("blocks_order", _orders(program, found, sides, unit)),
         choice("tiles_order", ("m", "n")),
         choice("output_at", _outputs(program, found, target)),
     ]
@@ -219,7 +243,7 @@ def _canonical(
         if cut_reduction(plan.main.extent, int(p), plan.k_unroll) == (plan.k_blocks, plan.k_length)
     )
     if 1 in (plan.rows.blocks, plan.lanes.blocks) or plan.output == "consumer":
-        same["blocks_order"] = "m"
+        same["blocks_order"] = "k" if plan.k_outer else "m"
     if 1 in (plan.rows.tiles, plan.lanes.tiles):
         same["tiles_order"] = "m"
     return same
@@ -230,10 +254,10 @@ def _seeds(
 ) -> tuple[Config, ...]:
     """Register tiles that keep the multipliers busy: with the lanes packed, all packed, and, where
     lanes lie contiguous, nothing packed; each with the best blocks by estimate, and once more in
-    blocks of the reduction whose panels fit L1. Where a panel of the whole reduction does not fit
-    L2, also one block of rows for every core, which passes by panels of lanes in blocks of the
-    reduction that fit. All of it inside a consumer's tasks, whose size is not known here, and in
-    tasks of its own."""
+    blocks of the reduction whose panels fit L1 or L2. Where a whole panel does not fit L2, also one
+    block of rows for every core, which passes by panels of lanes in blocks of the reduction that
+    fit. All of it inside a consumer's tasks, whose size is not known here, and in tasks of its
+    own."""
     ahead = {f"{n}_at": "root" for n, s in sides.items() if s.fixed or unit.ahead}
     knobs = {k.name: k.values for k in space.knobs}
     within = [at for at in knobs["output_at"] if at == "consumer"]
@@ -279,7 +303,11 @@ def _seeds(
                     if unit.spills(Plan.of(pick, found, sides, target), target):
                         smaller = ({**pick, "k_unroll": 2}, {**pick, "unroll_windows": 0})
                         pick = best([pick, *smaller]) or pick
-                    again = [{**pick, "k_parts": near, "tiles_order": side} for side in sides]
+                    again = [
+                        {**pick, "k_parts": cut, "tiles_order": side}
+                        for cut in dict.fromkeys((near, deep))
+                        for side in sides
+                    ]
                     for seed in (pick, best(again) if starts is cuts and near > 1 else None):
                         if seed is not None:
                             picks.setdefault(tuple(seed.values()), seed)
@@ -296,6 +324,22 @@ def _outputs(program: Program, found: Contraction, target: Target) -> tuple[str,
     if len(after) == 1 and (is_transform(after[0]) or holds(program, after[0], target)):
         return "consumer", "blocks", "block", "root"
     return "blocks", "block", "root"
+
+
+def _orders(
+    program: Program, found: Contraction, sides: Mapping[str, Side], unit: Unit
+) -> tuple[str, ...]:
+    """Blocks of which side are outermost, or those of the reduction, where transforms make an
+    operand that vectors multiply, and take the output."""
+    takes = any(map(is_transform, program.consumers(found.stage)))
+    holds = takes and made(program, sides) and unit is VECTORS
+    return ("m", "n", "k") if holds else ("m", "n")
+
+
+def made(program: Program, sides: Mapping[str, Side]) -> tuple[str, ...]:
+    """The sides whose operand transforms make."""
+    producers = {name: program.producer(side.operand.buffer) for name, side in sides.items()}
+    return tuple(name for name, stage in producers.items() if stage and is_transform(stage))
 
 
 def _lane_sides(sides: Mapping[str, Side]) -> tuple[str, ...]:
@@ -328,6 +372,8 @@ def _illegal(
             return "a window that slides cannot be padded"
     if plan.output in ("block", "consumer") and (plan.rows.lone or plan.lanes.lone):
         return "a lone partial tile cannot be computed per block of the output"
+    if plan.k_outer and (plan.output != "consumer" or plan.k_blocks == 1):
+        return "no blocks of the reduction are around a consumer's task"
     if plan.output == "block":
         inner = [parts[1] for parts in found.outputs if len(parts) == 2]
         for side, cut in ((plan.row_side, plan.rows), (plan.lane_side, plan.lanes)):

@@ -212,8 +212,10 @@ class TileContractionSchedule(ContractionSchedule):
         own = sch.get_loops(part)[-count:]
         return part, [own[:4][self.order.index(p)] for p in range(4)], own[4:]
 
-    def _tile(self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any]) -> None:
-        """tiles, k..., pairs of terms, then all of a register tile."""
+    def _tile(
+        self, plan: Plan, sch: Any, acc: Any, tile: list[Any], k: list[Any], around: list[Any]
+    ) -> None:
+        """tiles, k..., pairs of terms, then all of a register tile; nothing is `around` them."""
         rt, ri, lt, li = tile
         size = plan.rows.tile // tiles.ROWS, plan.vectors
         order = [rt, lt] if plan.row_tiles_outer else [lt, rt]

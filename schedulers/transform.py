@@ -162,8 +162,14 @@ class TransformSchedule(StageSchedule):
     def misfit(
         self, config: Mapping[str, Value], consumer: StageSchedule, theirs: Mapping[str, Value]
     ) -> str | None:
-        if self.inside(config) and not consumer.readers(theirs, self.chain[-1].buffer):
+        if not self.inside(config):
+            return None
+        if not consumer.readers(theirs, self.chain[-1].buffer):
             return "the consumer has no tasks that need tiles"
+        lane = int(config["lanes"])
+        piece = consumer.piece(theirs, lambda dimension: 0, self.chain[-1].buffer, lane)
+        if piece % self.tiles.width(lane):
+            return f"a block of the reduction, of {piece}, is not full of vectors"
         return None
 
     def fitted(
@@ -219,16 +225,22 @@ class TransformSchedule(StageSchedule):
         lane, block = int(config["lanes"]), int(config["block"])
         inner = [s.name for s in self.chain if s.name != self.out]
         out = sch.get_sblock(self.out)
-        around = []
-        if self.inside(config):
-            around = sch.get_loops(sch.get_consumers(out)[0])[:1]
-            sch.compute_at(out, around[0], preserve_unit_loops=True)
+        around = self._around(config, sch, out)
+        if around:
+            sch.compute_at(out, around[-1], preserve_unit_loops=True)
+
+        def cut(loop: Any, size: int) -> list[Any]:
+            """A loop in parts: of a block of the reduction, no larger than it is."""
+            if len(around) > 1:
+                size = math.gcd(size, loops.extent(sch, loop))
+            return list(sch.split(loop, [None, size]))
+
         nest = self._loops(sch, sch.get_loops(out)[len(around) :], lane, block)
         unrolled = [nest.pop(p) for p in sorted(self.rows) if p in nest]
         first = self.tiles.first(lane)
         task, tile = [nest[p] for p in sorted(nest) if -1 < p < first and p != lane], []
         if first in nest and first != lane:
-            tile_tasks, within = sch.split(nest[first], [None, self.tiles.cut(config)])
+            tile_tasks, within = cut(nest[first], self.tiles.cut(config))
             task.append(tile_tasks)
             tile.append(within)
         tile += [nest[p] for p in sorted(nest) if p > first and p != lane]
@@ -237,7 +249,7 @@ class TransformSchedule(StageSchedule):
             blocks = nest.get(BLOCKS)
             loop, width = nest[lane], self.tiles.width(lane)
             if blocks is None:
-                blocks, loop = sch.split(loop, [None, block]) if block else (None, loop)
+                blocks, loop = cut(loop, block) if block else (None, loop)
             over, lanes = sch.split(loop, [None, width])
             vector.append(lanes)
             tile.insert(len(tile) if config["order"] == "inner" else 0, over)
@@ -269,6 +281,14 @@ class TransformSchedule(StageSchedule):
                 loops.transpose(sch, source, 1, self.target)
             else:
                 loops.pack(sch, source, 1, self.target)
+
+    def _around(self, config: Mapping[str, Value], sch: Any, out: Any) -> list[Any]:
+        """The loops of the consumer that the tiles are made in: over its tasks, and over blocks of
+        its reduction if they hold what is made."""
+        if not self.inside(config):
+            return []
+        tasks, inner, *_ = sch.get_loops(sch.get_consumers(out)[-1])
+        return [tasks, inner] if loops.HOLDS in sch.get(inner).annotations else [tasks]
 
     def _loops(self, sch: Any, nest: list[Any], lane: int, block: int) -> dict[int, Any]:
         """The loops of the last block by dimension of the tiles; iterators split in digits, the

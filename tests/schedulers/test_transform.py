@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flextensor.schedulers import schedule, space
 from flextensor.schedulers.space import Config, Point, Space
 from flextensor.schedulers.transform_estimate import store_cycles
 from flextensor.targets import lookup
+from flextensor.targets.base import Target
 
 MACHINE = MACHINES["znver3"]
 LAYER = {
@@ -268,3 +270,54 @@ def test_points_of_one_representative_are_one_program(
         assert found.legal(representative)
         assert found.representative(representative) == representative
         assert built(representative) == built(point)
+
+
+def deep(workload: Workload, target: Target, **changes: Any) -> Config:
+    """A seed with blocks of the reduction around all of a task, which hold its weights alone."""
+    found = space(workload.prim_func("winograd4"), target)
+    wanted = {
+        "conv2d.blocks_order": "k", "conv2d_weight0.at": "consumer", "conv2d_data0.at": "root",
+    }  # fmt: skip
+    config = next(s for s in found.seeds if wanted.items() <= s.items()) | changes
+    assert found.reason(config) is None, config
+    return config
+
+
+def test_blocks_of_the_reduction_hold_what_transforms_make_for_them() -> None:
+    """36 x 512 weights of 32 channels are 2.3 MB, of which 16 blocks of the sum have less than half
+    of L2 each, and 8 have more."""
+    workload = layer(in_channels=512, out_channels=256, height=14, width=14)
+    config = deep(workload, MACHINE)
+    tasks, parts = int(config["conv2d.n_parts"]), int(config["conv2d.k_parts"])
+    module = schedule(workload.prim_func("winograd4"), MACHINE, config)
+    *around, made = extents(module, "conv2d_weight1")[:2], extents(module, "conv2d_weight1")[2:]
+    own = math.prod(map(int, made))
+    assert around == [[tasks, parts]] == [[8, 16]]
+    assert own == 36 * 512 * 256 // (tasks * parts)
+    assert own * 4 <= MACHINE.l2_bytes / 2 < own * 8
+
+
+@pytest.mark.parametrize("parts", [2, 8, 32])
+@pytest.mark.parametrize("source", ["task", "copy", "inline"])
+def test_blocks_of_the_reduction_compute_the_layer(source: str, parts: int, tmp_path: Path) -> None:
+    """Weights of blocks of 128 channels, 32 or 8, copied by rows of vectors or not."""
+    target = lookup("llvm")
+    workload = layer(in_channels=256, out_channels=128, height=9, width=14)
+    changes: dict[str, Any] = {"conv2d.k_parts": parts, "conv2d_weight0.source": source}
+    config = deep(workload, target, **changes)
+    path = tmp_path / "kernel.so"
+    compiled.build(workload.prim_func("winograd4"), target, config, path)
+    inputs = workload.inputs(seed=3)
+    expected = workload.reference(inputs)
+    out, runtime = np.zeros(expected.shape, "float32"), target.runtime()
+    runtime.load(path)["main"](*map(runtime.passed, (*inputs, out)))
+    assert relative_error(out, expected) < 1e-4
+
+
+def test_a_block_of_the_reduction_is_full_of_the_vectors_that_transform_for_it() -> None:
+    """Data with channels in its lanes, of which a block has 4: vectors have 8."""
+    workload = layer(in_channels=512, out_channels=256, height=14, width=14)
+    config = deep(workload, MACHINE) | {"conv2d_data0.at": "consumer", "conv2d.m_layout": "inline"}
+    found = space(workload.prim_func("winograd4"), MACHINE)
+    assert found.reason(config | {"conv2d.k_parts": 64}) is None
+    assert "of 4, is not full" in str(found.reason(config | {"conv2d.k_parts": 128}))
