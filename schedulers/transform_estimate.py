@@ -17,6 +17,10 @@ SCATTER = 1.0
 from the profile of transforms of 6 x 6 points in vectors of 8 lanes, as are `PACK` cycles for an
 element that a task copies, or that a first transform reads from a line of its own."""
 
+AGAIN = 64.0
+"""Bytes that a core stores in L3 and loads again in a cycle, for what one task makes and reads;
+from eleven layers timed with such tiles and with blocks of them that stay in L2."""
+
 
 def transform_cycles(chain: tuple[Stage, ...], width: int, spread: bool) -> float:
     """Cycles of one core for all points of a chain, in vectors of a `width`."""
@@ -40,10 +44,11 @@ def source_cycles(
 def store_cycles(elements: int, tasks: float, target: Target) -> float:
     """Cycles that one core waits to store tiles: all of them before others read them, when the more
     of the last cache is filled, the more leaves it; or what each of so many `tasks` reads itself,
-    which leaves it once half of it is full of what the tasks of all cores have."""
+    which leaves it once half of it is full of what the tasks of all cores have, and L2 before."""
     size = elements * BYTES / max(tasks, 1)
     if level(size, target) is None:
         return 0.0
     held = 2 * (size * target.cores if tasks else size) / max(target.l3_bytes, 1)
     left = min(max(held - 1, 0.0) if tasks else held, 1.0)
-    return left * elements * 2 * BYTES / FETCHED["memory"]
+    again = 1 / AGAIN if tasks else 0.0
+    return elements * 2 * BYTES * (left / FETCHED["memory"] + again)
