@@ -7,6 +7,9 @@
                 for k:  acc[rows, vectors] += row[rows] * lane[vectors]   # all in registers
         write the block out, through the fused elementwise consumers
 
+Inside the task of a transform that takes the sums, blocks of K may be the outer loop: each then
+has what other transforms make for it, and adds to all sums of the task.
+
 One side gives the vector lanes, the other one scalars (*rows*) that are broadcast. GEMM, einsum,
 every convolution, its transposed, grouped and dilated kin, and Winograd's products are this one
 loop nest; what few filters share is `window`'s.

@@ -6,7 +6,8 @@
 
 Element by element that takes a load and a store each; so it takes a load, a store and four
 shuffles for 16 of them. Rows are interleaved within parts of 128 bits, and these then dealt out,
-which CPUs do in one instruction each (``vunpcklps``, ``vunpcklpd``, ``vshuff32x4``).
+which CPUs do in one instruction each (``vunpcklps``, ``vunpcklpd``, ``vshuff32x4``). A copy made
+turn by turn of a loop asks memory for what the next turn reads, while this one is transposed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ DTYPE = "float32"
 """What is transposed."""
 MARK, PARALLEL = "flextensor.transposed", "flextensor.parallel"
 """What a block is annotated with: lanes, and whether to copy in parallel."""
+AHEAD = "flextensor.ahead"
+"""Marks a copy that asks memory for what the next turn of the loop around it reads: rows lie pages
+apart, where hardware does not look ahead."""
+NEAR = 16
+"""Bytes of L2 for each element of such a copy, at least: a quarter holds what is asked for."""
 PART = 4
 """Elements of 128 bits, within which rows are interleaved."""
+LINE = 16
+"""Elements of a cache line."""
 
 Shuffle = tuple[int, int, tuple[int, ...]]
 """Two vectors, and which of their elements, counted through both, make up the new one."""
@@ -92,6 +100,8 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
     if math.prod(extents[p] for p in places) < lanes and not _adjacent(copied, places, extents):
         return False
     sch.annotate(block, MARK, lanes)
+    if math.prod(extents) <= target.l2_bytes // NEAR:
+        sch.annotate(block, AHEAD, True)
     if parallel:
         sch.annotate(block, PARALLEL, True)
     return True
@@ -123,6 +133,7 @@ def _clipped(sch: Any, block: Any) -> bool:
 def _in_registers(sch: Any, block: Any, lanes: int) -> Any:
     """The block of a tile, the loops of a marked one around it."""
     nest, extents = _nest(sch, block)
+    outside = sch.get_loops(block)[: -len(nest)] if AHEAD in sch.get(block).annotations else []
     places, backward = _columns(sch.get(block), extents)
     (first, *rest), outer = (nest[p] for p in places), []
     inner = math.prod(extents[p] for p in places[1:])
@@ -134,9 +145,30 @@ def _in_registers(sch: Any, block: Any, lanes: int) -> Any:
     sch.reorder(between, *outer, first, *rest, row)
     tile = sch.blockize(first)
     old = sch.get(tile)
-    new = _shuffled(old, lanes, backward)
+    new = _shuffled(old, lanes, backward, _ahead(sch, tile, outside))
     sch.state.replace(sch.get_sref(tile), new, {old: new})
     return tile
+
+
+def _ahead(sch: Any, tile: Any, outside: Sequence[Any]) -> list[int]:
+    """How far behind what a tile reads lies what it reads in the next turn of the innermost of the
+    loops `outside` the copy, by dimension; nothing where there is none, or that is not known."""
+    turns = [sch.get(loop) for loop in outside]
+    serial = [t.loop_var for t in turns if t.kind == tirx.ForKind.SERIAL and not _one(t.extent)]
+    realize, later = sch.get(sch.get_loops(tile)[-1]).body, {}
+    for it, value in zip(realize.block.iter_vars, realize.iter_values, strict=True):
+        form = linear(value)
+        step = form.terms.get(serial[-1], 0) if form and serial else 0
+        later[it.var] = it.var + step
+    (read,), simplify = realize.block.reads, sym.Analyzer().simplify
+    steps = [simplify(rewrite(side.min, later) - side.min) for side in read.region]
+    known = all(isinstance(step, tirx.IntImm) for step in steps)
+    found = [int(step) for step in steps] if known else []
+    return found if any(found) else []
+
+
+def _one(extent: Any) -> bool:
+    return isinstance(extent, tirx.IntImm) and int(extent) == 1
 
 
 def _nest(sch: Any, block: Any) -> tuple[list[Any], list[int]]:
@@ -195,8 +227,9 @@ def _adjacent(copied: Any, places: Sequence[int], extents: Sequence[int]) -> boo
     return form is not None and form.terms.get(row) == 1 and extents[places[0]] == size
 
 
-def _shuffled(tile: Any, lanes: int, backward: bool) -> Any:
-    """The block of a tile, whose last loop is over as many rows as vectors have lanes.
+def _shuffled(tile: Any, lanes: int, backward: bool, ahead: Sequence[int]) -> Any:
+    """The block of a tile, whose last loop is over as many rows as vectors have lanes; it asks for
+    what is so far `ahead`.
 
     What it reads and writes is seen as two matrices; their columns are counted in the last
     dimension of a row, beyond whose end TVM addresses what follows. Vectors of the last turn begin
@@ -221,7 +254,11 @@ def _shuffled(tile: Any, lanes: int, backward: bool) -> Any:
         column = run - 1 - start - number if backward else start + number
         place = [*[0] * (len(written.region) - 2), column, tirx.Ramp(0, 1, lanes)]
         stores.append(tirx.BufferStore(copy.buffer, vector, place))
-    body = tirx.SeqStmt([*vectors.made, *stores])
+    lines = [(place, start) for place in begins]
+    if run < lanes:  # one row follows the other
+        lines = [(begins[0], at) for at in range(0, lanes * run, LINE)]
+    asked = [_asked(source.buffer, [*place, at], ahead) for place, at in lines if ahead]
+    body = tirx.SeqStmt([*asked, *vectors.made, *stores])
     turns = tirx.For(turn, 0, -(-run // lanes), tirx.ForKind.SERIAL, body)
     return s_tir.SBlock(
         tile.iter_vars, tile.reads, tile.writes, tile.name_hint, turns, tile.init,
@@ -240,6 +277,14 @@ def _begins(tile: Any, lanes: int) -> list[list[Any]]:
     first, simplify = dict.fromkeys(over, tirx.const(0, "int32")), sym.Analyzer().simplify
     rows = [{**first, over[-1]: tirx.const(row, "int32")} for row in range(lanes)]
     return [[simplify(rewrite(i, row) - rewrite(i, first)) for i in indices] for row in rows]
+
+
+def _asked(buffer: Any, place: Sequence[Any], ahead: Sequence[int]) -> Any:
+    """The statement that has a line, so far behind a place, brought to L2, if there is one."""
+    load = tirx.BufferLoad(buffer, [at + step for at, step in zip(place, ahead, strict=True)])
+    read, level, data = 0, 2, 1
+    call = tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), read, level, data)
+    return tirx.Evaluate(call)
 
 
 class _Vectors:

@@ -145,3 +145,43 @@ def test_a_guarded_copy_stays() -> None:
         name="panels",
     )
     assert not scheduled(te.create_prim_func([data, padded]))[0]
+
+
+def taps(channels: int, rows: int, columns: int) -> tuple[Any, Any]:
+    """Rows of taps doubled as columns, scheduled so that those of a channel are copied for it
+    alone; and the loop over channels."""
+    weight = te.placeholder((channels, rows, columns), "float32", "weight")
+    panels = te.compute((channels, columns, rows), lambda c, k, i: weight(c, i, k), name="panels")
+    twice = te.compute((channels, columns, rows), lambda c, k, i: panels(c, k, i) * 2.0, "twice")
+    sch = Schedule(te.create_prim_func([weight, twice]))
+    channel = sch.get_loops(sch.get_sblock("twice"))[0]
+    sch.compute_at(sch.get_sblock("panels"), channel, preserve_unit_loops=True)
+    return sch, channel
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(9, 9), (32, 16)])
+def test_a_copy_asks_memory_for_what_the_next_turn_reads(columns: int, lines: int) -> None:
+    """16 rows of 9 taps are 9 lines, one after the other; longer rows ask for a line each in a
+    turn over their columns. All of them of the next channel, and beyond the last for nothing."""
+    sch, _ = taps(5, 16, columns)
+    assert transposition.mark(sch, sch.get_sblock("panels"), target(512))
+    transposition.carry_out(sch)
+    asked = [line.strip() for line in sch.mod.script().splitlines() if "prefetch" in line]
+    assert len(asked) == lines
+    assert all("rows[1, " in line for line in asked)
+    given = np.random.default_rng(0).random((5, 16, columns), "float32")
+    out = tvm.runtime.tensor(np.full((5, columns, 16), np.nan, "float32"))
+    tvm.compile(sch.mod, target="llvm")["main"](tvm.runtime.tensor(given), out)
+    assert (out.numpy() == 2 * given.transpose(0, 2, 1)).all()
+
+
+def test_nothing_is_asked_for_that_would_push_out_what_is_there() -> None:
+    """A turn of parallel tasks is the next of nobody's, one of half of L2 leaves no room."""
+    for parallel, l2 in ((True, 1 << 20), (False, 2 * 4 * 16 * 9)):
+        sch, channel = taps(5, 16, 9)
+        if parallel:
+            sch.parallel(channel)
+        small = dataclasses.replace(target(512), l2_bytes=l2)
+        assert transposition.mark(sch, sch.get_sblock("panels"), small)
+        transposition.carry_out(sch)
+        assert "prefetch" not in sch.mod.script()
