@@ -25,7 +25,7 @@ from tvm import te
 from flextensor.schedulers import loops
 from flextensor.schedulers.analysis import Contraction, contraction, iterators, points
 from flextensor.schedulers.base import Extents, Scheduler, StageSchedule
-from flextensor.schedulers.contraction_space import Plan, contraction_space, made, near
+from flextensor.schedulers.contraction_space import Plan, contraction_space, made, near_parts
 from flextensor.schedulers.layouts import Cut, Element, Side
 from flextensor.schedulers.program import Iterator, Program, Stage, Tensors, steps
 from flextensor.schedulers.space import Config, Value
@@ -170,7 +170,7 @@ class ContractionSchedule(StageSchedule):
                 found[f"{name}_parts"] = ceil_div(first.extent, wanted)
         if found["blocks_order"] == "k":
             whole = self.plan({**found, "k_parts": 1})
-            found["k_parts"] = near(whole, self.found, self.sides, self.made, self.target)
+            found["k_parts"] = near_parts(whole, self.found, self.sides, self.made, self.target)
         found = self.space.config(self.space.project(found))
         if self.misfit(found, consumer, theirs) is not None:
             found["output_at"] = "blocks"

@@ -163,7 +163,6 @@ def features(
         "row_tiles": log(plan.rows.tiles),
         "lane_tiles": log(plan.lanes.tiles),
         "k_blocks": plan.k_blocks,
-        "k_outer": plan.k_outer,
     }
 
 

@@ -145,7 +145,7 @@ def cut_reduction(extent: int, parts: int, unroll: int) -> tuple[int, int]:
     return blocks, blocks * length
 
 
-def near(
+def near_parts(
     whole: Plan,
     found: Contraction,
     sides: Mapping[str, Side],
@@ -303,12 +303,11 @@ def _seeds(
                     if unit.spills(Plan.of(pick, found, sides, target), target):
                         smaller = ({**pick, "k_unroll": 2}, {**pick, "unroll_windows": 0})
                         pick = best([pick, *smaller]) or pick
-                    again = [
-                        {**pick, "k_parts": cut, "tiles_order": side}
-                        for cut in dict.fromkeys((near, deep))
-                        for side in sides
-                    ]
-                    for seed in (pick, best(again) if starts is cuts and near > 1 else None):
+                    parts = [n for n in (near, deep) if n > 1 and starts is cuts]
+                    again = (
+                        [{**pick, "k_parts": n, "tiles_order": s} for s in sides] for n in parts
+                    )
+                    for seed in (pick, *map(best, again)):
                         if seed is not None:
                             picks.setdefault(tuple(seed.values()), seed)
     return tuple(picks.values())

@@ -18,7 +18,7 @@ LINE = 64
 PAGE = 4096
 """Bytes of a page, within which hardware fetches ahead, and of a way of the first cache: lines that
 far apart share a place in it."""
-HOLDS = "holds"
+HOLDS = "flextensor.holds"
 """Marks a loop inside a parallel one whose turns have their own producers, as tasks do."""
 AT_ONCE = 8
 """Rows of a matrix that are copied side by side, where more would be in each other's way."""
