@@ -156,10 +156,10 @@ def near_parts(
     task reads in place of the sides that are `made` by transforms, if no more than two tasks do;
     of a plan whose reduction is not cut."""
     rows, lanes = roles(whole, sides)
-    tiles, size = points(found.batch) / task_batch(whole, found), 0.0
+    batch, size = points(found.batch) / task_batch(whole, found), 0.0
     for name, role, other in ((whole.row_side, rows, lanes), (whole.lane_side, lanes, rows)):
         if name in made and role.layout == "inline" and other.cut.blocks <= 2:
-            size += tiles * role.whole(whole) / role.cut.blocks
+            size += batch * role.whole(whole) / role.cut.blocks
     exact = [p for p in PARTS if whole.main.extent % p == 0]
     return next((p for p in exact if size / p <= target.l2_bytes / 2), exact[-1])
 
