@@ -153,12 +153,14 @@ def _in_registers(sch: Any, block: Any, lanes: int) -> Any:
 def _ahead(sch: Any, tile: Any, outside: Sequence[Any]) -> list[int]:
     """How far behind what a tile reads lies what it reads in the next turn of the innermost of the
     loops `outside` the copy, by dimension; nothing where there is none, or that is not known."""
-    turns = [sch.get(loop) for loop in outside]
-    serial = [t.loop_var for t in turns if t.kind == tirx.ForKind.SERIAL and not _one(t.extent)]
+    turns = [loop for loop in map(sch.get, outside) if loop.kind == tirx.ForKind.SERIAL]
+    serial = [turn.loop_var for turn in turns if not _one(turn.extent)]
+    if not serial:
+        return []
     realize, later = sch.get(sch.get_loops(tile)[-1]).body, {}
     for it, value in zip(realize.block.iter_vars, realize.iter_values, strict=True):
         form = linear(value)
-        step = form.terms.get(serial[-1], 0) if form and serial else 0
+        step = form.terms.get(serial[-1], 0) if form else 0
         later[it.var] = it.var + step
     (read,), simplify = realize.block.reads, sym.Analyzer().simplify
     steps = [simplify(rewrite(side.min, later) - side.min) for side in read.region]

@@ -293,9 +293,9 @@ def test_blocks_of_the_reduction_hold_what_transforms_make_for_them() -> None:
     config = deep(workload, MACHINE)
     tasks, parts = int(config["conv2d.n_parts"]), int(config["conv2d.k_parts"])
     module = schedule(workload.prim_func("winograd4"), MACHINE, config)
-    *around, made = extents(module, "conv2d_weight1")[:2], extents(module, "conv2d_weight1")[2:]
-    own = math.prod(map(int, made))
-    assert around == [[tasks, parts]] == [[8, 16]]
+    loops = list(map(int, extents(module, "conv2d_weight1")))
+    own = math.prod(loops[2:])
+    assert loops[:2] == [tasks, parts] == [8, 16]
     assert own == 36 * 512 * 256 // (tasks * parts)
     assert own * 4 <= MACHINE.l2_bytes / 2 < own * 8
 
