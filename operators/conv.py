@@ -92,16 +92,18 @@ class Convolution(Operator):
 
     def formulations(self) -> Mapping[str, Callable[[], Tensors]]:
         """``direct``; where a window slides over enough channels, also those by minimal
-        filtering along one or two axes (`minimal_filtering.schemes`), by the outputs of a tile:
-        ``winograd2`` and ``winograd4`` are F(2, 3) and F(4, 3) of a window of three. A longer
+        filtering (`minimal_filtering.tilings`), by the outputs of a tile: ``winograd2`` and
+        ``winograd4`` are F(2, 3) and F(4, 3) of a window of three along the last one or two axes,
+        ``winograd4x4x4`` is F(4, 3) along all three. A longer
         stride slides over its phases, see `flextensor.operators.polyphase`. In float32 only, for
         what they transform would overflow and cancel in half of the bits."""
         found: dict[str, Callable[[], Tensors]] = {"direct": self.compute}
         channels = min(self.phase_channels) // self.groups
         slides = self.kernel >= 3 and (self.stride == 1 or self.dilation == 1)
         if slides and channels >= 8 and self.dtype == "float32":
-            for tile in minimal_filtering.worthwhile(self.kernel, self.stride, len(self.size)):
-                found[f"winograd{tile}"] = functools.partial(self.compute_winograd, tile)
+            tilings = minimal_filtering.tilings(self.kernel, self.stride, len(self.size))
+            for name, tiling in tilings.items():
+                found[f"winograd{name}"] = functools.partial(self.compute_winograd, tiling)
         return found
 
     @property
@@ -121,8 +123,8 @@ class Convolution(Operator):
         )
         return self.finish(out, data, weight, *bias)
 
-    def compute_winograd(self, tile: int) -> Tensors:
-        """The convolution by F(tile, window), see `flextensor.operators.winograd`."""
+    def compute_winograd(self, tiling: minimal_filtering.Tiling) -> Tensors:
+        """The convolution by minimal filtering, see `flextensor.operators.winograd`."""
         data, weight, *bias = self.placeholders()
         images, filters = self.padded(data), self.filters(weight)
         if self.stride > 1:
@@ -133,7 +135,7 @@ class Convolution(Operator):
         out = winograd.convolve(
             images,
             filters,
-            tile=tile,
+            tiling=tiling,
             dilation=self.dilation,
             groups=self.groups,
             name=self.name,

@@ -18,6 +18,7 @@ from flextensor.errors import InputError
 from flextensor.operators import polyphase, winograd
 from flextensor.operators.base import Tensors, register
 from flextensor.operators.conv import Convolution, check_groups
+from flextensor.operators.minimal_filtering import Tiling
 from flextensor.operators.stages import convolve, epilogue_flops, guarded
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ class ConvolutionTranspose(Convolution):
     def phase_channels(self) -> tuple[int, int]:
         return self.in_channels, self.out_channels * self.stride ** len(self.size)
 
-    def compute_winograd(self, tile: int) -> Tensors:
+    def compute_winograd(self, tiling: Tiling) -> Tensors:
         if self.stride == 1:
-            return super().compute_winograd(tile)
-        return self._by_phases(functools.partial(winograd.convolve, tile=tile, dilation=1))
+            return super().compute_winograd(tiling)
+        return self._by_phases(functools.partial(winograd.convolve, tiling=tiling, dilation=1))
 
     def compute_subpixel(self) -> Tensors:
         """A convolution of stride 1 over the input itself that computes no product with zero.

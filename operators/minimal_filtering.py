@@ -68,10 +68,14 @@ class Scheme:
         return Fraction(self.points * self.parts, self.tile)
 
 
+Tiling = tuple[Scheme, ...]
+"""How the last axes are computed, each by its own; those before them are not tiled."""
+
+
 @functools.cache
 def schemes(window: int, axes: int) -> dict[int, Scheme]:
-    """What is worth computing for a window along each of one or two tiled axes, by the outputs of a
-    tile, those with the fewest points first, each of which needs `GAIN` times fewer products than
+    """What is worth computing for a window along each of some tiled axes, by the outputs of a tile,
+    those with the fewest points first, each of which needs `GAIN` times fewer products than
     the one before: 3 -> F(2, 3) and F(4, 3), 5 -> F(3, 5), 7 -> F(3, 3) in three parts and F(4, 4)
     in two; 9 along one axis -> F(3, 3) in three parts, and of it F(2, 3) and F(4, 3)."""
     known = [Scheme((level,), parts) for level, parts in _cuts(window)]
@@ -96,16 +100,27 @@ def _cuts(window: int) -> list[tuple[tuple[int, int], int]]:
     return [((m, r), n) for (m, r), n in whole + parts if 1 < r <= MOST_POINTS + 1 - m]
 
 
-def worthwhile(kernel: int, stride: int, ndim: int) -> list[int]:
-    """The tiles for windows of `kernel` and `stride` along each of `ndim` axes that need `GAIN`
-    times fewer products than there are. A longer stride multiplies the taps of all its phases, some
-    of which may be zero: 3 by 2 -> ``[5]`` in two dimensions, 7 by 2 -> ``[2, 3]``."""
-    window, axes = -(-kernel // stride), min(ndim, 2)
-    found = []
-    for tile, scheme in schemes(window, axes).items():
-        needed = (scheme.products * stride) ** axes * (window * stride) ** (ndim - axes)
-        if needed * GAIN <= kernel**ndim:
-            found.append(tile)
+def tilings(kernel: int, stride: int, ndim: int) -> dict[str, Tiling]:
+    """What is worth computing for windows of `kernel` and `stride` along each of `ndim` axes, by
+    the outputs of a tile, those with the fewest points first, each of which needs `GAIN` times
+    fewer products than the one before, and the first than there are: 3 -> ``2`` and ``4`` along the
+    last two axes, and in three dimensions also ``2x4x4`` and ``4x4x4``.
+
+    A longer stride multiplies the taps of all its phases, some of which may be zero: 3 by 2 ->
+    ``5``, 7 by 2 -> ``2`` and ``3`` in two dimensions.
+    """
+    window = -(-kernel // stride)
+    every = schemes(window, ndim).values()
+    known = [(str(s.tile), (s,) * min(ndim, 2)) for s in every]
+    if ndim == 3:
+        deep = [(d, s, s) for s in every for d in every if d.tile <= s.tile]
+        known += [("x".join(str(s.tile) for s in tiling), tiling) for tiling in deep]
+    found, least = dict[str, Tiling](), Fraction(kernel**ndim)
+    for name, tiling in sorted(known, key=lambda entry: math.prod(s.points for s in entry[1])):
+        taps = math.prod((s.products for s in tiling), start=Fraction(1))
+        products = taps * window ** (ndim - len(tiling)) * stride**ndim
+        if products * GAIN <= least:
+            found[name], least = tiling, products
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from flextensor.operators.minimal_filtering import Matrix, Scheme, matrices, schemes
+from flextensor.operators.minimal_filtering import Matrix, Tiling, matrices
 from flextensor.operators.polyphase import digits
 from flextensor.operators.stages import guarded, pad
 
@@ -46,14 +46,16 @@ def combine(matrix: Matrix, row: Any, element: Callable[[int], Any], dtype: str)
     return value
 
 
-def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, name: str) -> Any:
-    """`flextensor.operators.stages.convolve` with stride 1, by tiles of `tile`, see `schemes`.
+def convolve(
+    data: Any, weight: Any, *, tiling: Tiling, dilation: int, groups: int, name: str
+) -> Any:
+    """`flextensor.operators.stages.convolve` with stride 1, by tiles, see `tilings`.
 
     A window with gaps sees only every `dilation`-th element: along the tiled axes the data is
     dealt out to ``dilation ** axes`` images, which are convolved without gaps and joined again.
     Channels that are not in groups grow to multiples of `GROWN`.
     """
-    axes = min(len(weight.shape) - 2, 2)
+    axes = len(tiling)
     out_channels, size = int(weight.shape[0]), [int(n) for n in data.shape[-axes:]]
     if groups == 1:
         more = [-int(n) % m for n, m in zip(weight.shape[:2], GROWN, strict=True)]
@@ -61,10 +63,10 @@ def convolve(data: Any, weight: Any, *, tile: int, dilation: int, groups: int, n
         data = pad(data, [0, 0, *rest], [0, more[1], *rest])
         weight = pad(weight, [0, 0, *rest], [*more, *rest])
     images = data if dilation == 1 else _deal(data, axes, dilation)
-    scheme = schemes(int(weight.shape[-1]), axes)[tile]
-    none, zeros = [0] * len(data.shape), -int(weight.shape[-1]) % scheme.taps
-    images, filters = (pad(t, none, none[axes:] + [zeros] * axes) for t in (images, weight))
-    fast = Winograd(images, filters, out_channels, scheme, axes, dilation, groups, name)
+    none = [0] * len(data.shape)
+    zeros = none[axes:] + [-int(weight.shape[-1]) % scheme.taps for scheme in tiling]
+    images, filters = (pad(t, none, zeros) for t in (images, weight))
+    fast = Winograd(images, filters, out_channels, tiling, dilation, groups, name)
     out = fast.compute()
     if dilation == 1:
         return out
@@ -121,19 +123,18 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Winograd:
-    """A convolution of stride 1 whose last `axes` axes are computed by a scheme.
+    """A convolution of stride 1 whose last axes are computed by the schemes of a tiling.
 
     `data` [N, C, (D,) size..] is padded already, `weight` is [K, C/groups, (R,) parts*taps..], of
     whose output channels the first `out_channels` are wanted. An output y along a tiled axis is
     ``t*tile + i``: row i of tile t, whose digits are those of the levels. `dilation` is that of the
-    axis without tiles, if there is one.
+    axis D without tiles, if there is one.
     """
 
     data: Any
     weight: Any
     out_channels: int
-    scheme: Scheme
-    axes: int
+    tiling: Tiling
     dilation: int
     groups: int
     name: str
@@ -141,13 +142,18 @@ class Winograd:
     @functools.cached_property
     def levels(self) -> tuple[Level, ...]:
         """The dimensions of transforms: those of each tiled axis, the outermost first."""
-        found, step = list[Level](), self.scheme.tile
-        for tile, window in self.scheme.levels:
-            step //= tile
-            found.append(Level(0, step, tile, window))
-        return tuple(
-            dataclasses.replace(level, axis=axis) for axis in range(self.axes) for level in found
-        )
+        found = list[Level]()
+        for axis, scheme in enumerate(self.tiling):
+            step = scheme.tile
+            for tile, window in scheme.levels:
+                step //= tile
+                found.append(Level(axis, step, tile, window))
+        return tuple(found)
+
+    @property
+    def axes(self) -> int:
+        """How many axes are tiled."""
+        return len(self.tiling)
 
     @property
     def out_size(self) -> tuple[int, ...]:
@@ -159,12 +165,13 @@ class Winograd:
     @property
     def tiles(self) -> tuple[int, ...]:
         """Tiles of the output along each tiled axis."""
-        return tuple(-(-n // self.scheme.tile) for n in self.out_size[-self.axes :])
+        sizes = self.out_size[-self.axes :]
+        return tuple(-(-n // s.tile) for n, s in zip(sizes, self.tiling, strict=True))
 
     @property
     def seen(self) -> tuple[int, ...]:
         """Tiles of the data along each tiled axis."""
-        return tuple(n + self.scheme.parts - 1 for n in self.tiles)
+        return tuple(n + s.parts - 1 for n, s in zip(self.tiles, self.tiling, strict=True))
 
     def compute(self) -> Any:
         """The output [N, K, (D,) size..]; its products are the stage `name`."""
@@ -174,7 +181,7 @@ class Winograd:
         """The data, grown to whole tiles along tiled axes."""
         fixed = len(self.data.shape) - self.axes
         size = [int(n) for n in self.data.shape[fixed:]]
-        wanted = [t * self.scheme.tile + self.scheme.taps - 1 for t in self.seen]
+        wanted = [t * s.tile + s.taps - 1 for t, s in zip(self.seen, self.tiling, strict=True)]
         after = [0] * fixed + [w - n for w, n in zip(wanted, size, strict=True)]
         return pad(self.data, [0] * len(after), after)
 
@@ -221,7 +228,7 @@ class Winograd:
             free, tile = rest[: len(loose)], rest[len(loose) :]
 
             def element(j: int) -> Any:
-                start = [t * self.scheme.tile for t in tile]
+                start = [t * s.tile for t, s in zip(tile, self.tiling, strict=True)]
                 return data(n, c, *free, *self._places(start, (j, *offsets[1:])))
 
             return combine(by[0], offsets[0], element, data.dtype)
@@ -239,7 +246,7 @@ class Winograd:
         weight, by, ndim = self.weight, self._matrices(1), len(self.levels)
         out_channels, in_group, *taps = (int(n) for n in weight.shape)
         loose = taps[: len(taps) - self.axes]
-        parts = [self.scheme.parts] * self.axes if self.scheme.parts > 1 else []
+        parts = [s.parts for s in self.tiling] if any(s.parts > 1 for s in self.tiling) else []
         window = [level.window for level in self.levels[1:]]
 
         def first(*at: Any) -> Any:
@@ -247,7 +254,7 @@ class Winograd:
             free, part = free[: len(loose)], free[len(loose) :] or [0] * self.axes
 
             def element(j: int) -> Any:
-                start = [p * self.scheme.taps for p in part]
+                start = [p * s.taps for p, s in zip(part, self.tiling, strict=True)]
                 return weight(k, c, *free, *self._places(start, (j, *offsets[1:])))
 
             return combine(by[0], offsets[0], element, weight.dtype)
@@ -292,7 +299,7 @@ class Winograd:
 
         def value(n: Any, k: Any, *position: Any) -> Any:
             tiled = position[loose:]
-            tile = [x // self.scheme.tile for x in tiled]
+            tile = [x // s.tile for x, s in zip(tiled, self.tiling, strict=True)]
             inside = [self._digit(tiled[level.axis], level) for level in self.levels]
             return out(*inside, n, k, *position[:loose], *tile)
 

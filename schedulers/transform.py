@@ -6,6 +6,7 @@
 
     ->  for points, tile by tile, in parallel:
             for rows, unrolled:  rows0, rows1 in registers, 16 channels at a time; then out
+            of a large tile a stage unrolls its own rows, in loops over the others; in L1
 
 A row is an iterator that the value is chosen by; once it is a number the choice is gone.
 """
@@ -26,7 +27,7 @@ from flextensor.schedulers.expression import Load
 from flextensor.schedulers.permuted import moved_last, permuted
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, inlinable
 from flextensor.schedulers.space import Config, Value
-from flextensor.schedulers.transform_analysis import Spread, chain, rows, stepped, summed
+from flextensor.schedulers.transform_analysis import MOST_ROWS, Spread, chain, rows, stepped, summed
 from flextensor.schedulers.transform_estimate import (
     source_cycles,
     store_cycles,
@@ -223,7 +224,7 @@ class TransformSchedule(StageSchedule):
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
         """Parallel over tasks; in a tile, rows unrolled, all but the last stage in registers."""
         lane, block = int(config["lanes"]), int(config["block"])
-        inner = [s.name for s in self.chain if s.name != self.out]
+        inner = [s for s in self.chain if s.name != self.out]
         out = sch.get_sblock(self.out)
         around = self._around(config, sch, out)
         if around:
@@ -236,7 +237,9 @@ class TransformSchedule(StageSchedule):
             return list(sch.split(loop, [None, size]))
 
         nest = self._loops(sch, sch.get_loops(out)[len(around) :], lane, block)
-        unrolled = [nest.pop(p) for p in sorted(self.rows) if p in nest]
+        looped, unrolled = (
+            [nest.pop(p) for p in group if p in nest] for group in self._turns(self.chain[-1])
+        )
         first = self.tiles.first(lane)
         task, tile = [nest[p] for p in sorted(nest) if -1 < p < first and p != lane], []
         if first in nest and first != lane:
@@ -258,16 +261,19 @@ class TransformSchedule(StageSchedule):
         if not tile:
             tile.append(task.pop())
         whole = self._whole(lane)  # where not, one guard per lane, around the rows
-        sch.reorder(*task, *tile, *(unrolled + vector if whole else vector + unrolled))
+        turns = [*looped, *unrolled]
+        sch.reorder(*task, *tile, *(turns + vector if whole else vector + turns))
         if task and not around:
             task = [loops.fuse(sch, task)]
             sch.parallel(task[0])
-        depth = len(sch.get_loops(out)) - len(unrolled) - len(vector)
-        for name in reversed(inner):
-            stage = sch.get_sblock(name)
-            sch.set_scope(stage, 0, "local")
-            sch.compute_at(stage, tile[-1], preserve_unit_loops=True)
-            self._unroll(sch, sch.get_loops(stage)[depth:], bool(vector))
+        depth = len(sch.get_loops(out)) - len(turns) - len(vector)
+        for stage in reversed(inner):
+            made = sch.get_sblock(stage.name)
+            sch.set_scope(made, 0, "local")
+            sch.compute_at(made, tile[-1], preserve_unit_loops=True)
+            self._unroll(
+                sch, self._rest(sch, stage, lane, sch.get_loops(made)[depth:]), bool(vector)
+            )
         self._unroll(sch, unrolled, False)
         if vector and whole:
             sch.vectorize(vector[0])
@@ -302,6 +308,26 @@ class TransformSchedule(StageSchedule):
             pieces = sch.split(loop, [None, *factors]) if factors else [loop]
             found |= dict(zip(own, pieces, strict=True)) if own else {}
         return found
+
+    def _turns(self, stage: Stage) -> tuple[list[int], list[int]]:
+        """The dimensions of rows that a stage has loops over, and those that are unrolled: all, or
+        of a large tile those that its value is chosen by."""
+        every = set(self.rows)
+        own = {stage.spatial.index(r) for r in rows(stage)}
+        if math.prod(stage.spatial[p].extent for p in every) <= MOST_ROWS:
+            own = every
+        return sorted(every - own), sorted(own)
+
+    def _rest(self, sch: Any, stage: Stage, lane: int, nest: list[Any]) -> list[Any]:
+        """What is left of a stage's loops in a tile when those over rows that are not unrolled are
+        the outermost."""
+        order = moved_last(len(stage.spatial), lane)
+        looped = {len(nest) - len(order) + order.index(p) for p in self._turns(stage)[0]}
+        if not looped:
+            return nest
+        rest = [loop for p, loop in enumerate(nest) if p not in looped]
+        sch.reorder(*(nest[p] for p in sorted(looped)), *rest)
+        return rest
 
     def _unroll(self, sch: Any, nest: list[Any], vector: bool) -> None:
         for loop in nest[: len(nest) - vector]:

@@ -17,7 +17,7 @@ from flextensor.operators.minimal_filtering import (
     Matrix,
     matrices,
     schemes,
-    worthwhile,
+    tilings,
 )
 
 NUMBERS = st.integers(-9, 9)
@@ -41,6 +41,11 @@ def test_a_tile_is_the_correlation_exactly(outputs: int, window: int, data: st.D
     products = [u * v for u, v in zip(times(g, filters), times(b, pixels), strict=True)]
     wanted = [sum(f * pixels[i + r] for r, f in enumerate(filters)) for i in range(outputs)]
     assert times(a, products) == wanted
+
+
+def dimensions(name: str) -> int:
+    """Spatial axes of an operator."""
+    return int(name[-2]) if name.endswith("d") else 0
 
 
 LAYERS = {
@@ -103,6 +108,33 @@ WIDE = {
 one axis also nested."""
 
 
+DEEP = {
+    "cube": ("conv3d", {"depth": "8", "height": "8", "width": "4"}),
+    "odd": ("conv3d", {"depth": "5", "height": "7", "width": "9", "bias": "true", "relu": "true"}),
+    "shallow": ("conv3d", {"depth": "1", "height": "6", "width": "5"}),
+    "gaps": ("conv3d", {"depth": "9", "height": "8", "width": "7", "dilation": "2"}),
+    "groups": ("conv3d", {"depth": "4", "height": "5", "width": "6", "groups": "2"}),
+    "batch": ("conv3d", {"depth": "6", "height": "5", "width": "4", "batch": "2"}),
+    "transposed": ("conv_transpose3d", {"depth": "5", "height": "6", "width": "7", "stride": "1"}),
+    "five": ("conv3d", {"depth": "6", "height": "7", "width": "8", "kernel": "5"}),
+}
+"""Tiles along three axes, that fit, do not fit, are one."""
+
+
+@pytest.mark.parametrize("layer", DEEP)
+def test_the_error_along_three_axes_is_bounded(
+    layer: str, error_of: Callable[[Workload, str], float]
+) -> None:
+    name, more = DEEP[layer]
+    fields = {"in_channels": "48", "out_channels": "18", "padding": "1", "kernel": "3", **more}
+    workload = Workload(parse(name, fields))
+    cubes = [f for f in workload.formulations if f.startswith("winograd") and "x" in f]
+    assert cubes
+    for formulation in cubes:
+        error = error_of(workload, formulation)
+        assert np.isfinite(error) and error < 1e-4, formulation
+
+
 @pytest.mark.parametrize("name", WIDE)
 def test_the_error_of_a_window_in_parts_is_bounded(
     name: str, error_of: Callable[[Workload, str], float]
@@ -110,8 +142,8 @@ def test_the_error_of_a_window_in_parts_is_bounded(
     channels = {"in_channels": "32", "out_channels": "16", "padding": "1"}
     workload = Workload(parse(name, {**channels, **WIDE[name]}))
     fast = [f for f in workload.formulations if f.startswith("winograd")]
-    found = schemes(int(WIDE[name]["kernel"]), 1 if name.endswith("1d") else 2)
-    assert fast == [f"winograd{tile}" for tile in found]
+    found = tilings(int(WIDE[name]["kernel"]), 1, dimensions(name))
+    assert fast == [f"winograd{tiling}" for tiling in found]
     for formulation in fast:
         error = error_of(workload, formulation)
         assert np.isfinite(error) and error < 5e-5, formulation
@@ -164,20 +196,44 @@ def test_the_error_over_phases_is_bounded(
     fields = {**channels, **STRIDED[name]}
     workload = Workload(parse(name, fields))
     fast = [f for f in workload.formulations if f.startswith("winograd")]
-    ndim = 1 if name.endswith("1d") else 3 if name.endswith("3d") else 2
-    tiles = worthwhile(int(fields["kernel"]), int(fields["stride"]), ndim)
-    assert fast and fast == [f"winograd{tile}" for tile in tiles]
+    found = tilings(int(fields["kernel"]), int(fields["stride"]), dimensions(name))
+    assert fast and fast == [f"winograd{tiling}" for tiling in found]
     for formulation in fast:
         error = error_of(workload, formulation)
         assert np.isfinite(error) and error < 5e-5, formulation
 
 
 def test_phases_need_fewer_products_than_the_stride_leaves_out() -> None:
-    assert worthwhile(3, 1, 2) == [2, 4]
-    assert worthwhile(3, 2, 2) == [5]  # 4 phases of 2 x 2 taps: 5.8 products, not 9
-    assert worthwhile(3, 2, 3) == []  # 8 phases of 2 taps more: 23, not 27
-    assert worthwhile(7, 2, 2) == [2, 3]
-    assert worthwhile(4, 4, 2) == worthwhile(2, 1, 2)[2:] == []  # one tap in every phase
+    assert list(tilings(3, 1, 2)) == ["2", "4"]
+    assert list(tilings(3, 2, 2)) == ["5"]  # 4 phases of 2 x 2 taps: 5.8 products, not 9
+    assert "5" not in tilings(3, 2, 3)  # 8 phases of 2 taps more: 23, not 27
+    assert list(tilings(7, 2, 2)) == ["2", "3"]
+    assert tilings(4, 4, 2) == {}  # one tap in every phase
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", range(3, 12))
+def test_the_third_axis_is_tiled_where_that_saves_products(kernel: int, stride: int) -> None:
+    found = tilings(kernel, stride, 3)
+    assert any(len(tiling) == 3 for tiling in found.values())
+    window, least = -(-kernel // stride), Fraction(kernel**3)
+    for name, tiling in found.items():
+        *deep, plane = tiling
+        assert name == (
+            str(plane.tile) if len(tiling) == 2 else "x".join(str(s.tile) for s in tiling)
+        )
+        assert all(s.tile <= plane.tile for s in deep)
+        needed = Fraction((window if len(tiling) == 2 else 1) * stride**3)
+        for scheme in tiling:
+            needed *= scheme.products
+        assert needed * GAIN <= least
+        least = needed
+
+
+def test_three_axes_of_a_window_of_three() -> None:
+    found = tilings(3, 1, 3)
+    assert list(found) == ["2", "4", "2x4x4", "4x4x4"]
+    assert [s.points for s in found["2x4x4"]] == [4, 6, 6]
 
 
 def test_only_a_window_that_slides_over_channels_without_gaps_is_computed_so() -> None:

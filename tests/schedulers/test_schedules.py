@@ -300,6 +300,12 @@ def test_stages_go_to_the_scheduler_of_their_structure() -> None:
         "conv2d:Contraction",
         "conv2d_out0:Transform",
     ]
+    assert takers(parse("conv3d", {"padding": "1"}), "winograd4x4x4") == [
+        "conv3d_data0:Transform",
+        "conv3d_weight0:Transform",
+        "conv3d:Contraction",
+        "conv3d_out0:Transform",
+    ]
     assert takers(parse("gemm", {"bias": "true", "relu": "true"})) == ["gemm:Contraction"]
     assert takers(parse("gemv", {})) == ["gemv:Reduction"]
     assert takers(FunctionOperator(pool, {})) == ["p:Window"]

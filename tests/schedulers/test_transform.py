@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 from sample_programs import extents
+from tvm import tirx
 
 from flextensor import compiled
 from flextensor.buffers import relative_error
@@ -236,6 +238,7 @@ def test_rows_that_share_places_in_the_cache_are_transposed_a_few_at_a_time(sour
     [
         ("conv2d in_channels=32 out_channels=64 height=14 width=14 padding=1", "winograd4"),
         ("conv1d in_channels=16 out_channels=32 length=64 kernel=9 padding=4", "winograd12"),
+        ("conv3d in_channels=16 out_channels=16 depth=4 height=8 width=8", "winograd4x4x4"),
         ("conv_transpose2d in_channels=16 out_channels=16 height=8 width=8 stride=2", "winograd2"),
         ("conv_transpose2d in_channels=16 out_channels=3 height=8 width=8 stride=2", "winograd2"),
     ],
@@ -273,6 +276,23 @@ def test_points_of_one_representative_are_one_program(
         assert found.legal(representative)
         assert found.representative(representative) == representative
         assert built(representative) == built(point)
+
+
+def test_a_stage_of_a_large_tile_unrolls_its_own_rows_alone() -> None:
+    """216 expressions of a stage would be 36 times the code of the six that it chooses among."""
+    fields = {**LAYER, "depth": "4", "in_channels": "16", "out_channels": "16"}
+    func = Workload(parse("conv3d", fields)).prim_func("winograd4x4x4")
+    seed = space(func, MACHINE).seeds[0]
+    assert kinds(schedule(func, MACHINE, seed), "conv3d_data1") == ["SERIAL", "SERIAL", "UNROLLED"]
+    small = schedule(layer().prim_func("winograd4"), MACHINE, winograd().seeds[0])
+    assert kinds(small, "conv2d_data1") == ["UNROLLED", "UNROLLED"]
+
+
+def kinds(module: Any, name: str) -> list[str]:
+    """Of the loops over six rows of a stage, outermost first."""
+    sch = tvm.s_tir.Schedule(module)
+    nest = map(sch.get, sch.get_loops(sch.get_sblock(name)))
+    return [tirx.ForKind(loop.kind).name for loop in nest if int(loop.extent) == 6]
 
 
 def deep(workload: Workload, target: Target, **changes: Any) -> Config:
