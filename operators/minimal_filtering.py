@@ -32,7 +32,7 @@ from fractions import Fraction
 Matrix = tuple[tuple[Fraction, ...], ...]
 MOST_POINTS = 7
 """Points of a level, at most: rounding errors grow with each."""
-GAIN = Fraction(5, 4)
+GAIN = Fraction(6, 5)
 """How many times fewer products per output one more formulation must need."""
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
@@ -75,9 +75,9 @@ Tiling = tuple[Scheme, ...]
 @functools.cache
 def schemes(window: int, axes: int) -> dict[int, Scheme]:
     """What is worth computing for a window along each of some tiled axes, by the outputs of a tile,
-    those with the fewest points first, each of which needs `GAIN` times fewer products than
-    the one before: 3 -> F(2, 3) and F(4, 3), 5 -> F(3, 5), 7 -> F(3, 3) in three parts and F(4, 4)
-    in two; 9 along one axis -> F(3, 3) in three parts, and of it F(2, 3) and F(4, 3)."""
+    those with the fewest points first, each of which needs `GAIN` times fewer products than the
+    one before: 3 -> F(2, 3) and F(4, 3), 5 -> F(3, 5), 7 -> F(3, 3) in three parts and F(4, 4) in
+    two; along one axis also tiles of tiles, as 9 -> F(2, 3) and F(4, 3), of F(3, 3) each."""
     known = [Scheme((level,), parts) for level, parts in _cuts(window)]
     if axes == 1:
         known += [
@@ -93,10 +93,12 @@ def schemes(window: int, axes: int) -> dict[int, Scheme]:
 
 
 def _cuts(window: int) -> list[tuple[tuple[int, int], int]]:
-    """Each F(m, r) that computes a window of two or more, and in how many parts."""
-    sizes = range(2, MOST_POINTS)
+    """Each F(m, r) that computes a window of two or more, and in how many parts. A window in one
+    part has tiles of 2 and 4, whose outputs vectors shuffle to their places; or of 3 where 4 have
+    too many points."""
+    sizes = (2, 4) if window + 3 <= MOST_POINTS else (2, 3)
     whole = [((m, window), 1) for m in sizes]
-    parts = [((m, m), -(-window // m)) for m in sizes if m < window]
+    parts = [((m, m), -(-window // m)) for m in range(2, MOST_POINTS) if m < window]
     return [((m, r), n) for (m, r), n in whole + parts if 1 < r <= MOST_POINTS + 1 - m]
 
 
@@ -107,7 +109,7 @@ def tilings(kernel: int, stride: int, ndim: int) -> dict[str, Tiling]:
     last two axes, and in three dimensions also ``2x4x4`` and ``4x4x4``.
 
     A longer stride multiplies the taps of all its phases, some of which may be zero: 3 by 2 ->
-    ``5``, 7 by 2 -> ``2`` and ``3`` in two dimensions.
+    ``4``, 7 by 2 -> ``2`` and ``4`` in two dimensions.
     """
     window = -(-kernel // stride)
     every = schemes(window, ndim).values()
