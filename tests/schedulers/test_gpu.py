@@ -45,7 +45,7 @@ CASES: list[tuple[Operator, str]] = [
     (parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37"}), "winograd4"),
     (parse("conv1d", {"in_channels": "16", "out_channels": "24", "length": "37", "kernel": "9"}),
      "winograd6"),
-    (parse("conv3d", {"in_channels": "8", "out_channels": "6", "depth": "3", "height": "5",
+    (parse("conv3d", {"in_channels": "8", "out_channels": "10", "depth": "3", "height": "5",
                       "width": "4"}), "winograd4x4x4"),
     (parse("depthwise_conv2d", {"channels": "5", "height": "9", "width": "11"}), "direct"),
     (parse("einsum", {"equation": "abc,cd->adb", "a": "3", "b": "5", "c": "9", "d": "18"}),
