@@ -18,12 +18,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tvm.ir.expr import TensorLoad
-
 from flextensor.schedulers import loops, transposition
 from flextensor.schedulers.base import Pieces, Scheduler, StageSchedule
 from flextensor.schedulers.contraction_estimate import CLOCK
 from flextensor.schedulers.expression import Load
+from flextensor.schedulers.guards import Guarded
 from flextensor.schedulers.permuted import moved_last, permuted
 from flextensor.schedulers.program import Program, Stage, Tensors, fusable, inlinable
 from flextensor.schedulers.space import Config, Value
@@ -63,8 +62,8 @@ class TransformSchedule(StageSchedule):
         producer = program.producer(source)
         inlinable_source = producer is None or inlinable(program, producer)
         self.source = source if inlinable_source else None
-        self.plain = producer is None or isinstance(producer.value, TensorLoad)
-        """Whether elements of the source are nothing but read from somewhere."""
+        self.plain = producer is None or Guarded.of(producer.value) is not None
+        """Whether elements of the source are nothing but read from somewhere, or zero."""
         written = self.spread or fusable(program, stages[-1])
         self.out = f"{self.stage.name}_out" if written else stages[-1].name
         ends = bool(written) or stages[-1].buffer.same_as(program.output)

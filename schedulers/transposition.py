@@ -5,27 +5,27 @@
                                              P[c, 0:16] = r[place of c]   for all 16 columns
 
 Element by element that takes a load and a store each; so it takes a load, a store and four
-shuffles for 16 of them. Rows are interleaved within parts of 128 bits, and these then dealt out,
-which CPUs do in one instruction each (``vunpcklps``, ``vunpcklpd``, ``vshuff32x4``). A copy made
-turn by turn of a loop asks memory for what the next turn reads, while this one is transposed.
+shuffles for 16 of them (`shuffles`). A copy made turn by turn of a loop asks memory for what the
+next turn reads, while this one is transposed. One that is zero outside of what it copies, as the
+frame of an image, is transposed inside (`guards`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import s_tir, sym, tirx
-from tvm.ir.expr import TensorLoad
+from tvm.ir import Range
 
-from flextensor.schedulers.expression import linear, rewrite, walk
+from flextensor.schedulers.expression import linear, rewrite, variables, walk
+from flextensor.schedulers.guards import Guarded
+from flextensor.schedulers.shuffles import DTYPE, PART, Vectors
 from flextensor.targets.base import Target
 
-DTYPE = "float32"
-"""What is transposed."""
 MARK, PARALLEL = "flextensor.transposed", "flextensor.parallel"
 """What a block is annotated with: lanes, and whether to copy in parallel."""
 AHEAD = "flextensor.ahead"
@@ -33,46 +33,8 @@ AHEAD = "flextensor.ahead"
 apart, where hardware does not look ahead."""
 NEAR = 16
 """Bytes of L2 for each element of such a copy, at least: a quarter holds what is asked for."""
-PART = 4
-"""Elements of 128 bits, within which rows are interleaved."""
 LINE = 16
 """Elements of a cache line."""
-
-Shuffle = tuple[int, int, tuple[int, ...]]
-"""Two vectors, and which of their elements, counted through both, make up the new one."""
-
-
-@functools.cache
-def network(lanes: int) -> tuple[tuple[tuple[Shuffle, ...], ...], tuple[int, ...]]:
-    """(rounds of shuffles that make `lanes` vectors of those before, of rows in the first round;
-    where the column 0, 1, .. is in the end)."""
-    vectors = [[(row, column) for column in range(lanes)] for row in range(lanes)]
-    rounds, apart = list[tuple[Shuffle, ...]](), 1
-    while apart < lanes:
-        found: list[Shuffle] = [(0, 0, ())] * lanes
-        for a in (row for row in range(lanes) if not row & apart):
-            for half, mask in enumerate(_masks(lanes, apart)):
-                found[a + half * apart] = a, a + apart, mask
-        vectors = [[(vectors[a] + vectors[b])[p] for p in mask] for a, b, mask in found]
-        rounds.append(tuple(found))
-        apart *= 2
-    columns = [vector[0][1] for vector in vectors]
-    return tuple(rounds), tuple(columns.index(column) for column in range(lanes))
-
-
-def _masks(lanes: int, apart: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The elements that two vectors take of two whose rows are so far apart."""
-    parts = [range(p, p + PART) for p in range(0, 2 * lanes, PART)]
-    if apart >= PART:
-        even, odd = (itertools.chain(*parts[half::2]) for half in (0, 1))
-        return tuple(even), tuple(odd)
-    own, other = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-    low, high = list[int](), list[int]()
-    for mine, theirs in zip(own, other, strict=True):
-        for mask, half in ((low, 0), (high, PART // 2)):
-            for p in range(half, half + PART // 2, apart):
-                mask += [*mine[p : p + apart], *theirs[p : p + apart]]
-    return tuple(low), tuple(high)
 
 
 def width(rows: int, target: Target) -> int:
@@ -94,10 +56,9 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
     copied, (_, extents) = sch.get(block), _nest(sch, block)
     if not extents:
         return False
-    lanes, (places, _) = width(extents[-1], target), _columns(copied, extents)
-    if not lanes or not places:
-        return False
-    if math.prod(extents[p] for p in places) < lanes and not _adjacent(copied, places, extents):
+    places, _ = _columns(copied, extents)
+    lanes = _fitted(sch, block, width(extents[-1], target), places) if places else 0
+    if not lanes:
         return False
     sch.annotate(block, MARK, lanes)
     if math.prod(extents) <= target.l2_bytes // NEAR:
@@ -105,6 +66,28 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
     if parallel:
         sch.annotate(block, PARALLEL, True)
     return True
+
+
+def _fitted(sch: Any, block: Any, lanes: int, places: Sequence[int]) -> int:
+    """Lanes, of so many at most, that columns fill, or short rows one after the other; 0 where none
+    do. A vector of what is guarded reads nothing outside, which may be beyond the tensor."""
+    copied, (nest, extents) = sch.get(block), _nest(sch, block)
+    columns, extent = math.prod(extents[p] for p in places), extents[places[0]]
+    if not _guard(copied).forms:
+        return lanes if columns >= lanes or _adjacent(copied, places, extents) else 0
+    low, high = _span(sch, block, nest, places[0], extent)
+    while lanes > columns // extent * (high - low):
+        lanes //= 2
+    return lanes if lanes >= PART else 0
+
+
+def _span(sch: Any, block: Any, nest: Sequence[Any], place: int, extent: int) -> tuple[int, int]:
+    """From where to where a block's columns are inside of what it copies, where that is the same in
+    every turn of the loops around."""
+    copied, loop = sch.get(block), sch.get(nest[place]).loop_var
+    if not _values(sch, block)[place].same_as(loop):
+        return 0, extent
+    return _guard(copied).span(copied.iter_vars[place].var, extent)
 
 
 def carry_out(sch: Any) -> None:
@@ -117,56 +100,49 @@ def carry_out(sch: Any) -> None:
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         notes = sch.get(block).annotations
         if MARK in notes and not _clipped(sch, block):
-            tile = _in_registers(sch, block, int(notes[MARK]))
-            if PARALLEL in notes:
-                nest = sch.get_loops(tile)
-                sch.parallel(sch.fuse(*nest) if len(nest) > 1 else nest[0])
+            _in_registers(sch, block, int(notes[MARK]))
 
 
 def _clipped(sch: Any, block: Any) -> bool:
     """Whether a block begins at the lesser of two places."""
-    realize = sch.get(sch.get_loops(block)[-1]).body
-    nodes = (node for value in realize.iter_values for node in walk(value))
+    nodes = (node for value in _values(sch, block) for node in walk(value))
     return any(isinstance(node, tirx.Min | tirx.Max) for node in nodes)
 
 
-def _in_registers(sch: Any, block: Any, lanes: int) -> Any:
-    """The block of a tile, the loops of a marked one around it."""
-    nest, extents = _nest(sch, block)
-    outside = sch.get_loops(block)[: -len(nest)] if AHEAD in sch.get(block).annotations else []
+def _in_registers(sch: Any, block: Any, lanes: int) -> None:
+    """Have the loops of a marked block around the block of a tile."""
+    (nest, extents), notes = _nest(sch, block), sch.get(block).annotations
+    outside = sch.get_loops(block)[: -len(nest)] if AHEAD in notes else []
     places, backward = _columns(sch.get(block), extents)
     (first, *rest), outer = (nest[p] for p in places), []
     inner = math.prod(extents[p] for p in places[1:])
-    whole = math.lcm(inner, lanes) // inner
-    if extents[places[0]] % whole == 0:
-        around, first = sch.split(first, [None, whole])
-        outer.append(around)
+    whole, extent = math.lcm(inner, lanes) // inner, extents[places[0]]
+    inside = _span(sch, block, nest, places[0], extent)
+    if extent % whole == 0 and inside == (0, extent):
+        over, first = sch.split(first, [None, whole])
+        outer.append(over)
     between, row = sch.split(nest[-1], [None, lanes])
     sch.reorder(between, *outer, first, *rest, row)
-    tile = sch.blockize(first)
-    old = sch.get(tile)
-    new = _shuffled(old, lanes, backward, _ahead(sch, tile, outside))
-    sch.state.replace(sch.get_sref(tile), new, {old: new})
-    return tile
-
-
-def _ahead(sch: Any, tile: Any, outside: Sequence[Any]) -> list[int]:
-    """How far behind what a tile reads lies what it reads in the next turn of the innermost of the
-    loops `outside` the copy, by dimension; nothing where there is none, or that is not known."""
+    if PARALLEL in notes:
+        around = sch.get_loops(block)[: -2 - len(rest)]
+        sch.parallel(sch.fuse(*around) if len(around) > 1 else around[0])
     turns = [loop for loop in map(sch.get, outside) if loop.kind == tirx.ForKind.SERIAL]
-    serial = [turn.loop_var for turn in turns if not _one(turn.extent)]
-    if not serial:
-        return []
-    realize, later = sch.get(sch.get_loops(tile)[-1]).body, {}
-    for it, value in zip(realize.block.iter_vars, realize.iter_values, strict=True):
-        form = linear(value)
-        step = form.terms.get(serial[-1], 0) if form else 0
-        later[it.var] = it.var + step
-    (read,), simplify = realize.block.reads, sym.Analyzer().simplify
-    steps = [simplify(rewrite(side.min, later) - side.min) for side in read.region]
-    known = all(isinstance(step, tirx.IntImm) for step in steps)
-    found = [int(step) for step in steps] if known else []
-    return found if any(found) else []
+    tile = _Tile.of(sch.get(first), lanes)
+    made = tile.shuffled(backward, [turn for turn in turns if not _one(turn.extent)])
+    if made is not None:
+        sch.state.replace(sch.get_sref(first), made, {})
+
+
+def _guard(copied: Any) -> Guarded:
+    """What a marked block copies."""
+    guard = Guarded.of(copied.body.value)
+    assert guard is not None
+    return guard
+
+
+def _values(sch: Any, block: Any) -> list[Any]:
+    """Where a block is, by its iterators."""
+    return list(sch.get(sch.get_loops(block)[-1]).body.iter_values)
 
 
 def _one(extent: Any) -> bool:
@@ -186,21 +162,23 @@ def _columns(copied: Any, extents: Sequence[int]) -> tuple[list[int], bool]:
     block copies, and through rows of its copy; none where it does anything else than to copy. And
     whether they step backward, through whole dimensions."""
     store, variables = copied.body, [it.var for it in copied.iter_vars]
-    if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, TensorLoad):
+    guarded = Guarded.of(store.value) if isinstance(store, tirx.BufferStore) else None
+    if guarded is None:
         return [], False
     if str(store.buffer.dtype) != DTYPE or not store.indices[-1].same_as(variables[-1]):
         return [], False
-    found, backward = list[int](), False
-    for size, index in reversed(_wide(store.value.source, store.value.indices)):
+    found, backward, load = list[int](), False, guarded.load
+    for size, index in reversed(_wide(load.source, load.indices)):
         form = linear(index)
         if form is None or len(form.terms) != 1:
             break
         ((var, step),) = form.terms.items()
         at = next((p for p, v in enumerate(variables[:-1]) if v.same_as(var)), None)
         back = (step, form.constant) == (-1, size - 1)
-        if at is None or not (back or (step, form.constant) == (1, 0)):
+        shifted = bool(guarded.forms) and not found  # what is not there is not read
+        if at is None or not (back or (step == 1 and (shifted or form.constant == 0))):
             break
-        whole = extents[at] == size
+        whole = extents[at] == size and (back or form.constant == 0)
         if (found and back != backward) or (back and not whole):
             break
         found, backward = [at, *found], back
@@ -209,7 +187,7 @@ def _columns(copied: Any, extents: Sequence[int]) -> tuple[list[int], bool]:
     stored = _wide(store.buffer, store.indices)[-1 - len(found) : -1]
     same = [p for p, (_, index) in zip(found, stored, strict=False) if variables[p].same_as(index)]
     inner = [size for size, _ in stored[1:]] == [extents[p] for p in found[1:]]
-    rows = [linear(index) for index in store.value.indices]
+    rows = [linear(index) for index in load.indices]
     ahead = all(form and form.terms.get(variables[-1], 0) >= 0 for form in rows)
     return (found if same == found and inner and ahead else []), backward
 
@@ -222,63 +200,154 @@ def _wide(buffer: Any, indices: Sequence[Any]) -> list[tuple[int, Any]]:
 
 def _adjacent(copied: Any, places: Sequence[int], extents: Sequence[int]) -> bool:
     """Whether the next row follows where the columns of a row end."""
-    source, row = copied.body.value, copied.iter_vars[-1].var
+    source, row = _guard(copied).load, copied.iter_vars[-1].var
     wide = _wide(source.source, source.indices)
     before, (size, _) = wide[: -len(places)], wide[-len(places)]
     form = linear(before[-1][1]) if before else None
     return form is not None and form.terms.get(row) == 1 and extents[places[0]] == size
 
 
-def _shuffled(tile: Any, lanes: int, backward: bool, ahead: Sequence[int]) -> Any:
-    """The block of a tile, whose last loop is over as many rows as vectors have lanes; it asks for
-    what is so far `ahead`.
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """The loops over columns and, the last, over as many rows as vectors have lanes, and the block
+    in them.
 
     What it reads and writes is seen as two matrices; their columns are counted in the last
-    dimension of a row, beyond whose end TVM addresses what follows. Vectors of the last turn begin
-    so early that they end where the row does, or those of short rows where the last row does.
+    dimension of a row, beyond whose end TVM addresses what follows.
     """
-    (read,), (written,) = tile.reads, tile.writes
-    source, copy = _matched(read, "rows"), _matched(written, "columns")
-    run = math.prod(int(n.extent) for n in written.region) // lanes
-    turn = tirx.Var("turn", "int32")
-    start = turn * lanes if run % lanes == 0 else tirx.min(turn * lanes, max(run - lanes, 0))
-    begins, vectors = _begins(tile, lanes), _Vectors(lanes)
 
-    def row(number: int) -> Any:
-        if run >= lanes:
-            return vectors.load(source.buffer, begins[number], start)
-        begin = min(number * run, lanes * run - lanes)
-        return vectors.load(source.buffer, begins[0], begin, number * run - begin)
+    nest: Any
+    over: Mapping[Any, int]
+    """Extents by the variables of the loops."""
+    realize: Any
+    lanes: int
 
-    columns = vectors.transposed(row, min(run, lanes))
-    stores = []
-    for number, vector in enumerate(columns):
-        column = run - 1 - start - number if backward else start + number
-        place = [*[0] * (len(written.region) - 2), column, tirx.Ramp(0, 1, lanes)]
-        stores.append(tirx.BufferStore(copy.buffer, vector, place))
-    lines = [(place, start) for place in begins]
-    if run < lanes:  # one row follows the other
-        lines = [(begins[0], at) for at in range(0, lanes * run, LINE)]
-    asked = [_asked(source.buffer, [*place, at], ahead) for place, at in lines if ahead]
-    body = tirx.SeqStmt([*asked, *vectors.made, *stores])
-    turns = tirx.For(turn, 0, -(-run // lanes), tirx.ForKind.SERIAL, body)
-    return s_tir.SBlock(
-        tile.iter_vars, tile.reads, tile.writes, tile.name_hint, turns, tile.init,
-        tile.alloc_buffers, [source, copy], tile.annotations,
-    )  # fmt: skip
+    @classmethod
+    def of(cls, nest: Any, lanes: int) -> _Tile:
+        """The tile that a loop begins."""
+        inner, over = nest, dict[Any, int]()
+        while isinstance(inner, tirx.For):
+            over[inner.loop_var] = int(inner.extent)
+            inner = inner.body
+        return cls(nest, over, inner, lanes)
+
+    @functools.cached_property
+    def bound(self) -> dict[Any, Any]:
+        """What the iterators of the block are, in the loops."""
+        return {
+            it.var: value
+            for it, value in zip(
+                self.realize.block.iter_vars, self.realize.iter_values, strict=True
+            )
+        }
+
+    def shuffled(self, backward: bool, turns: Sequence[Any]) -> Any:
+        """The tile by shuffles, which asks for what it reads in the next turn of the last of the
+        loops `turns`; None where that cannot be.
+
+        Vectors of the last turn over columns begin so early that they end where the row does, or
+        those of short rows where the last row does. Columns outside of what is guarded are stored
+        as such, and a tile is copied as it was where anything else is outside.
+        """
+        block, lanes, predicate = self.realize.block, self.lanes, self.realize.predicate
+        guard = _guard(block).bound(self.bound, self.over)
+        if guard is None or variables(predicate) & set(self.over):
+            return None
+        reads = self._region(guard.load.source, guard.load.indices)
+        writes = self._region(block.body.buffer, block.body.indices)
+        source, copy = _matched(reads, "rows"), _matched(writes, "columns")
+        run = math.prod(self.over.values()) // lanes
+        low, high = 0, run
+        if not backward:
+            first, extent = next(iter(self.over.items()))
+            low, high = (place * (run // extent) for place in guard.span(first, extent))
+            guard = guard.elsewhere(first)
+        inside = guard.whole(self.over)
+        if inside is None:
+            return None
+        wide, turn = high - low, tirx.Var("turn", "int32")
+        start = low + (
+            turn * lanes if wide % lanes == 0 else tirx.min(turn * lanes, max(wide - lanes, 0))
+        )
+        begins, vectors = self._begins(guard.load.indices), Vectors(lanes)
+
+        def row(number: int) -> Any:
+            if wide >= lanes:
+                return vectors.load(source.buffer, begins[number], start)
+            begin = min(number * run, lanes * run - lanes)
+            return vectors.load(source.buffer, begins[0], begin, number * run - begin)
+
+        def stored(vector: Any, column: Any) -> Any:
+            place = [*[0] * (len(writes.region) - 2), column, tirx.Ramp(0, 1, lanes)]
+            return tirx.BufferStore(copy.buffer, vector, place)
+
+        columns = enumerate(vectors.transposed(row, min(wide, lanes)))
+        stores = [stored(v, run - 1 - start - n if backward else start + n) for n, v in columns]
+        lines = [(place, start) for place in begins]
+        if wide < lanes:  # one row follows the other
+            lines = [(begins[0], at) for at in range(0, lanes * run, LINE)]
+        ahead = _ahead(reads, turns)
+        asked = [_asked(source.buffer, [*place, at], ahead) for place, at in lines if ahead]
+        body = tirx.SeqStmt([*asked, *vectors.made, *stores])
+        parts = [_loop(turn, -(-wide // lanes), body)]
+        for begin, end in ((0, low), (high, run)):
+            edge = tirx.Var("edge", "int32")
+            if begin < end:
+                outside = tirx.Broadcast(guard.outside, lanes)
+                parts.append(_loop(edge, end - begin, stored(outside, edge + begin)))
+        name, whole = f"{block.name_hint}_o", tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+        if not guard.forms:
+            return _realized(name, reads, writes, whole, [source, copy], predicate)
+        made = _realized(f"{name}_inside", reads, writes, whole, [source, copy])
+        either = tirx.IfThenElse(inside, made, self.nest)
+        return _realized(name, reads, writes, either, [], predicate)
+
+    def _region(self, buffer: Any, indices: Sequence[Any]) -> Any:
+        """What the block reads or writes at `indices` in all turns of the loops."""
+        simplify = sym.Analyzer().simplify
+        first, last = (
+            {var: tirx.const(n - 1 if end else 0, "int32") for var, n in self.over.items()}
+            for end in (False, True)
+        )
+        ranges = []
+        for index in (rewrite(index, self.bound) for index in indices):
+            ends = [simplify(rewrite(index, corner)) for corner in (first, last)]
+            extent = simplify(ends[1] - ends[0])
+            least = ends[1] if int(extent) < 0 else ends[0]
+            ranges.append(Range.from_min_extent(least, abs(int(extent)) + 1))
+        return tirx.BufferRegion(buffer, ranges)
+
+    def _begins(self, indices: Sequence[Any]) -> list[list[Any]]:
+        """All indices but the last of where each row begins, as seen from the first one."""
+        own = [rewrite(index, self.bound) for index in indices[:-1]]
+        first, simplify = dict.fromkeys(self.over, tirx.const(0, "int32")), sym.Analyzer().simplify
+        last = list(self.over)[-1]
+        rows = [{**first, last: tirx.const(row, "int32")} for row in range(self.lanes)]
+        return [[simplify(rewrite(i, row) - rewrite(i, first)) for i in own] for row in rows]
 
 
-def _begins(tile: Any, lanes: int) -> list[list[Any]]:
-    """All indices but the last of where each row of a tile begins, as seen from the first one."""
-    inner, over = tile.body, list[Any]()
-    while isinstance(inner, tirx.For):
-        over.append(inner.loop_var)
-        inner = inner.body
-    bound = {it.var: v for it, v in zip(inner.block.iter_vars, inner.iter_values, strict=True)}
-    indices = [rewrite(index, bound) for index in inner.block.body.value.indices[:-1]]
-    first, simplify = dict.fromkeys(over, tirx.const(0, "int32")), sym.Analyzer().simplify
-    rows = [{**first, over[-1]: tirx.const(row, "int32")} for row in range(lanes)]
-    return [[simplify(rewrite(i, row) - rewrite(i, first)) for i in indices] for row in rows]
+def _loop(var: Any, extent: int, body: Any) -> Any:
+    return tirx.For(var, 0, extent, tirx.ForKind.SERIAL, body)
+
+
+def _realized(
+    name: str, reads: Any, writes: Any, body: Any, matched: Sequence[Any], predicate: Any = None
+) -> Any:
+    """A block of no iterators, which sees regions as buffers of their own."""
+    block = s_tir.SBlock([], [reads], [writes], name, body, None, [], matched, {})
+    return s_tir.SBlockRealize([], tirx.const(1, "bool") if predicate is None else predicate, block)
+
+
+def _ahead(region: Any, turns: Sequence[Any]) -> list[int]:
+    """How far behind a region lies what is read in the next of the last of `turns`, by dimension;
+    nothing where there is none, or that is not known."""
+    if not turns:
+        return []
+    later, simplify = {turns[-1].loop_var: turns[-1].loop_var + 1}, sym.Analyzer().simplify
+    steps = [simplify(rewrite(side.min, later) - side.min) for side in region.region]
+    known = all(isinstance(step, tirx.IntImm) for step in steps)
+    found = [int(step) for step in steps] if known else []
+    return found if any(found) else []
 
 
 def _asked(buffer: Any, place: Sequence[Any], ahead: Sequence[int]) -> Any:
@@ -287,37 +356,6 @@ def _asked(buffer: Any, place: Sequence[Any], ahead: Sequence[int]) -> Any:
     read, level, data = 0, 2, 1
     call = tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(load), read, level, data)
     return tirx.Evaluate(call)
-
-
-class _Vectors:
-    """Vectors of so many `lanes`, and the statements that make them."""
-
-    def __init__(self, lanes: int) -> None:
-        self.lanes, self.made = lanes, list[Any]()
-
-    def _held(self, value: Any) -> Any:
-        var = tirx.Var(f"v{len(self.made)}", f"{DTYPE}x{self.lanes}")
-        self.made.append(tirx.Bind(var, value))
-        return var
-
-    def load(self, buffer: Any, place: Sequence[Any], begin: Any, ahead: int = 0) -> Any:
-        """What lies at a place, from `begin` on, without the first elements that are `ahead`."""
-        vector = self._held(tirx.BufferLoad(buffer, [*place, tirx.Ramp(begin, 1, self.lanes)]))
-        mask = [min(p + ahead, self.lanes - 1) for p in range(self.lanes)]
-        return self._held(tirx.Shuffle([vector], mask)) if ahead else vector
-
-    def transposed(self, row: Callable[[int], Any], columns: int) -> list[Any]:
-        """The first columns of a matrix, given what loads a row."""
-        rounds, where = network(self.lanes)
-
-        @functools.cache
-        def vector(done: int, number: int) -> Any:
-            if not done:
-                return row(number)
-            a, b, mask = rounds[done - 1][number]
-            return self._held(tirx.Shuffle([vector(done - 1, a), vector(done - 1, b)], mask))
-
-        return [vector(len(rounds), place) for place in where[:columns]]
 
 
 def _matched(region: Any, name: str) -> Any:
