@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ from transposed_copies import check, scheduled, target
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
+from flextensor import compiled
+from flextensor.buffers import relative_error
+from flextensor.operators import Workload, parse
 from flextensor.operators.stages import guarded
-from flextensor.schedulers import transposition
+from flextensor.schedulers import space, transposition
 from flextensor.schedulers.expression import Linear, rewrite
 from flextensor.schedulers.guards import Guarded
+from flextensor.targets import lookup
 
 X, Y, C = (tirx.Var(name, "int32") for name in "xyc")
 DATA = tirx.decl_buffer((8, 30, 30), "float32", "data")
@@ -158,3 +163,34 @@ def test_a_task_of_a_row_is_a_tile_where_it_sees_no_frame(step: int) -> None:
     out = tvm.runtime.tensor(np.full(wanted.shape, np.nan, "float32"))
     tvm.compile(sch.mod, target="llvm")["main"](tvm.runtime.tensor(given), out)
     assert (out.numpy() == wanted).all()
+
+
+LAYERS = [
+    ("conv2d in_channels=32 out_channels=64 height=30 width=30", "winograd4"),
+    ("conv2d in_channels=23 out_channels=37 height=14 width=14 padding=1", "winograd2"),
+    ("conv1d in_channels=64 out_channels=64 length=392 kernel=9", "winograd12"),
+    ("conv1d in_channels=17 out_channels=40 length=300 kernel=9 padding=4", "winograd6"),
+    ("conv3d in_channels=16 out_channels=16 depth=6 height=10 width=12", "winograd4x4x4"),
+]
+"""Tasks of these read rows that overlap, in frames and without, with channels that vectors fill and
+others."""
+
+
+@pytest.mark.parametrize(("layer", "formulation"), LAYERS)
+def test_every_program_of_copies_that_overlap_computes_the_layer(
+    layer: str, formulation: str, tmp_path: Path
+) -> None:
+    name, *fields = layer.split()
+    workload, device = Workload(parse(name, dict(f.split("=") for f in fields))), lookup("llvm")
+    func = workload.prim_func(formulation)
+    inputs = workload.inputs(seed=5)
+    expected, runtime = workload.reference(inputs), device.runtime()
+    seeds = [s for s in space(func, device).seeds if s[f"{name}_data0.source"] == "task"]
+    programs = seeds[:: len(seeds) // 4]
+    assert len(programs) >= 4
+    for number, config in enumerate(programs):
+        path = tmp_path / f"kernel{number}.so"
+        compiled.build(func, device, config, path)
+        out = np.full(expected.shape, np.nan, "float32")
+        runtime.load(path)["main"](*map(runtime.passed, (*inputs, out)))
+        assert relative_error(out, expected) < 1e-4, config
