@@ -5,8 +5,8 @@ Per axis F(m, r) computes m outputs of a window of r with m + r - 1 products ins
     y = A' ((G g) * (B' d))
 
 after S. Winograd, *Arithmetic Complexity of Computations* (1980). The matrices are those of Toom
-and Cook for the interpolation points 0, 1, -1, 2, -2, .. and infinity. Rounding errors grow with
-m: about 1e-6 of the largest output for m = 2, and 1e-5 for m = 4, in float32.
+and Cook for some interpolation points and infinity. Rounding errors grow with m, and with the axes:
+about 1e-6 of the largest output for m = 2, and up to 1e-5 for m = 4, in float32.
 
 A longer window is cut into parts (D. Huang et al., *DWM: A Decomposable Winograd Method for
 Convolution Acceleration*, AAAI 2020), here of m taps, so that all slide over the same transformed
@@ -36,6 +36,11 @@ GAIN = Fraction(6, 5)
 """How many times fewer products per output one more formulation must need."""
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
+FIVE = tuple(Fraction(p, 4) for p in (0, 3, -3, 6, -6))
+"""What is taken in place of the first five, as of F(4, 3): their powers lie closer together, and
+errors are half of those of 0, 1, -1, 2 and -2 along two axes, an eighth along three (which points
+lose least: B. Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolution
+for Deep Neural Networks*, ACM TOMS 2020)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +138,10 @@ def matrices(outputs: int, window: int) -> tuple[Matrix, Matrix, Matrix]:
     Row j of B' holds the coefficients of ``prod over i != j of (x - p[i])``, the last row those
     of the product over all points; G divides by ``prod (p[j] - p[i])``.
     """
-    if outputs + window - 2 > len(POINTS):
+    count = outputs + window - 2
+    if count > len(POINTS):
         raise ValueError(f"F({outputs}, {window}) needs more than {len(POINTS)} points")
-    points = [Fraction(p) for p in POINTS[: outputs + window - 2]]
+    points = [Fraction(p) for p in (FIVE if count == len(FIVE) else POINTS[:count])]
     others = [[p for i, p in enumerate(points) if i != j] for j in range(len(points))]
     scale = [math.prod((p - q for q in others[j]), start=Fraction(1)) for j, p in enumerate(points)]
     zero, one = Fraction(0), Fraction(1)

@@ -25,25 +25,61 @@ them will do for the input, each channel of which costs a product."""
 
 
 def combine(matrix: Matrix, row: Any, element: Callable[[int], Any], dtype: str) -> Any:
-    """``sum_j matrix[row][j] * element(j)``: a choice among rows that folds once `row` is known."""
+    """``sum_j matrix[row][j] * element(j)``: a choice among rows that folds once `row` is known.
+
+    Rows of p and -p, symmetric points, are the same but for signs. What they have in common is
+    written alike, so that a compiler computes it once:
+
+        a[1]*d1 + a[2]*d2 + a[3]*d3 + d4  ->  (a[2]*d2 + d4) + (a[1]*d1 + a[3]*d3)
+        d1 - d2 + 2*d3 - 2*d4             ->  (d1 - d2) + 2*(d3 - d4)
+    """
     from tvm import tirx
 
-    def line(coefficients: Sequence[Fraction]) -> Any:
-        total: Any = None
-        for j, c in enumerate(coefficients):
-            if c == 0:
-                continue
-            if total is not None and c == -1:
-                total = total - element(j)
-                continue
-            term = element(j) if c == 1 else element(j) * tirx.const(float(c), dtype)
-            total = term if total is None else total + term
-        return total
+    def scaled(c: Fraction, value: Any) -> Any:
+        return value if c == 1 else value * tirx.const(float(c), dtype)
+
+    def total(terms: Sequence[tuple[Fraction, Any]]) -> Any:
+        found: Any = None
+        for c, value in terms:
+            if found is None:
+                found = scaled(c, value)
+            else:
+                found = found - value if c == -1 else found + scaled(c, value)
+        return found
+
+    def both(j: int, alike: bool) -> Any:
+        return element(j) + element(j + 1) if alike else element(j) - element(j + 1)
+
+    pairs = _pairs(matrix)
+    single = [j for j in range(len(matrix[0])) if j not in pairs and j - 1 not in pairs]
+
+    def line(own: Sequence[Fraction]) -> Any:
+        if pairs:
+            terms = [(own[j], element(j)) for j in single if own[j]]
+            return total(terms + [(own[j], both(j, own[j] == own[j + 1])) for j in pairs if own[j]])
+        even, odd = (
+            [(own[j], element(j)) for j in range(part, len(own), 2) if own[j]] for part in (0, 1)
+        )
+        if not even or not odd:
+            return total(even or odd)
+        if odd[0][0] > 0:
+            return total(even) + total(odd)
+        return total(even) - total([(-c, value) for c, value in odd])
 
     *rest, value = map(line, matrix)
     for number, other in reversed(list(enumerate(rest))):
         value = tirx.if_then_else(row == number, other, value)
     return value
+
+
+def _pairs(matrix: Matrix) -> list[int]:
+    """The columns, each with the next, whose elements differ but in signs: of symmetric points."""
+    columns, found = list(zip(*matrix, strict=True)), list[int]()
+    for j in range(len(columns) - 1):
+        taken = found and found[-1] == j - 1
+        if not taken and all(abs(a) == abs(b) for a, b in zip(*columns[j : j + 2], strict=True)):
+            found.append(j)
+    return found
 
 
 def convolve(
