@@ -56,7 +56,7 @@ def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
     copied, (_, extents) = sch.get(block), _nest(sch, block)
     if not extents:
         return False
-    places, _ = _columns(copied, extents)
+    places, _ = _columns(copied, extents) if _each_its_own(sch, block) else ([], False)
     lanes = _fitted(sch, block, width(extents[-1], target), places) if places else 0
     if not lanes:
         return False
@@ -131,6 +131,17 @@ def _in_registers(sch: Any, block: Any, lanes: int) -> None:
     made = tile.shuffled(backward, [turn for turn in turns if not _one(turn.extent)])
     if made is not None:
         sch.state.replace(sch.get_sref(first), made, {})
+
+
+def _each_its_own(sch: Any, block: Any) -> bool:
+    """Whether every loop of `_nest` steps through one iterator of a block, by one."""
+    nest, extents = _nest(sch, block)
+    every = [sch.get(loop).loop_var for loop in nest]
+    for var, extent, value in zip(every, extents, _values(sch, block), strict=True):
+        begin = sym.Analyzer().simplify(value - var) if extent > 1 else value
+        if variables(begin) & set(every) - ({var} if extent == 1 else set()):
+            return False
+    return True
 
 
 def _guard(copied: Any) -> Guarded:
