@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from sample_programs import extents
+from tvm import te
+from tvm.s_tir import Schedule
 
 from flextensor.buffers import relative_error
 from flextensor.lessons import MACHINES
 from flextensor.operators import Workload, parse
-from flextensor.schedulers import schedule, space
+from flextensor.schedulers import loops, schedule, space
 from flextensor.targets import lookup
 
 MACHINE = MACHINES["znver3"]
@@ -32,22 +34,13 @@ def packed(operator: str, fields: dict[str, str], at: str, parts: int = 1, **wan
 
 
 @pytest.mark.parametrize("at", ["root", "block"])
-@pytest.mark.parametrize(("k", "few"), [(1024, True), (1000, False)])
-def test_lanes_that_share_places_in_the_cache_are_packed_a_few_at_a_time(
-    at: str, k: int, few: bool
-) -> None:
-    """Rows of 1,024 floats are a page: sixteen of them share a place that holds eight lines. The
-    last panel is not full, so that elements are copied and not transposed in registers."""
-    module = packed("gemm", {**GEMM, "m": "45", "k": str(k)}, at, lanes="m")
-    inner = extents(module, "gemm_lanes")[-2:]
-    assert inner == ([k, 8] if few else inner) and (inner[-1] == 8) == few
-
-
-@pytest.mark.parametrize("at", ["root", "block"])
-def test_full_panels_are_transposed_in_registers(at: str) -> None:
-    module = packed("gemm", GEMM, at, lanes="m")
+@pytest.mark.parametrize(("m", "full"), [(48, True), (45, False)])
+def test_full_panels_are_transposed_in_registers(at: str, m: int, full: bool) -> None:
+    """The last panel of 45 rows is not full, which every panel asks for."""
+    module = packed("gemm", {**GEMM, "m": str(m)}, at, lanes="m")
     text = module.script()
     assert "T.Shuffle" in text and "gemm_lanes_o" in text
+    assert ("gemm_lanes_o_inside" in text) != full
     assert text.count("T.parallel") == (2 if at == "root" else 1)
 
 
@@ -114,3 +107,16 @@ def test_a_copy_in_which_a_window_slides_is_made_row_by_row(at: str, stride: int
     tensors = [tvm.runtime.tensor(a) for a in (*inputs, np.full(expected.shape, np.nan, "float32"))]
     kernel(*tensors)
     assert relative_error(tensors[-1].numpy(), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("side", "few"), [(64, True), (56, False)])
+def test_rows_that_share_places_in_the_cache_are_copied_a_few_at_a_time(
+    side: int, few: bool
+) -> None:
+    """64 x 64 pixels are four pages: all channels of a pixel lie in one place of the first cache,
+    which has eight; those of 56 x 56 in sixteen. Doubled, they are not transposed in registers."""
+    data = te.placeholder((32, side, side), "float32", "data")
+    twice = te.compute((side, side, 32), lambda y, x, c: data(c, y, x) * 2.0, name="twice")
+    sch = Schedule(te.create_prim_func([data, twice]))
+    assert loops.transpose(sch, sch.get_sblock("twice"), 1, MACHINES["znver3"]) == few
+    assert (extents(sch.mod, "twice")[-2:] == [side, 8]) == few
