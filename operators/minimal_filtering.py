@@ -36,7 +36,7 @@ GAIN = Fraction(6, 5)
 """How many times fewer products per output one more formulation must need."""
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
-FIVE = tuple(Fraction(p, 4) for p in (0, 3, -3, 6, -6))
+FIVE_POINTS = tuple(Fraction(p, 4) for p in (0, 3, -3, 6, -6))
 """What is taken in place of the first five, as of F(4, 3): their powers lie closer together, and
 errors are half of those of 0, 1, -1, 2 and -2 along two axes, an eighth along three (which points
 lose least: B. Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolution
@@ -81,8 +81,9 @@ Tiling = tuple[Scheme, ...]
 def schemes(window: int, axes: int) -> dict[int, Scheme]:
     """What is worth computing for a window along each of some tiled axes, by the outputs of a tile,
     those with the fewest points first, each of which needs `GAIN` times fewer products than the
-    one before: 3 -> F(2, 3) and F(4, 3), 5 -> F(3, 5), 7 -> F(3, 3) in three parts and F(4, 4) in
-    two; along one axis also tiles of tiles, as 9 -> F(2, 3) and F(4, 3), of F(3, 3) each."""
+    one before: 3 -> F(2, 3) and F(4, 3), 5 -> F(2, 5) and F(3, 5), 7 -> F(3, 3) in three parts and
+    F(4, 4) in two; along one axis also tiles of tiles, as 9 -> F(2, 3) and F(4, 3), of F(3, 3)
+    each. Of those with as many outputs, the one with the fewest products."""
     known = [Scheme((level,), parts) for level, parts in _cuts(window)]
     if axes == 1:
         known += [
@@ -90,8 +91,9 @@ def schemes(window: int, axes: int) -> dict[int, Scheme]:
             for inner in known
             for level, parts in _cuts(inner.parts)
         ]
+    best = {s.tile: s for s in sorted(known, key=lambda s: -s.products)}.values()
     found, least = dict[int, Scheme](), Fraction(window)
-    for scheme in sorted(known, key=lambda s: (s.points, s.products)):
+    for scheme in sorted(best, key=lambda s: (s.points, s.products)):
         if scheme.products * GAIN <= least:
             found[scheme.tile], least = scheme, scheme.products
     return found
@@ -141,7 +143,7 @@ def matrices(outputs: int, window: int) -> tuple[Matrix, Matrix, Matrix]:
     count = outputs + window - 2
     if count > len(POINTS):
         raise ValueError(f"F({outputs}, {window}) needs more than {len(POINTS)} points")
-    points = [Fraction(p) for p in (FIVE if count == len(FIVE) else POINTS[:count])]
+    points = [Fraction(p) for p in (FIVE_POINTS if count == 5 else POINTS[:count])]
     others = [[p for i, p in enumerate(points) if i != j] for j in range(len(points))]
     scale = [math.prod((p - q for q in others[j]), start=Fraction(1)) for j, p in enumerate(points)]
     zero, one = Fraction(0), Fraction(1)

@@ -27,11 +27,11 @@ them will do for the input, each channel of which costs a product."""
 def combine(matrix: Matrix, row: Any, element: Callable[[int], Any], dtype: str) -> Any:
     """``sum_j matrix[row][j] * element(j)``: a choice among rows that folds once `row` is known.
 
-    Rows of p and -p, symmetric points, are the same but for signs. What they have in common is
-    written alike, so that a compiler computes it once:
+    Points p and -p have rows of B' and G, and columns of A', that differ only in signs. What they
+    share is written alike, so that a compiler computes it once:
 
-        a[1]*d1 + a[2]*d2 + a[3]*d3 + d4  ->  (a[2]*d2 + d4) + (a[1]*d1 + a[3]*d3)
-        d1 - d2 + 2*d3 - 2*d4             ->  (d1 - d2) + 2*(d3 - d4)
+        b[1]*d1 + b[2]*d2 + b[3]*d3 + d4  ->  (b[2]*d2 + d4) + (b[1]*d1 + b[3]*d3)     a row of B'
+        m1 - m2 + 2*m3 - 2*m4             ->  (m1 - m2) + 2*(m3 - m4)                  a row of A'
     """
     from tvm import tirx
 
@@ -73,7 +73,7 @@ def combine(matrix: Matrix, row: Any, element: Callable[[int], Any], dtype: str)
 
 
 def _pairs(matrix: Matrix) -> list[int]:
-    """The columns, each with the next, whose elements differ but in signs: of symmetric points."""
+    """The columns, each with the next, whose elements differ only in signs: of symmetric points."""
     columns, found = list(zip(*matrix, strict=True)), list[int]()
     for j in range(len(columns) - 1):
         taken = found and found[-1] == j - 1

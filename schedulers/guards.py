@@ -62,6 +62,7 @@ class Guarded:
                 low = max(low, -(form.constant // form.terms[var]))
             else:
                 high = min(high, form.constant // -form.terms[var] + 1)
+        low = min(low, extent)
         return low, max(high, low)
 
     def elsewhere(self, var: Any) -> Guarded:

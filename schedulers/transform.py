@@ -221,7 +221,8 @@ class TransformSchedule(StageSchedule):
         return load
 
     def arrange(self, config: Mapping[str, Value], sch: Any) -> None:
-        """Parallel over tasks; in a tile, rows unrolled, all but the last stage in registers."""
+        """Parallel over tasks; in a tile, rows unrolled, all but the last stage in registers, or of
+        a large tile in L1."""
         lane, block = int(config["lanes"]), int(config["block"])
         inner = [s for s in self.chain if s.name != self.out]
         out = sch.get_sblock(self.out)

@@ -19,8 +19,8 @@ from flextensor.schedulers.program import Iterator, Program, Stage
 
 MOST_ROWS = 64
 """Rows that a stage is unrolled over; a longer choice is no small transform."""
-MOST_POINTS = 512
-"""Rows of a tile, of all stages of a chain: a vector of each is what L1 has place for."""
+MOST_TILE = 512
+"""Rows of all stages of a chain, together: L1 has place for a vector of each."""
 
 
 def rows(stage: Stage) -> tuple[Iterator, ...]:
@@ -161,7 +161,7 @@ def chain(program: Program, stage: Stage) -> tuple[Stage, ...]:
     while len(after) == 1 and is_transform(after[0]):
         (current,) = after
         own = {current.spatial.index(r): r.extent for r in rows(current)}
-        if math.prod((chosen | own).values()) > MOST_POINTS:
+        if math.prod((chosen | own).values()) > MOST_TILE:
             break
         if found and not _follows(found[-1], current):
             break

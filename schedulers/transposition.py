@@ -47,7 +47,7 @@ def width(rows: int, target: Target) -> int:
 
 def mark(sch: Any, block: Any, target: Target, parallel: bool = False) -> bool:
     """Have `carry_out` transpose what a block copies in vector registers, in `parallel` tiles if
-    so; False where that cannot be.
+    so, but for padding; False where that cannot be.
 
     The last of its loops steps from row to row of what it reads. One of the others, or several that
     make up whole dimensions, step through neighbours there, and through rows of the copy: as many
@@ -110,7 +110,7 @@ def _clipped(sch: Any, block: Any) -> bool:
 
 
 def _in_registers(sch: Any, block: Any, lanes: int) -> None:
-    """Have the loops of a marked block around the block of a tile."""
+    """Have the loops of a marked block around the block of a tile, in parallel if it is to be."""
     (nest, extents), notes = _nest(sch, block), sch.get(block).annotations
     outside = sch.get_loops(block)[: -len(nest)] if AHEAD in notes else []
     places, backward = _columns(sch.get(block), extents)
@@ -124,7 +124,8 @@ def _in_registers(sch: Any, block: Any, lanes: int) -> None:
     between, row = sch.split(nest[-1], [None, lanes])
     sch.reorder(between, *outer, first, *rest, row)
     if PARALLEL in notes:
-        around = sch.get_loops(block)[: -2 - len(rest)]
+        every, begin = sch.get_loops(block), sch.get(first)
+        around = every[: next(p for p, loop in enumerate(every) if sch.get(loop).same_as(begin))]
         sch.parallel(sch.fuse(*around) if len(around) > 1 else around[0])
     turns = [loop for loop in map(sch.get, outside) if loop.kind == tirx.ForKind.SERIAL]
     tile = _Tile.of(sch.get(first), lanes)
@@ -200,7 +201,8 @@ def _columns(copied: Any, extents: Sequence[int]) -> tuple[list[int], bool]:
     inner = [size for size, _ in stored[1:]] == [extents[p] for p in found[1:]]
     rows = [linear(index) for index in load.indices]
     ahead = all(form and form.terms.get(variables[-1], 0) >= 0 for form in rows)
-    return (found if same == found and inner and ahead else []), backward
+    once = all(sum(variables[p] in form.terms for form in rows if form) == 1 for p in found)
+    return (found if same == found and inner and ahead and once else []), backward
 
 
 def _wide(buffer: Any, indices: Sequence[Any]) -> list[tuple[int, Any]]:
@@ -257,8 +259,8 @@ class _Tile:
         loops `turns`; None where that cannot be.
 
         Vectors of the last turn over columns begin so early that they end where the row does, or
-        those of short rows where the last row does. Columns outside of what is guarded are stored
-        as such, and a tile is copied as it was where anything else is outside.
+        those of short rows where the last row does. Columns that are padding are stored as
+        such, and a tile is copied as it was where anything else may be padding.
         """
         block, lanes, predicate = self.realize.block, self.lanes, self.realize.predicate
         guard = _guard(block).bound(self.bound, self.over)
@@ -277,6 +279,8 @@ class _Tile:
         if inside is None:
             return None
         wide, turn = high - low, tirx.Var("turn", "int32")
+        if guard.outside is not None and wide < lanes:
+            return None
         start = low + (
             turn * lanes if wide % lanes == 0 else tirx.min(turn * lanes, max(wide - lanes, 0))
         )
@@ -310,6 +314,8 @@ class _Tile:
         if not guard.forms:
             return _realized(name, reads, writes, whole, [source, copy], predicate)
         made = _realized(f"{name}_inside", reads, writes, whole, [source, copy])
+        if isinstance(inside, tirx.IntImm):
+            return _realized(name, reads, writes, made, [], predicate)
         either = tirx.IfThenElse(inside, made, self.nest)
         return _realized(name, reads, writes, either, [], predicate)
 

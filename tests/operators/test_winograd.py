@@ -19,6 +19,7 @@ from flextensor.operators.minimal_filtering import (
     schemes,
     tilings,
 )
+from flextensor.operators.winograd import combine
 
 NUMBERS = st.integers(-9, 9)
 
@@ -45,7 +46,41 @@ def test_a_tile_is_the_correlation_exactly(outputs: int, window: int, data: st.D
 
 def dimensions(name: str) -> int:
     """Spatial axes of an operator."""
-    return int(name[-2]) if name.endswith("d") else 0
+    return int(name[-2])
+
+
+@pytest.mark.parametrize(("outputs", "window"), SIZES)
+def test_a_row_of_a_matrix_is_what_it_says(outputs: int, window: int) -> None:
+    """Whichever terms are written together: of one element that is one, and the others zero."""
+    from tvm import sym, tirx
+
+    for matrix in matrices(outputs, window):
+        for number, row in enumerate(matrix):
+            for one, coefficient in enumerate(row):
+                elements = [tirx.const(float(j == one), "float64") for j in range(len(row))]
+                at = tirx.const(number, "int32")
+                value = combine(matrix, at, elements.__getitem__, "float64")
+                assert float(sym.Analyzer().simplify(value).value) == float(coefficient)
+
+
+def test_what_rows_of_symmetric_points_share_is_written_alike() -> None:
+    from tvm import tirx
+    from tvm.ir import assert_structural_equal
+
+    a, g, b = matrices(4, 3)
+    elements = [tirx.Var(f"d{j}", "float32") for j in range(6)]
+    for matrix in (g, b):
+        first, second = (
+            combine(matrix[n : n + 1], tirx.const(0, "int32"), lambda j: elements[j], "float32")
+            for n in (1, 2)
+        )
+        assert {type(first), type(second)} == {tirx.Add, tirx.Sub}
+        assert_structural_equal(first.a, second.a)
+        assert_structural_equal(first.b, second.b)
+    rows = [combine(a, tirx.const(n, "int32"), lambda j: elements[j], "float32") for n in range(4)]
+    for number, row in enumerate(rows):
+        sign = "-" if number % 2 else "+"
+        assert f"d1 {sign} d2" in str(row) and f"d3 {sign} d4" in str(row)
 
 
 LAYERS = {
@@ -59,7 +94,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize(("formulation", "bound"), [("winograd2", 2e-6), ("winograd4", 2e-5)])
+@pytest.mark.parametrize(("formulation", "bound"), [("winograd2", 2e-6), ("winograd4", 5e-6)])
 def test_the_error_is_bounded(
     name: str, formulation: str, bound: float, error_of: Callable[[Workload, str], float]
 ) -> None:
@@ -91,7 +126,8 @@ def test_a_window_along_one_axis_is_nested() -> None:
         return [(s.levels, s.parts) for s in schemes(window, axes).values()]
 
     assert found(3, 1) == found(3, 2) == [(((2, 3),), 1), (((4, 3),), 1)]
-    assert found(4, 2) == [(((2, 4),), 1), (((4, 4),), 1)] and found(5, 2) == [(((3, 5),), 1)]
+    assert found(4, 2) == [(((2, 4),), 1), (((4, 4),), 1)]
+    assert found(5, 2) == [(((2, 5),), 1), (((3, 5),), 1)]  # not F(3, 3) in two parts
     parts = [(((2, 2),), 5), (((3, 3),), 3)]
     assert found(9, 2) == parts
     assert found(9, 1) == [*parts, (((2, 3), (3, 3)), 1), (((4, 3), (3, 3)), 1)]
@@ -134,7 +170,7 @@ def test_the_error_along_three_axes_is_bounded(
     assert cubes
     for formulation in cubes:
         error = error_of(workload, formulation)
-        assert np.isfinite(error) and error < 1e-4, formulation
+        assert np.isfinite(error) and error < 3e-5, formulation
 
 
 @pytest.mark.parametrize("name", WIDE)

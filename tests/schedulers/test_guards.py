@@ -63,7 +63,8 @@ def test_the_span_of_a_variable_and_what_is_left_of_the_others() -> None:
     )
     rest = found.elsewhere(X)
     assert [dict(f.terms) for f in rest.forms] == [{Y: 1}, {C: -1, X: -1}]
-    assert found.span(Y, 0) == (1, 1)  # nothing
+    assert found.span(Y, 1) == (1, 1)  # nothing
+    assert found.span(Y, 0) == (0, 0)
 
 
 def test_all_is_inside_where_the_worst_corner_is() -> None:
@@ -165,6 +166,25 @@ def test_a_task_of_a_row_is_a_tile_where_it_sees_no_frame(step: int) -> None:
     assert (out.numpy() == wanted).all()
 
 
+def test_a_copy_that_begins_within_the_frame_reads_none_of_it() -> None:
+    """Ten columns from the third of a frame of seven on: six are inside, fewer than lanes."""
+    row = te.placeholder((16, 100), "float32", "row")
+    frame = te.compute(
+        (114, 16), lambda x, c: guarded([x >= 7, x < 107], row(c, x - 7)), name="panels"
+    )
+    window = te.compute((10, 16), lambda x, c: frame(x + 3, c) * 1.0, name="window")
+    sch = Schedule(te.create_prim_func([row, window]))
+    unit = sch.add_unit_loop(sch.get_loops(sch.get_sblock("window"))[0])
+    sch.compute_at(sch.get_sblock("panels"), unit, preserve_unit_loops=True)
+    transposition.mark(sch, sch.get_sblock("panels"), target())
+    transposition.carry_out(sch)
+    given = np.random.default_rng(0).random((16, 100), "float32")
+    wanted = np.pad(given, [(0, 0), (7, 7)])[:, 3:13].T
+    out = tvm.runtime.tensor(np.full(wanted.shape, np.nan, "float32"))
+    tvm.compile(sch.mod, target="llvm")["main"](tvm.runtime.tensor(given), out)
+    assert (out.numpy() == wanted).all()
+
+
 LAYERS = [
     ("conv2d in_channels=32 out_channels=64 height=30 width=30", "winograd4"),
     ("conv2d in_channels=23 out_channels=37 height=14 width=14 padding=1", "winograd2"),
@@ -186,8 +206,8 @@ def test_every_program_of_copies_that_overlap_computes_the_layer(
     inputs = workload.inputs(seed=5)
     expected, runtime = workload.reference(inputs), device.runtime()
     seeds = [s for s in space(func, device).seeds if s[f"{name}_data0.source"] == "task"]
-    programs = seeds[:: len(seeds) // 4]
-    assert len(programs) >= 4
+    assert seeds
+    programs = seeds[:: max(len(seeds) // 4, 1)]
     for number, config in enumerate(programs):
         path = tmp_path / f"kernel{number}.so"
         compiled.build(func, device, config, path)

@@ -61,6 +61,8 @@ def test_the_network_makes_columns_of_rows(lanes: int) -> None:
         ((8, 48, 2, 2), 1, 16),
         ((64, 9), 0, 16),
         ((64, 2), 0, 64),
+        ((64, 32, 3, 1), 0, 32),
+        ((64, 8, 3, 3, 1), 0, 16),
     ],
 )
 def test_panels_are_transposed_exactly(
@@ -106,6 +108,12 @@ def test_what_cannot_be_transposed_stays(
     marked, module = scheduled(func, 512)
     assert not marked, why
     assert module.script() == tvm.IRModule({"main": func}).script()
+
+
+def test_a_column_that_is_read_along_two_dimensions_stays() -> None:
+    source = te.placeholder((16, 32, 16), "float32", "source")
+    diagonal = te.compute((16, 32, 16), lambda i, k, c: source(i, c, i), name="panels")
+    assert not scheduled(te.create_prim_func([source, diagonal]))[0]
 
 
 def test_parts_of_rows_shorter_than_vectors_stay() -> None:
