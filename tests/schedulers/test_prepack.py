@@ -63,10 +63,15 @@ def test_what_is_computed_from_weights_alone_leaves_main() -> None:
 
 
 @pytest.mark.parametrize("layout", ["panel", "flat"])
-@pytest.mark.parametrize("channels", [64, 60])
-def test_a_copy_of_weights_leaves_main_however_it_is_made(channels: int, layout: str) -> None:
-    """Sixty-four rows of weights become columns in registers, sixty one by one."""
-    conv = Conv2d(in_channels=32, out_channels=channels, height=8, width=8, kernel=3)
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "channels", "registers"),
+    [(32, 3, 64, True), (32, 3, 60, True), (3, 1, 60, False)],
+)
+def test_a_copy_of_weights_leaves_main_however_it_is_made(
+    inputs: int, kernel: int, channels: int, registers: bool, layout: str
+) -> None:
+    """Rows of weights become columns in registers, those of three weights one by one."""
+    conv = Conv2d(in_channels=inputs, out_channels=channels, height=8, width=8, kernel=kernel)
     func = Workload(conv, prepacked=True).prim_func()
     config = space(func, TARGET).seeds[0] | {
         "conv2d.lanes": "n", "conv2d.vectors": 1, "conv2d.rows": 4,
@@ -74,7 +79,7 @@ def test_a_copy_of_weights_leaves_main_however_it_is_made(channels: int, layout:
     }  # fmt: skip
     main, pack = (schedule(func, TARGET, config)[name].script() for name in ("main", "pack"))
     assert "conv2d_lanes[" in pack and "weight[" not in main
-    assert ("Shuffle" in pack) == (layout == "panel" and channels == 64)
+    assert ("Shuffle" in pack) == registers
 
 
 def test_weights_packed_ahead_cost_nothing_in_the_estimate() -> None:
