@@ -247,77 +247,89 @@ class _Tile:
     @functools.cached_property
     def bound(self) -> dict[Any, Any]:
         """What the iterators of the block are, in the loops."""
-        return {
-            it.var: value
-            for it, value in zip(
-                self.realize.block.iter_vars, self.realize.iter_values, strict=True
-            )
-        }
+        iterators, values = self.realize.block.iter_vars, self.realize.iter_values
+        return {it.var: value for it, value in zip(iterators, values, strict=True)}
+
+    @property
+    def run(self) -> int:
+        """Columns."""
+        return math.prod(self.over.values()) // self.lanes
 
     def shuffled(self, backward: bool, turns: Sequence[Any]) -> Any:
         """The tile by shuffles, which asks for what it reads in the next turn of the last of the
         loops `turns`; None where that cannot be.
 
-        Vectors of the last turn over columns begin so early that they end where the row does, or
-        those of short rows where the last row does. Columns that are padding are stored as
-        such, and a tile is copied as it was where anything else may be padding.
+        Columns that are padding are stored as such, and a tile is copied as it was where anything
+        else may be padding.
         """
-        block, lanes, predicate = self.realize.block, self.lanes, self.realize.predicate
+        block, predicate, span = self.realize.block, self.realize.predicate, (0, self.run)
         guard = _guard(block).bound(self.bound, self.over)
         if guard is None or variables(predicate) & set(self.over):
+            return None
+        padding = guard.outside
+        if not backward:
+            first, extent = next(iter(self.over.items()))
+            low, high = guard.span(first, extent)
+            span, guard = (
+                (low * self.run // extent, high * self.run // extent),
+                guard.elsewhere(first),
+            )
+        inside = guard.whole(self.over)
+        if inside is None or (padding is not None and span[1] - span[0] < self.lanes):
             return None
         reads = self._region(guard.load.source, guard.load.indices)
         writes = self._region(block.body.buffer, block.body.indices)
         source, copy = _matched(reads, "rows"), _matched(writes, "columns")
-        run = math.prod(self.over.values()) // lanes
-        low, high = 0, run
-        if not backward:
-            first, extent = next(iter(self.over.items()))
-            low, high = (place * (run // extent) for place in guard.span(first, extent))
-            guard = guard.elsewhere(first)
-        inside = guard.whole(self.over)
-        if inside is None:
-            return None
-        wide, turn = high - low, tirx.Var("turn", "int32")
-        if guard.outside is not None and wide < lanes:
-            return None
-        start = low + (
-            turn * lanes if wide % lanes == 0 else tirx.min(turn * lanes, max(wide - lanes, 0))
-        )
-        begins, vectors = self._begins(guard.load.indices), Vectors(lanes)
-
-        def row(number: int) -> Any:
-            if wide >= lanes:
-                return vectors.load(source.buffer, begins[number], start)
-            begin = min(number * run, lanes * run - lanes)
-            return vectors.load(source.buffer, begins[0], begin, number * run - begin)
-
-        def stored(vector: Any, column: Any) -> Any:
-            place = [*[0] * (len(writes.region) - 2), column, tirx.Ramp(0, 1, lanes)]
-            return tirx.BufferStore(copy.buffer, vector, place)
-
-        columns = enumerate(vectors.transposed(row, min(wide, lanes)))
-        stores = [stored(v, run - 1 - start - n if backward else start + n) for n, v in columns]
-        lines = [(place, start) for place in begins]
-        if wide < lanes:  # one row follows the other
-            lines = [(begins[0], at) for at in range(0, lanes * run, LINE)]
-        ahead = _ahead(reads, turns)
-        asked = [_asked(source.buffer, [*place, at], ahead) for place, at in lines if ahead]
-        body = tirx.SeqStmt([*asked, *vectors.made, *stores])
-        parts = [_loop(turn, -(-wide // lanes), body)]
-        for begin, end in ((0, low), (high, run)):
+        ahead, begins = _ahead(reads, turns), self._begins(guard.load.indices)
+        parts = [self._by_columns(source.buffer, copy.buffer, begins, ahead, span, backward)]
+        for begin, end in ((0, span[0]), (span[1], self.run)):
             edge = tirx.Var("edge", "int32")
             if begin < end:
-                outside = tirx.Broadcast(guard.outside, lanes)
-                parts.append(_loop(edge, end - begin, stored(outside, edge + begin)))
+                zeros = tirx.Broadcast(padding, self.lanes)
+                parts.append(
+                    _loop(edge, end - begin, self._stored(copy.buffer, zeros, edge + begin))
+                )
         name, whole = f"{block.name_hint}_o", tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
         if not guard.forms:
             return _realized(name, reads, writes, whole, [source, copy], predicate)
         made = _realized(f"{name}_inside", reads, writes, whole, [source, copy])
-        if isinstance(inside, tirx.IntImm):
-            return _realized(name, reads, writes, made, [], predicate)
-        either = tirx.IfThenElse(inside, made, self.nest)
-        return _realized(name, reads, writes, either, [], predicate)
+        if not isinstance(inside, tirx.IntImm):
+            made = tirx.IfThenElse(inside, made, self.nest)
+        return _realized(name, reads, writes, made, [], predicate)
+
+    def _by_columns(
+        self, source: Any, copy: Any, begins: Sequence[Sequence[Any]], ahead: Sequence[int],
+        span: tuple[int, int], backward: bool,
+    ) -> Any:  # fmt: skip
+        """The loop over the columns of a span, a vector of each row at a time. The last turn begins
+        so early that vectors end where the row does, or those of short rows, one after the other,
+        where the last row does."""
+        lanes, vectors, turn = self.lanes, Vectors(self.lanes), tirx.Var("turn", "int32")
+        (low, high), run = span, self.run
+        wide = high - low
+        start = turn * lanes if wide % lanes == 0 else tirx.min(turn * lanes, max(wide - lanes, 0))
+        start = low + start
+
+        def row(number: int) -> Any:
+            if wide >= lanes:
+                return vectors.load(source, begins[number], start)
+            begin = min(number * run, lanes * run - lanes)
+            return vectors.load(source, begins[0], begin, number * run - begin)
+
+        columns = enumerate(vectors.transposed(row, min(wide, lanes)))
+        stores = [
+            self._stored(copy, vector, run - 1 - start - n if backward else start + n)
+            for n, vector in columns
+        ]
+        lines = [(place, start) for place in begins]
+        if wide < lanes:
+            lines = [(begins[0], at) for at in range(0, lanes * run, LINE)]
+        asked = [_asked(source, [*place, at], ahead) for place, at in lines if ahead]
+        return _loop(turn, -(-wide // lanes), tirx.SeqStmt([*asked, *vectors.made, *stores]))
+
+    def _stored(self, copy: Any, vector: Any, column: Any) -> Any:
+        place = [*[0] * (len(copy.shape) - 2), column, tirx.Ramp(0, 1, self.lanes)]
+        return tirx.BufferStore(copy, vector, place)
 
     def _region(self, buffer: Any, indices: Sequence[Any]) -> Any:
         """What the block reads or writes at `indices` in all turns of the loops."""
