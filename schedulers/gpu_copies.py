@@ -14,11 +14,11 @@ import dataclasses
 from typing import Any
 
 from tvm import tirx
-from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 
 from flextensor.schedulers.expression import rewrite
 from flextensor.schedulers.gpu_tensor_core_operands import run
+from flextensor.schedulers.guards import is_guarded
 from flextensor.schedulers.layouts import Side
 from flextensor.schedulers.program import Program, inlinable
 
@@ -40,7 +40,7 @@ class Copy:
 def copy_of(program: Program, side: Side) -> Copy:
     """How the operand of a side can be copied, with what moves data before it inlined."""
     value = rewrite(side.operand.value, {}, lambda *load: _inlined(program, *load))
-    while _guards(value):
+    while is_guarded(value) and value.args[2].value == 0:
         value = value.args[1]
     if not isinstance(value, TensorLoad) or str(value.source.dtype) not in DTYPES:
         return Copy()
@@ -54,11 +54,3 @@ def _inlined(program: Program, buffer: Any, indices: list[Any]) -> Any:
     if stage is None or not inlinable(program, stage):
         return tirx.BufferLoad(buffer, indices)
     return stage.at(indices, lambda *load: _inlined(program, *load))
-
-
-def _guards(value: Any) -> bool:
-    """Whether a value is another, or zero."""
-    if not isinstance(value, Call) or getattr(value.op, "name", "") != "prim.if_then_else":
-        return False
-    other = value.args[2]
-    return isinstance(other, tirx.FloatImm) and other.value == 0

@@ -32,11 +32,11 @@ class Guarded:
         """The value as such; None when it is anything else, or a comparison is not linear."""
         if isinstance(value, TensorLoad):
             return cls(value)
-        if not isinstance(value, Call) or getattr(value.op, "name", "") != "prim.if_then_else":
+        if not is_guarded(value):
             return None
         condition, load, outside = value.args
         forms = _forms(condition)
-        if not isinstance(load, TensorLoad) or not isinstance(outside, tirx.FloatImm) or not forms:
+        if not isinstance(load, TensorLoad) or not forms:
             return None
         return cls(load, forms, outside)
 
@@ -88,6 +88,13 @@ class Guarded:
     def own(self, var: Any) -> list[Linear]:
         """The forms of a variable alone."""
         return [form for form in self.forms if set(form.terms) == {var}]
+
+
+def is_guarded(value: Any) -> bool:
+    """Whether a value is another, or a constant."""
+    if not isinstance(value, Call) or getattr(value.op, "name", "") != "prim.if_then_else":
+        return False
+    return isinstance(value.args[2], tirx.FloatImm)
 
 
 def _partly(expr: Any, own: Collection[Any]) -> Linear | None:

@@ -92,8 +92,7 @@ def _span(sch: Any, block: Any, nest: Sequence[Any], place: int, extent: int) ->
 
 def carry_out(sch: Any) -> None:
     """Transpose what marked blocks copy, in a program that is scheduled but for that: TVM does not
-    follow what shuffles write. A copy for a task that ends early, where the operand does, stays:
-    where it begins is no place that TVM could make a tile of.
+    follow what shuffles write. A copy for a task that ends early, where the operand does, stays.
 
         for c in 64, r in 3, i in 32  ->  for io in 2, co in 4: a tile of 16 x 3 columns, 16 rows
     """
@@ -270,10 +269,8 @@ class _Tile:
         if not backward:
             first, extent = next(iter(self.over.items()))
             low, high = guard.span(first, extent)
-            span, guard = (
-                (low * self.run // extent, high * self.run // extent),
-                guard.elsewhere(first),
-            )
+            span = low * self.run // extent, high * self.run // extent
+            guard = guard.elsewhere(first)
         inside = guard.whole(self.over)
         if inside is None or (padding is not None and span[1] - span[0] < self.lanes):
             return None
