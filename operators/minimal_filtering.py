@@ -38,9 +38,9 @@ POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 """Interpolation points, in the order in which they are taken; infinity always is one more."""
 FIVE_POINTS = tuple(Fraction(p, 4) for p in (0, 3, -3, 6, -6))
 """What is taken in place of the first five, as of F(4, 3): their powers lie closer together, and
-errors of layers are a fifth of those of 0, 1, -1, 2 and -2. Which points lose least: B. Barabasz et
-al., *Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks*
-(ACM TOMS 2020)."""
+errors of layers are less than a third of those of 0, 1, -1, 2 and -2. Which points lose least:
+B. Barabasz et al., *Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
+Neural Networks* (ACM TOMS 2020)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,7 @@ def _cuts(window: int) -> list[tuple[tuple[int, int], int]]:
     return [((m, r), n) for (m, r), n in whole + parts if 1 < r <= MOST_POINTS + 1 - m]
 
 
+@functools.cache
 def tilings(kernel: int, stride: int, ndim: int) -> dict[str, Tiling]:
     """What is worth computing for windows of `kernel` and `stride` along each of `ndim` axes, by
     the outputs of a tile, those with the fewest points first, each of which needs `GAIN` times
